@@ -1,0 +1,49 @@
+# make demo   MovieLens-100K from download to report, on a CPU, in a few minutes
+# make test   the test suite with coverage          make lint   ruff and mypy
+# make format rewrites the sources the way `make lint` wants them
+#
+# Each makes .venv on first use, and again only after pyproject.toml or constraints.txt changed.
+#   make demo PYTHON=python3.13
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu   the small CPU build of torch, where
+#                                                                your default index holds a CUDA build
+#   make demo PIP_ARGS="--index-url https://mirror.example/simple"
+
+PYTHON ?= python3
+PIP_ARGS ?=
+TORCH_INDEX ?=
+JOBS ?= auto
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+
+help:
+	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
+
+demo: $(INSTALLED)
+	$(BIN)/hllm demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=term
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+
+# torch comes first, alone, so that no other package decides which build of it is taken.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,184 @@
+"""The only place that writes or reads our folders: JSON, safetensors, npy and Parquet.
+
+Every write goes to a temporary file in the same folder and is renamed over the target,
+so a reader sees the old file or the new one and never half of one. A folder counts as
+finished when its marker file (`dataset.json`, `config.json`) is there, and the marker is
+written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from hllm.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import polars as pl
+    import torch
+
+T = TypeVar("T")
+
+
+def home() -> Path:
+    """hllm's cache folder: `HLLM_HOME`, or the platform's cache folder."""
+    if value := os.environ.get("HLLM_HOME"):
+        return Path(value).expanduser()
+    if os.name == "nt":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    elif os.uname().sysname == "Darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return base / "hllm"
+
+
+@contextmanager
+def atomic(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it over `path` if the block succeeds.
+
+    The data reach the disk before the rename does, so a power cut cannot leave an empty
+    file under the final name. Raises ArtifactError where the folder cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise ArtifactError(f"cannot create {path.parent}: {err.strerror}; choose another folder") from err
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            yield temporary
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
+            os.replace(temporary, path)
+        except OSError as err:
+            raise ArtifactError(f"cannot write {path}: {err.strerror or err}") from err
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_text(path: Path | str) -> str:
+    """Read UTF-8 text; ArtifactError names a missing or unreadable file."""
+    return _read(path, lambda p: p.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write strict JSON (no NaN), indented, keys in the given order."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """Read JSON; ArtifactError names a missing or damaged file."""
+    return _read(path, lambda p: json.loads(p.read_text(encoding="utf-8")))
+
+
+def write_jsonl(path: Path | str, rows: list[dict[str, Any]]) -> None:
+    """Write one strict JSON object a line, atomically."""
+    write_text(path, "".join(json.dumps(r, allow_nan=False, ensure_ascii=False) + "\n" for r in rows))
+
+
+def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
+    """Read one JSON object a line; a missing file is an empty list."""
+    if not Path(path).exists():
+        return []
+    return _read(path, lambda p: [json.loads(line) for line in p.read_bytes().splitlines()])
+
+
+def write_array(path: Path | str, array: np.ndarray) -> None:
+    """Write a numpy array as `.npy`."""
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, np.ascontiguousarray(array), allow_pickle=False)
+
+
+def read_array(path: Path | str, mmap: bool = True) -> np.ndarray:
+    """Read a `.npy` array, memory-mapped read-only unless `mmap` is false."""
+    return _read(path, lambda p: np.load(p, mmap_mode="r" if mmap else None, allow_pickle=False))
+
+
+def write_tensors(
+    path: Path | str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Write tensors as safetensors with a JSON `metadata` object in the header."""
+    from safetensors.torch import save_file
+
+    header = {"json": json.dumps(metadata or {}, allow_nan=False)}
+    with atomic(path) as temporary:
+        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, str(temporary), header)
+
+
+def read_tensors(path: Path | str, device: str = "cpu") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read tensors and metadata written by `write_tensors`."""
+    from safetensors import safe_open
+
+    def load(p: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        with safe_open(str(p), framework="pt", device=device) as file:
+            metadata = json.loads((file.metadata() or {}).get("json", "{}"))
+            return {k: file.get_tensor(k) for k in file.keys()}, metadata  # noqa: SIM118
+
+    return _read(path, load)
+
+
+def write_table(path: Path | str, frame: pl.DataFrame) -> None:
+    """Write a polars frame as zstd Parquet."""
+    with atomic(path) as temporary:
+        frame.write_parquet(temporary, compression="zstd", statistics=False)
+
+
+def read_table(path: Path | str, columns: list[str] | None = None) -> pl.DataFrame:
+    """Read a Parquet table into polars."""
+    import polars as pl
+
+    return _read(path, lambda p: pl.read_parquet(p, columns=columns))
+
+
+def copy_file(source: Path | str, target: Path | str) -> None:
+    """Copy one file atomically."""
+    with atomic(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def digest(*parts: bytes | str | np.ndarray) -> str:
+    """SHA-256 (hex) over the parts, each preceded by its length so that no two lists collide."""
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            data = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
+        else:
+            data = memoryview(part.encode("utf-8") if isinstance(part, str) else part)
+        sha.update(data.nbytes.to_bytes(8, "little"))
+        sha.update(data)
+    return sha.hexdigest()
+
+
+def digest_file(path: Path | str, algorithm: str = "sha256") -> str:
+    """Checksum (hex) of a file, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def _read(path: Path | str, load: Callable[[Path], T]) -> T:
+    path = Path(path)
+    if not path.is_file():
+        raise ArtifactError(f"{path} not found")
+    try:
+        return load(path)
+    except ArtifactError:
+        raise
+    except Exception as err:  # each library has its own error classes for a damaged file
+        reason = ": ".join([type(err).__name__, *str(err).splitlines()[:1]])
+        raise ArtifactError(f"cannot read {path}: {reason[:200]}") from err

@@ -1,0 +1,1 @@
+"""Baselines in the interface of a trained model: popularity, random, first-order Markov."""

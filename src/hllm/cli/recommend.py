@@ -1,0 +1,95 @@
+"""`hllm recommend RUN`: the best items for known users, for raw histories, or for a split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hllm.cli import console
+from hllm.errors import DataError
+
+if TYPE_CHECKING:
+    from hllm.pipeline import Recommender
+
+SHOWN_ROWS = 100
+
+
+def recommend(
+    run: Annotated[Path, typer.Argument(help="A run folder, as `hllm train` writes it.")],
+    users: Annotated[
+        Path | None, typer.Option(help="Users: a text file, one id a line, or a table with a user_id column.")
+    ] = None,
+    user: Annotated[list[str], typer.Option(help="One user id, any number of times.")] = [],  # noqa: B006
+    history: Annotated[
+        list[str],
+        typer.Option(help="Item ids of somebody unknown, oldest first: ID,ID. Any number of times."),
+    ] = [],  # noqa: B006
+    titles: Annotated[list[str], typer.Option(help="The same by title, one a --titles.")] = [],  # noqa: B006
+    split: Annotated[
+        str | None, typer.Option(help="test or validation: users before their held-out item.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", "--k", min=1, help="Items a user.")] = 10,
+    keep_seen: Annotated[bool, typer.Option("--keep-seen", help="Items of the history too.")] = False,
+    candidates: Annotated[
+        str, typer.Option(help="interacted, or catalogue: items without events too.")
+    ] = "interacted",
+    out: Annotated[Path | None, typer.Option(help="File to write: .parquet, .csv, .tsv or .jsonl.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Recommend items: all known users unless --users, --user, --history, --titles or --split says who."""
+    from hllm.pipeline import Recommender
+    from hllm.recommend.frames import check_output, write_frame
+
+    if out is not None:
+        check_output(out)
+    ids: list[Any] | None = [*(_read_users(users) if users else []), *user] or None
+    if users is not None and ids is None:
+        raise DataError(f"{users} holds no user id; one a line, or a table with a user_id column")
+    recommender = Recommender.from_pretrained(run, device)
+    frame = recommender.recommend(
+        ids,
+        history=[[part.strip() for part in text.split(",") if part.strip()] for text in history] or None,
+        titles=[titles] if titles else None,
+        split=split,
+        k=k,
+        keep_seen=keep_seen,
+        candidates=candidates,
+    )
+    if out is not None:
+        write_frame(out, frame)
+        console.result(f"{len(frame):,} recommendations for {frame['user_id'].n_unique():,} users in {out}")
+        return
+    _show(recommender, frame)
+
+
+def _show(recommender: Recommender, frame: Any) -> None:
+    from hllm.report.examples import title_of
+
+    data = recommender.dataset
+    assert data is not None
+    name = title_of(data)
+    rows = [[u, r, i, name(i), s] for u, i, s, r in frame.head(SHOWN_ROWS).iter_rows()]
+    text = [[str(u), str(r), str(i), title, s] for u, r, i, title, s in rows]
+    console.table(None, ["user_id", "rank", "item_id", "title", "score"], text, text_columns=4)
+    if len(frame) > SHOWN_ROWS:
+        console.note(f"{SHOWN_ROWS} of {len(frame):,} rows shown; write all with --out recs.parquet")
+
+
+def _read_users(path: Path) -> list[Any]:
+    """User ids of a file: a table's user_id column, or one id a line."""
+    from hllm.evaluate.files import read_table_file
+
+    if path.suffix in (".parquet", ".csv", ".tsv", ".jsonl"):
+        frame = read_table_file(path)
+        if "user_id" not in frame.columns:
+            raise DataError(f"{path} has no column user_id (its columns: {', '.join(frame.columns)})")
+        return list(dict.fromkeys(frame["user_id"].to_list()))
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError as err:
+        raise DataError(f"{path} not found") from err
+    except (OSError, UnicodeDecodeError) as err:
+        raise DataError(f"{path} is not a readable text file of user ids: {err}") from err
+    return list(dict.fromkeys(line.strip() for line in lines if line.strip()))

@@ -1,0 +1,153 @@
+"""`hllm train DATASET`: train, evaluate against the baselines, and write a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hllm.cli import console
+
+if TYPE_CHECKING:
+    from hllm.config import Config
+    from hllm.data.dataset import Dataset
+    from hllm.pipeline import Recommender
+
+
+def train(
+    dataset: Annotated[Path, typer.Argument(help="A dataset folder, made by `hllm data prepare`.")],
+    preset: Annotated[str, typer.Option(help="demo, hllm-lite, sasrec, ...")] = "hllm-lite",
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/DATASET-PRESET if absent.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
+    set_: Annotated[list[str], typer.Option("--set", help="key=value, any number of times.")] = [],  # noqa: B006
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an interrupted training stopped.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over, whatever --out holds.")] = False,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Train this many seeds, into OUT/seed-0, OUT/seed-1, ...")
+    ] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Train a model on a dataset, then evaluate it and the baselines.
+
+    The same command goes on after an interruption; a finished run is only shown again.
+    """
+    from hllm.config import load_config, parse_assignments
+    from hllm.data.dataset import Dataset
+
+    data = Dataset.load(dataset)
+    chosen = load_config(preset, config, _with_dataset_default(data, preset, config, parse_assignments(set_)))
+    folder = out or Path("runs") / f"{dataset.resolve().name}-{chosen.preset}"
+    if seeds == 1:
+        train_one(data, chosen, folder, device=device, resume=resume, overwrite=overwrite)
+        return
+    _train_seeds(data, chosen, folder, seeds, device=device, resume=resume, overwrite=overwrite)
+
+
+def train_one(
+    data: Dataset, config: Config, folder: Path, *, device: str, resume: bool = False, overwrite: bool = False
+) -> dict[str, Any]:
+    """Train, or continue, or just show, one run; returns its metrics document."""
+    from hllm.pipeline import Recommender
+    from hllm.train.run import check_identity, finished_identity, identity_of, run_state
+    from hllm.train.trainer import Stopped
+
+    state = "new" if overwrite and folder.exists() and run_state(folder) else run_state(folder)
+    embeddings = _embeddings(data, config)
+    if state == "finished":
+        check_identity(folder, finished_identity(folder), identity_of(data, config, embeddings))
+        console.note(f"{folder} holds this run, finished; --overwrite trains it again")
+        recommender = Recommender.from_pretrained(folder, device)
+        return finish_run(recommender, folder)
+    if state == "unfinished":
+        console.note(f"{folder} holds an interrupted run; going on from its last checkpoint")
+    elif resume:
+        console.note(f"nothing to resume in {folder}: training from the start")
+    recommender = Recommender(config)
+    try:
+        recommender.fit(data, out=folder, device=device, resume=state == "unfinished")
+    except Stopped as stop:
+        raise KeyboardInterrupt(
+            f"{stop}; everything is saved. Go on with the same command and --resume"
+        ) from stop
+    return finish_run(recommender, folder)
+
+
+def finish_run(recommender: Recommender, folder: Path) -> dict[str, Any]:
+    """Evaluate, and write metrics, ranks, model card and report beside the weights."""
+    from importlib.util import find_spec
+
+    from hllm.artifacts import write_json
+    from hllm.evaluate.metrics import as_document
+    from hllm.evaluate.tables import table
+    from hllm.pipeline import evaluate_run
+    from hllm.report.card import write_card
+
+    own, others = evaluate_run(recommender)
+    document = as_document(own, others)
+    for split, metrics in own.items():
+        metrics.save(folder / "ranks" / f"{split}.safetensors")
+    write_json(folder / "metrics.json", document)
+    write_card(folder)
+    if find_spec("polars"):
+        from hllm.report.examples import example_users
+        from hllm.report.write import write_report
+
+        write_report(folder, example_users(recommender))
+    else:
+        console.note(f"no report without polars; elsewhere: hllm report {folder}")
+    for split, metrics in own.items():
+        console.output().print(table([metrics, *others[split].values()]))
+    record = recommender.record
+    memory = f", {record.peak_gpu_memory_gib} GiB of GPU memory" if record.peak_gpu_memory_gib else ""
+    console.result(
+        f"best epoch {record.best['epoch']}, {record.seconds:.1f} s of training and validation{memory}; run in {folder}"
+    )
+    console.note(f"next: hllm recommend {folder} -k 10; open {folder / 'report.html'}")
+    return document
+
+
+def _train_seeds(data: Dataset, config: Config, folder: Path, seeds: int, **options: Any) -> None:
+    """Train seeds 0..n-1 (from the configured one on) and show mean and standard deviation."""
+    import statistics
+
+    from hllm.artifacts import write_json
+
+    documents = []
+    for seed in range(config.seed, config.seed + seeds):
+        console.note(f"seed {seed}")
+        one = config.model_copy(update={"seed": seed})
+        documents.append(train_one(data, one, folder / f"seed-{seed}", **options))
+    rows, summary = [], {}
+    for split in ("validation", "test"):
+        for name in ("ndcg@10", "hr@10"):
+            values = [document[split][name] for document in documents if split in document]
+            if values:
+                mean, deviation = statistics.fmean(values), statistics.stdev(values)
+                summary[f"{split} {name}"] = {"mean": mean, "deviation": deviation, "values": values}
+                rows.append([f"{split} {name}", mean, deviation, ", ".join(f"{v:.4f}" for v in values)])
+    write_json(folder / "seeds.json", summary)
+    console.table(f"{seeds} seeds of {config.preset}", ["metric", "mean", "deviation", "values"], rows)
+
+
+def _embeddings(data: Dataset, config: Config) -> Any:
+    """The embeddings to train on, which must be there already; says which they are."""
+    if config.item_llm is None:
+        return None
+    from hllm.items.embed import load_embeddings
+    from hllm.items.request import describe_spec
+
+    found = load_embeddings(data, config.item_llm, config.pooling, config.prompt, config.text_fields)
+    console.note(f"item embeddings: {describe_spec(found.spec)} (store {found.spec['key']})")
+    return found
+
+
+def _with_dataset_default(
+    data: Dataset, preset: str, file: Path | None, given: dict[str, Any]
+) -> dict[str, Any]:
+    """`max_len` as the dataset was prepared with, where nothing else says it."""
+    if "max_len" in data.meta and "max_len" not in given and file is None:
+        return {**given, "max_len": data.meta["max_len"]}
+    return given

@@ -1,0 +1,1 @@
+"""Other systems' modules under their own names, equal to theirs."""

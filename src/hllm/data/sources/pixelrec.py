@@ -1,0 +1,51 @@
+"""PixelRec: short videos with a title, a tag and a description, in three sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hllm.data.sources.catalogue import Field
+from hllm.data.sources.pairs import read_pair
+from hllm.data.sources.spec import Source
+
+if TYPE_CHECKING:
+    from hllm.data.schema import Tables
+
+FIELDS = {"title": Field(("title",)), "tag": Field(("tag",)), "description": Field(("description",))}
+PAGE = "https://github.com/westlake-repl/PixelRec"
+SIZES = {
+    "Pixel200K": "200K users, 96K items, 4M interactions",
+    "Pixel1M": "1M users, 101K items, 19M interactions",
+    "Pixel8M": "8.9M users, 407K items, 158M interactions",
+}
+
+
+def read_pixelrec(
+    folder: Path | None, *, size: str, natural_titles: bool = False, catalogue: str = "used"
+) -> Tables:
+    """Read dataset/SIZE.csv (item_id,user_id,timestamp) and information/SIZE.csv.
+
+    The files may lie in any two folders, or in one under different endings: columns tell them
+    apart. Older item files have no description; the field is then empty. `catalogue` "all" keeps
+    items without an interaction. `natural_titles` changes nothing here.
+    """
+    advice = f"Get both from the links at {PAGE} and put them into the folders dataset/ and information/"
+    names = (f"{size}.csv", f"{size}_interactions.csv", f"{size}_items.csv")
+    return read_pair(folder, names, FIELDS, catalogue=catalogue, advice=advice)
+
+
+SOURCES = tuple(
+    Source(
+        name=size.lower(),
+        summary=f"PixelRec short videos: {numbers}; download by hand from the drive folders linked at {PAGE}",
+        reader="hllm.data.sources.pixelrec:read_pixelrec",
+        reader_options={"size": size},
+        files=(f"{size}.csv",),
+        licence=f"non-commercial research and education only ({PAGE}/blob/main/dataset/LICENSE)",
+        citation="Cheng et al., An Image Dataset for Benchmarking Recommender Systems with Raw Pixels, "
+        "arXiv:2309.06789, SDM 2024",
+        text_fields=tuple(FIELDS),
+    )
+    for size, numbers in SIZES.items()
+)

@@ -1,0 +1,1 @@
+"""Other systems' files, read safely and written so that those systems read them."""

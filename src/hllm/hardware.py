@@ -1,0 +1,120 @@
+"""The machine: which device to use, what it is good at, and how to describe it in a record."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import shlex
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hllm.errors import DeviceError, unknown
+
+if TYPE_CHECKING:
+    import torch
+
+RECORDED_PACKAGES = ("hllm", "torch", "transformers", "tokenizers", "safetensors", "numpy", "polars")
+_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86 server, x86 with AMX, Arm
+
+
+def pick_device(name: str | torch.device = "auto") -> torch.device:
+    """Return the torch device called `name`: "auto", "cpu", "cuda" or "cuda:N".
+
+    "auto" is the current GPU where there is one, else the CPU. Raises DeviceError with the
+    valid choices for an unknown name and for a GPU that is not there.
+    """
+    import torch
+
+    text = str(name)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if text == "auto":
+        return torch.device("cuda" if count else "cpu")
+    choices = ["auto", "cpu"] + (["cuda"] if count else []) + [f"cuda:{i}" for i in range(count)]
+    if text in choices:
+        return torch.device(text)
+    if text.partition(":")[0] == "cuda" and not count:
+        reason = "this torch build has no CUDA" if torch.version.cuda is None else "torch finds no GPU here"
+        raise DeviceError(f"device {text!r} is not available: {reason}; valid: {', '.join(choices)}")
+    raise DeviceError(unknown("device", text, choices))
+
+
+def bf16_is_fast(device: torch.device | str) -> bool:
+    """Whether `device` has instructions for bfloat16; elsewhere it is slower than float32."""
+    import torch
+
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    return device.type == "cpu" and bool(_BF16_FLAGS & _cpu_info()[1])
+
+
+def cpu_count() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def describe_hardware() -> dict[str, Any]:
+    """The machine for a run record: `cpu`, `cores`, `memory_gib`, `gpus`, `system`. JSON-ready."""
+    import torch
+
+    gpus = []
+    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        properties = torch.cuda.get_device_properties(i)
+        gpus.append({"name": properties.name, "memory_gib": round(properties.total_memory / 2**30, 1)})
+    return {
+        "cpu": _cpu_info()[0],
+        "cores": cpu_count(),
+        "memory_gib": _memory_gib(),
+        "gpus": gpus,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def describe_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result, without importing them."""
+    versions = {"python": platform.python_version()}
+    for package in RECORDED_PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue  # an optional package, or hllm run from a source tree
+    return versions
+
+
+def command_line() -> str:
+    """The command of this process, quoted for a shell, with the program's folder left out."""
+    program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
+    if program == "__main__.py":
+        program = "hllm"  # python -m hllm
+    return shlex.join([program, *sys.argv[1:]])
+
+
+@functools.cache
+def _cpu_info() -> tuple[str, frozenset[str]]:
+    """Name and instruction flags of the first processor; flags are empty where unknown."""
+    name, flags = platform.processor() or platform.machine(), frozenset[str]()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        return name, flags
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            name = value.strip()
+        elif key.strip() in ("flags", "Features"):
+            flags = frozenset(value.split())
+        if not line.strip():
+            break
+    return name, flags
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, OSError, ValueError):  # no sysconf on Windows
+        return None

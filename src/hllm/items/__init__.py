@@ -1,0 +1,1 @@
+"""Item embeddings: encoders, their store, and the sources that user models read."""

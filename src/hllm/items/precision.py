@@ -1,0 +1,73 @@
+"""Which precision an item LLM runs in on this machine, measured once.
+
+On processors with bf16 instructions bf16 is two to four times as fast as float32; on those without
+them it can be fifty times slower, so the measurement starts with something tiny.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from hllm import artifacts, hardware
+from hllm.errors import ConfigError, unknown
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+FILE = "precision.json"  # in the embeddings folder: the choice of each kind of processor met so far
+_SIZES = (64, 512, 1536)  # rows of the tiny, small and layer-sized product that are timed in turn
+_WORTH = 1.2  # bf16 must be this much faster to be worth its rounding
+
+
+def check_precision(precision: str) -> str:
+    """`precision`, or ConfigError with the valid ones."""
+    if precision not in ("auto", *PRECISIONS):
+        raise ConfigError(unknown("precision", precision, ("auto", *PRECISIONS)))
+    return precision
+
+
+def auto_precision(device: torch.device, folder: Path) -> str:
+    """The precision for `device`: bf16 on a GPU that has it, on a CPU what a measurement says.
+
+    The measurement is recorded in `folder`, so that a rerun makes the same choice, and with it the
+    same embeddings.
+    """
+    if device.type == "cuda":
+        return "bf16" if hardware.bf16_is_fast(device) else "fp32"
+    if device.type != "cpu":
+        return "fp32"
+    path, processor = folder / FILE, str(hardware.describe_hardware()["cpu"])
+    known = artifacts.read_json(path) if path.is_file() else {}
+    if known.get(processor, {}).get("precision") not in PRECISIONS:
+        speedup = measure_bf16()
+        known[processor] = {
+            "precision": "bf16" if speedup >= _WORTH else "fp32",
+            "bf16_speedup": round(speedup, 2),
+        }
+        artifacts.write_json(path, known)
+    return str(known[processor]["precision"])
+
+
+def measure_bf16() -> float:
+    """How many times as fast as float32 bf16 is here, in matrix products the size of a small layer's.
+
+    Stops early where bf16 is hopeless; takes well under a second otherwise.
+    """
+    speedup, generator = 1.0, torch.Generator().manual_seed(0)
+    for rows in _SIZES:
+        x, w = (torch.randn(n, 576, generator=generator) for n in (rows, 1536))
+        fp32 = _best_time(x, w)
+        speedup = fp32 / _best_time(x.bfloat16(), w.bfloat16())
+        if speedup < 0.5:
+            break
+    return speedup
+
+
+def _best_time(x: torch.Tensor, w: torch.Tensor, repeats: int = 4) -> float:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        torch.nn.functional.linear(x, w)
+        times.append(time.perf_counter() - start)
+    return min(times)

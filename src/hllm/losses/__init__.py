@@ -1,0 +1,1 @@
+"""Training objectives, computed in chunks: no (tokens x items) tensor is held."""

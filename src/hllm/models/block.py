@@ -1,0 +1,67 @@
+"""The gated pre-norm transformer block: attention and SwiGLU, each behind a sigmoid gate."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hllm.models.attention import attend
+from hllm.models.relbias import RelativePositionBias
+from hllm.packing import Rows
+
+
+class Attention(nn.Module):
+    """Multi-head causal attention with relative position bias on packed tokens (T, d)."""
+
+    def __init__(self, d_model: int, n_heads: int, max_distance: int) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.out = nn.Linear(d_model, d_model, bias=False)
+        self.bias = RelativePositionBias(n_heads, max_distance)
+
+    def forward(self, x: Tensor, rows: Rows, mask: Tensor) -> Tensor:
+        t, d = x.shape
+        q, k, v = self.qkv(x).view(t, 3, self.n_heads, d // self.n_heads).unbind(1)  # (T, H, D)
+        mixed = attend(q, k, v, rows, mask, self.bias(mask.shape[-1]))
+        return self.out(mixed.reshape(t, d))
+
+
+class SwiGLU(nn.Module):
+    """Feed-forward layer with a SiLU gate (Shazeer, 2020)."""
+
+    def __init__(self, d_model: int, hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(d_model, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * value)
+
+
+class GatedBlock(nn.Module):
+    """x + gate * branch(norm(x)), for attention and then for the feed-forward layer.
+
+    The gate is a sigmoid of the normalised input, per channel: a block can pass a history's
+    vectors on unchanged, which short and noisy histories need more often than text does.
+    """
+
+    def __init__(
+        self, d_model: int, n_heads: int, ffn_hidden: int, max_distance: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(d_model)
+        self.attention = Attention(d_model, n_heads, max_distance)
+        self.attention_gate = nn.Linear(d_model, d_model)
+        self.ffn_norm = nn.RMSNorm(d_model)
+        self.ffn = SwiGLU(d_model, ffn_hidden)
+        self.ffn_gate = nn.Linear(d_model, d_model)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, rows: Rows, mask: Tensor) -> Tensor:
+        h = self.attention_norm(x)
+        x = x + self.dropout(torch.sigmoid(self.attention_gate(h)) * self.attention(h, rows, mask))
+        h = self.ffn_norm(x)
+        return x + self.dropout(torch.sigmoid(self.ffn_gate(h)) * self.ffn(h))

@@ -1,0 +1,32 @@
+"""Relative position bias: a learned number per head and distance, added to attention scores."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class RelativePositionBias(nn.Module):
+    """Bias (H, L, L) from distances i - j >= 0; distances past `max_distance` share one entry.
+
+    As in T5 (Raffel et al., 2020) and HSTU (Zhai et al., 2024), with one entry per distance
+    instead of logarithmic buckets. Pairs with j > i, which causal attention never uses, get zero.
+    """
+
+    def __init__(self, n_heads: int, max_distance: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(n_heads, max_distance + 1))
+
+    def forward(self, length: int) -> Tensor:
+        """Bias (H, length, length) in the table's dtype."""
+        n_heads, size = self.table.shape
+        near = self.table[:, : min(size, length)]
+        far = self.table[:, -1:].expand(n_heads, length - near.shape[1])
+        by_distance = torch.cat((near, far), dim=1)  # (H, L): bias at distance 0 .. L-1
+        # Row i of the result is one vector shifted by i. Repeating a vector of period 2L and
+        # reading it in rows of 2L - 1 makes exactly those shifts, with a sum as its backward
+        # (gathering by distance would scatter L * L gradients into L entries).
+        future = by_distance.new_zeros(n_heads, length)
+        ring = torch.cat((by_distance[:, :1], future, by_distance[:, 1:].flip(1)), dim=1)  # (H, 2L)
+        shifted = ring.repeat(1, length)[:, : length * (2 * length - 1)]
+        return shifted.view(n_heads, length, 2 * length - 1)[:, :, :length]

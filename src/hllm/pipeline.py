@@ -1,0 +1,222 @@
+"""`Recommender`: the one facade over data, items, models, training, evaluation and recommendation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hllm import hardware
+from hllm.config import Config, load_config
+from hllm.data.dataset import Dataset
+from hllm.errors import ConfigError, HLLMError
+from hllm.evaluate.evaluation import evaluate, parse_max_len
+from hllm.evaluate.metrics import DEFAULT_KS, Metrics
+from hllm.models.hllm import HLLM
+from hllm.recommend.frames import to_frame
+from hllm.recommend.queries import queries_of_histories, queries_of_titles, queries_of_users
+from hllm.recommend.rules import make_rules
+from hllm.recommend.topk import recommend
+from hllm.train.run import RunRecord, new_record, read_run, train_network, write_run
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from hllm.items.embed import ItemEmbeddings
+
+
+@dataclass
+class Recommender:
+    """A model with its configuration; after `fit` or `from_pretrained` it recommends.
+
+    >>> rec = Recommender.from_preset("hllm-lite", item_llm="smollm2-135m").fit(data)
+    >>> rec.recommend(history=[[50, 181]], k=10)
+    """
+
+    config: Config
+    network: HLLM | None = None
+    dataset: Dataset | None = None  # the run's own copy of what recommending needs
+    record: RunRecord = field(default_factory=RunRecord)
+
+    @classmethod
+    def from_preset(cls, preset: str = "hllm-lite", **settings: Any) -> Recommender:
+        """An untrained recommender. Raises ConfigError for an unknown preset or setting."""
+        return cls(load_config(preset, overrides=settings))
+
+    def fit(
+        self,
+        data: Dataset,
+        *,
+        out: Path | str | None = None,
+        device: str = "auto",
+        resume: bool = False,
+        progress: bool = True,
+    ) -> Recommender:
+        """Train on `data` and keep the weights of the best validation epoch; returns itself.
+
+        Item embeddings are made first where they are missing. With `out`, checkpoints and the
+        finished run go there, and `resume=True` goes on where an interrupted one stopped. Raises
+        TrainingError for NaN or collapsed vectors, DeviceError for a missing device.
+        """
+        target = hardware.pick_device(device)
+        embeddings = _embeddings(data, self.config, device, progress)
+        folder = None if out is None else Path(out)
+        record = new_record(data, self.config, embeddings)
+        self.network, result = train_network(data, self.config, embeddings, target, folder, resume, progress)
+        self.record = record.finished(result)
+        self.dataset = data
+        if folder is not None:
+            self.save_pretrained(folder)
+            self.dataset = Dataset.load(folder / "data")
+        return self
+
+    def evaluate(
+        self,
+        data: Dataset | None = None,
+        split: str = "test",
+        k: int | Sequence[int] = DEFAULT_KS,
+        *,
+        keep_seen: bool = False,
+        candidates: str = "interacted",
+        bootstrap: int = 1000,
+    ) -> Metrics:
+        """Full-ranking metrics of a split (protocol.md); `data` must be the dataset trained on, or None for it.
+
+        Raises ConfigError for another dataset, an unknown split or k.
+        """
+        network, own = self._ready()
+        if data is not None and data.fingerprint != own.fingerprint:
+            raise ConfigError(
+                f"this model was trained on {own.meta['name']} {own.fingerprint[:12]}, not on "
+                f"{data.meta['name']} {data.fingerprint[:12]}; tokens would not mean the same items"
+            )
+        return evaluate(
+            network,
+            own,
+            split,
+            (k,) if isinstance(k, int) else tuple(k),
+            keep_seen=keep_seen,
+            candidates=candidates,
+            max_len=self.config.max_len,
+            bootstrap=bootstrap,
+            name=self.config.preset,
+            seeds=(self.config.seed,),
+            checkpoint=f"best validation {self.config.valid_metric}",
+        )
+
+    def recommend(
+        self,
+        users: Sequence[Any] | None = None,
+        *,
+        history: Sequence[Sequence[Any]] | None = None,
+        titles: Sequence[Sequence[str]] | None = None,
+        split: str | None = None,
+        k: int = 10,
+        keep_seen: bool = False,
+        exclude: Sequence[Any] = (),
+        candidates: str = "interacted",
+    ) -> pl.DataFrame:
+        """The best `k` items a user: a frame `user_id, item_id, score, rank`, ids as the dataset has them.
+
+        One of: `users` (ids), `history` (lists of item ids, oldest first; `user_id` is then the row
+        number), `titles` (the same by title), `split` ("test": every test user from the history
+        before the held-out item); all known users if none is given. Items of the history are left
+        out unless `keep_seen`. `candidates="catalogue"` includes items without any event; added items
+        always compete. Raises DataError naming an unknown user, item or title.
+        """
+        network, data = self._ready()
+        if sum(given is not None for given in (users, history, titles, split)) > 1:
+            raise ConfigError("give one of users, history, titles and split")
+        if history is not None:
+            queries, names = queries_of_histories(data, history)
+        elif titles is not None:
+            queries, names = queries_of_titles(data, titles)
+        else:
+            queries, names = queries_of_users(data, users, split)
+        rules = make_rules(data, candidates=candidates, exclude=exclude, keep_seen=keep_seen)
+        top = recommend(network, queries, rules, k, max_len=parse_max_len(self.config.max_len))
+        return to_frame(top, names, data)
+
+    def add_items(self, items: Any, device: str = "auto") -> Recommender:
+        """Make new items recommendable at once, from their text, without training; returns itself.
+
+        `items` is a table with `item_id` and the text columns the model reads. Known ids are refused.
+        """
+        from hllm.items.new_items import encode_new_items
+        from hllm.recommend.additions import added_dataset, check_new_items
+
+        network, data = self._ready()
+        spec = self.record.embeddings
+        if spec is None:
+            raise ConfigError(
+                f"preset {self.config.preset!r} knows items by id alone (item_llm=None); new items need a model "
+                "with text, for example preset hllm-lite"
+            )
+        frame = check_new_items(data, items)
+        vectors, has_text = encode_new_items(spec, frame, device)
+        network.source.extend(torch.from_numpy(vectors), torch.from_numpy(has_text))
+        network.eval()
+        self.dataset = added_dataset(data, frame)
+        return self
+
+    def save_pretrained(self, path: Path | str) -> None:
+        """Write a run folder: all that recommending needs, and what the run was."""
+        network, data = self._ready()
+        write_run(Path(path), network, self.config, data, self.record)
+
+    @classmethod
+    def from_pretrained(cls, path: Path | str, device: str = "auto") -> Recommender:
+        """Load a run folder. Raises ArtifactError, with the next command, for anything else."""
+        network, config, data, record = read_run(Path(path), hardware.pick_device(device))
+        return cls(config, network, data, record)
+
+    def _ready(self) -> tuple[HLLM, Dataset]:
+        if self.network is None or self.dataset is None:
+            raise HLLMError(
+                "this recommender is not trained yet: call fit(data), or Recommender.from_pretrained(RUN)"
+            )
+        return self.network, self.dataset
+
+
+def evaluate_run(
+    recommender: Recommender,
+    splits: Sequence[str] = ("validation", "test"),
+    baselines: bool = True,
+    **options: Any,
+) -> tuple[dict[str, Metrics], dict[str, dict[str, Metrics]]]:
+    """Metrics of a trained recommender and of the baselines on each split that has anyone to evaluate."""
+    from hllm.baselines.fit import BASELINES, fit_baseline
+
+    data = recommender.dataset
+    assert data is not None
+    splits = [split for split in splits if len(data.queries.get(split, ())) or len(splits) == 1]
+    own = {split: recommender.evaluate(split=split, **options) for split in splits}
+    others: dict[str, dict[str, Metrics]] = {split: {} for split in splits}
+    options = {"ks" if key == "k" else key: value for key, value in options.items()}
+    for name in BASELINES if baselines else ():
+        ranker = fit_baseline(name, data)
+        for split in splits:
+            # Baselines see whole histories; of the trained model's settings only the protocol's matter.
+            others[split][name] = evaluate(
+                ranker, data, split, name=name, checkpoint="fitted on training", **options
+            )
+    return own, others
+
+
+def _embeddings(data: Dataset, config: Config, device: str, progress: bool) -> ItemEmbeddings | None:
+    """The item embeddings a configuration asks for, made where they are missing."""
+    if config.item_llm is None:
+        return None
+    from hllm.errors import ArtifactError
+    from hllm.items.embed import embed, load_embeddings
+
+    options = {"pooling": config.pooling, "prompt": config.prompt, "text_fields": config.text_fields}
+    try:
+        return load_embeddings(data, config.item_llm, **options)  # type: ignore[arg-type]
+    except ArtifactError as err:
+        if "choose one by its key" in str(err).lower():
+            raise
+        return embed(data, config.item_llm, device=device, progress=progress, **options)  # type: ignore[arg-type]

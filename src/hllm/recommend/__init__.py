@@ -1,0 +1,1 @@
+"""From scores to recommendations: candidate rules and exact top-k."""

@@ -1,0 +1,55 @@
+"""Recommendations as tables, with the identifiers the user knows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hllm.artifacts import atomic, write_table
+from hllm.data.schema import ITEM_ID, USER_ID
+from hllm.errors import ConfigError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from hllm.data.dataset import Dataset
+    from hllm.evaluate.ranking import TopK
+
+WRITERS = (".parquet", ".csv", ".tsv", ".jsonl")
+
+
+def to_frame(top: TopK, names: Sequence[Any], data: Dataset) -> pl.DataFrame:
+    """`user_id, item_id, score (float32), rank (int64)`; `names` are the user ids of the queries."""
+    import polars as pl
+
+    users = pl.Series(USER_ID, list(names), dtype=None if len(names) else pl.Int64)
+    return pl.DataFrame(
+        {
+            USER_ID: users.gather(top.rows),
+            ITEM_ID: data.items[ITEM_ID].gather(top.tokens - 1),
+            "score": top.scores,
+            "rank": np.asarray(top.ranks, dtype=np.int64),
+        }
+    )
+
+
+def check_output(path: Path) -> None:
+    """Raise ConfigError unless the suffix of `path` is one that `write_frame` knows."""
+    if path.suffix not in WRITERS:
+        raise ConfigError(f"--out {path}: unknown suffix {path.suffix!r}; valid: {', '.join(WRITERS)}")
+
+
+def write_frame(path: Path, frame: pl.DataFrame) -> None:
+    """Write recommendations by suffix: Parquet, CSV, TSV or JSON lines."""
+    check_output(path)
+    if path.suffix == ".parquet":
+        write_table(path, frame)
+        return
+    with atomic(path) as temporary:
+        if path.suffix == ".jsonl":
+            frame.write_ndjson(temporary)
+        else:
+            frame.write_csv(temporary, separator="\t" if path.suffix == ".tsv" else ",")

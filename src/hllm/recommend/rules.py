@@ -1,0 +1,65 @@
+"""Which items may be recommended to whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hllm.evaluate.ranking import candidate_tokens
+
+if TYPE_CHECKING:
+    from hllm.data.dataset import Dataset
+
+
+def _nothing() -> tuple[np.ndarray, np.ndarray]:
+    return np.zeros(0, np.int64), np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Rules in tokens. They are applied before the top k are taken, never after.
+
+    candidates  int64 (C,) tokens that may be recommended at all
+    keep_seen   False: nothing from a user's own history
+    excluded    (rows, tokens) int64 (P,): not this item to this query
+    """
+
+    candidates: np.ndarray
+    keep_seen: bool = False
+    excluded: tuple[np.ndarray, np.ndarray] = field(default_factory=_nothing)
+
+
+def make_rules(
+    dataset: Dataset,
+    *,
+    candidates: str = "interacted",
+    only: Iterable[Any] | None = None,
+    exclude: Iterable[Any] = (),
+    exclude_by_query: Mapping[int, Iterable[Any]] | None = None,
+    keep_seen: bool = False,
+) -> Rules:
+    """Rules from item ids.
+
+    `candidates` is "interacted" (items with an event, and those added later) or "catalogue"; `only` (ids)
+    replaces it;
+    `exclude` (ids) holds for everybody, `exclude_by_query` for the query of that number.
+    Raises DataError naming an unknown id, ConfigError for unknown `candidates`.
+    """
+    if only is None:
+        tokens = candidate_tokens(dataset, candidates)
+        # Items added after training have no event, and are there to be recommended.
+        first_added = dataset.n_catalogue - int(dataset.meta.get("n_added", 0)) + 1
+        tokens = np.union1d(tokens, np.arange(first_added, dataset.n_catalogue + 1))
+    else:
+        tokens = np.unique(np.array([dataset.token_of(item) for item in only], dtype=np.int64))
+    tokens = np.setdiff1d(tokens, np.array([dataset.token_of(item) for item in exclude], dtype=np.int64))
+    pairs = [
+        (row, dataset.token_of(item))
+        for row, items in sorted((exclude_by_query or {}).items())
+        for item in items
+    ]
+    rows, hidden = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    return Rules(tokens, keep_seen, (rows, hidden))

@@ -1,0 +1,60 @@
+"""The model card: `README.md` of a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hllm.artifacts import read_json, write_text
+from hllm.progress import duration
+
+
+def write_card(run: Path) -> Path:
+    """Write RUN/README.md from config.json and metrics.json: what it is, how good, how to use it."""
+    record, metrics = read_json(run / "config.json"), read_json(run / "metrics.json")
+    config, data = record["config"], record["dataset"]
+    lines = [
+        f"# {config['preset']} on {data['name']}",
+        "",
+        f"A next-item recommender trained with hllm on {data['n_users']:,} users, {data['n_candidates']:,} items "
+        f"and {data['n_interactions']:,} interactions (dataset {data['fingerprint'][:12]}).",
+        "",
+        _items_line(record),
+        "",
+        f"Trained in {duration(record['seconds'])}; the weights are those of epoch {record['best']['epoch']}, the "
+        f"best by validation {config['valid_metric']}.",
+        "",
+        "## Metrics",
+        "",
+    ]
+    for split in ("test", "validation"):
+        if split in metrics:
+            lines += [metrics[split]["result_line"], ""]
+            for baseline in metrics.get("baselines", {}).get(split, {}).values():
+                lines += [baseline["result_line"], ""]
+    lines += [
+        "Full ranking over all candidates, ties against the model, 95% bootstrap intervals over users.",
+        "",
+        "## Use",
+        "",
+        "```python",
+        "import hllm",
+        f'rec = hllm.Recommender.from_pretrained("{run.as_posix()}")',
+        "rec.recommend(k=10)",
+        "```",
+        "",
+        f"Made by `{record['command']}` at {record['created']}.",
+        "",
+    ]
+    path = run / "README.md"
+    write_text(path, "\n".join(lines))
+    return path
+
+
+def _items_line(record: dict[str, Any]) -> str:
+    spec = record.get("embeddings")
+    ids = record["config"]["id_embedding"]
+    if spec is None:
+        return "Items are known by learned ID embeddings alone."
+    model = f"{spec['model']} (from {spec['source']}, {spec['pooling']} pooling, {spec['precision']})"
+    return f"Item vectors: {model}, frozen, through a learned adapter{', plus learned ID embeddings' if ids else ''}."

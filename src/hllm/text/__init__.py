@@ -1,0 +1,1 @@
+"""Item text: templates, and later the fusion and shortening of long fields."""

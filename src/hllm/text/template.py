@@ -1,0 +1,75 @@
+"""The text an item LLM reads: a prompt, then the item's fields laid end to end.
+
+The official template (ByteDance's HLLM) is
+
+    Compress the following sentence into embedding: title: Toy Story (1995)genres: Animation
+
+with no separator between fields. It is reproduced to the letter: an embedding depends on every
+character, so a tidier template would give other vectors than the published ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hllm.errors import ConfigError, DataError, unknown
+
+if TYPE_CHECKING:
+    import polars as pl
+
+OFFICIAL_PROMPT = "Compress the following sentence into embedding: "
+
+
+@dataclass(frozen=True)
+class Template:
+    """`prompt`, then `name: value` of each of `fields` that has a value, joined by `separator`."""
+
+    fields: tuple[str, ...]
+    prompt: str = OFFICIAL_PROMPT
+    separator: str = ""
+
+    def render(self, item: Mapping[str, Any]) -> str | None:
+        """Text of one item; None if no field has a value (the item then has no embedding)."""
+        parts = [f"{name}: {value}" for name in self.fields if (value := field_text(item.get(name)))]
+        return self.prompt + self.separator.join(parts) if parts else None
+
+    def render_all(self, items: pl.DataFrame) -> list[str | None]:
+        """Texts of the rows of `items`, in their order. DataError names a field that is no column."""
+        for name in self.fields:
+            if name not in items.columns:
+                raise DataError(unknown("text field", name, items.columns))
+        return [self.render(row) for row in items.select(self.fields).iter_rows(named=True)]
+
+
+def field_text(value: Any) -> str:
+    """A field's text, unchanged; "" where there is none (null, NaN, or nothing but white space).
+
+    Lists, as some sources have for genres or categories, are joined by a comma and a space.
+    """
+    if value is None or value != value:  # NaN is the only value unequal to itself
+        return ""
+    if isinstance(value, list | tuple):
+        return ", ".join(text for part in value if (text := field_text(part)))
+    text = str(value)
+    return text if text.strip() else ""
+
+
+def choose_fields(asked: Iterable[str] | None, text_fields: Iterable[str]) -> tuple[str, ...]:
+    """`asked`, or all of the dataset's `text_fields`, in their order.
+
+    Raises DataError if there are none, ConfigError for an empty or repeating choice. Whether an asked
+    field is a column is told by `Template.render_all`, which has the table.
+    """
+    fields = tuple(text_fields if asked is None else asked)
+    if asked is None and not fields:
+        raise DataError(
+            "the dataset has no text fields, so its items cannot be embedded; prepare it with an items table "
+            "that has text columns (--items FILE --text-cols title), or train on ids with --preset sasrec"
+        )
+    if not fields or len(set(fields)) < len(fields):
+        raise ConfigError(
+            f"text fields {list(fields)} must be distinct and at least one, for example title,genres"
+        )
+    return fields

@@ -1,0 +1,1 @@
+"""Training: optimiser, schedule, weight averaging, checkpoints, and the loop."""

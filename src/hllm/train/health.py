@@ -1,0 +1,56 @@
+"""Stopping a run that cannot lead anywhere, with the reason."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hllm.errors import TrainingError
+
+COLLAPSED = 0.999  # mean pairwise cosine above which vectors count as one direction
+
+
+def mean_cosine(vectors: Tensor) -> float:
+    """Mean cosine between two different rows of `vectors` (n, d), n >= 2; 1 if all rows are zero."""
+    unit = F.normalize(vectors.detach().float(), dim=1)
+    n = unit.shape[0]
+    if n < 2 or not bool(unit.any()):
+        return 1.0
+    total = float(unit.sum(0).square().sum())
+    return (total - float(unit.square().sum())) / (n * (n - 1))
+
+
+def check_loss(loss: float, step: int) -> None:
+    """Raise TrainingError if the loss is NaN or infinite."""
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"the loss is {loss} at step {step}: training stopped; the last checkpoint is kept. "
+            "Try a smaller learning_rate (--set learning_rate=3e-4), or --set precision=fp32"
+        )
+
+
+def check_vectors(vectors: Tensor, kind: str, epoch: int) -> None:
+    """Raise TrainingError if `vectors` (n, d) of `kind` ("item", "user") are NaN or one direction.
+
+    Collapsed vectors give every item the same score, and some losses then look perfect; a
+    checkpoint of such a model must never count as the best.
+    """
+    if not bool(torch.isfinite(vectors).all()):
+        raise TrainingError(f"{kind} vectors are not finite in epoch {epoch}; try a smaller learning_rate")
+    if vectors.shape[0] < 2:
+        return
+    cosine = mean_cosine(vectors)
+    if cosine > COLLAPSED:
+        raise TrainingError(
+            f"{kind} vectors have collapsed to one direction in epoch {epoch} (mean cosine {cosine:.4f}): "
+            "no ranking can be learned from them. Check the item embeddings (are all texts the same?), "
+            "use whiten=whiten, or a smaller learning_rate"
+        )
+
+
+def spaced_rows(vectors: Tensor, limit: int = 4096) -> Tensor:
+    """At most `limit` evenly spaced rows: enough for a mean cosine, cheap for large catalogues."""
+    return vectors if vectors.shape[0] <= limit else vectors[:: math.ceil(vectors.shape[0] / limit)]

@@ -1,0 +1,240 @@
+"""The ranking engine against brute force: ranks, ties, lists, tiles, filters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from hllm.data.loader import Queries, eval_queries, history_queries
+from hllm.errors import ConfigError, DataError, HLLMError
+from hllm.evaluate.ranking import RankOptions, candidate_tokens, target_ranks, top_k
+
+
+def lists_of(top, n: int) -> list[list[int]]:
+    return [top.tokens[top.rows == row].tolist() for row in range(n)]
+
+
+@pytest.mark.parametrize("keep_seen", [False, True])
+@pytest.mark.parametrize(("batch_users", "tile_items"), [(512, None), (7, 5), (1, 1), (30, 39)])
+def test_ranks_and_lists_equal_brute_force(
+    make_dataset, coarse_scores, matrix_ranker, brute_force, keep_seen, batch_users, tile_items
+) -> None:
+    dataset = make_dataset()
+    scores = coarse_scores(dataset)
+    candidates = candidate_tokens(dataset)
+    expected = brute_force(dataset, "test", scores.numpy(), candidates.tolist(), keep_seen)
+    options = RankOptions(candidates, keep_seen, batch_users=batch_users, tile_items=tile_items)
+    queries = eval_queries(dataset, "test")
+    found = target_ranks(matrix_ranker(scores), queries, options)
+    assert found.ranks.tolist() == expected[0]
+    assert found.tied.tolist() == expected[1]
+    assert any(expected[1]), "the case has ties"
+    assert any(r == 0 for r in expected[0]) != keep_seen, "the case has repeated targets"
+    for k in (1, 6, 1000):
+        top = top_k(matrix_ranker(scores), queries, options, k)
+        assert lists_of(top, len(queries)) == [row[:k] for row in expected[2]]
+        users = queries.users[top.rows]
+        assert np.array_equal(top.scores, scores.numpy()[users, top.tokens])
+        assert top.ranks.tolist() == [r + 1 for row in expected[2] for r in range(len(row[:k]))]
+
+
+@given(seed=st.integers(0, 10_000), tile=st.integers(1, 50), keep=st.booleans(), levels=st.integers(1, 500))
+def test_top_k_agrees_with_target_ranks(seed: int, tile: int, keep: bool, levels: int) -> None:
+    """Without a tie at the target both say the same rank; with one, the list is kinder, never harsher."""
+    rng = np.random.default_rng(seed)
+    n_users, n_items, length = 9, 25, 6
+    scores = torch.from_numpy(rng.integers(0, levels + 1, (n_users, n_items + 1)).astype(np.float32))
+    queries = Queries(
+        users=np.arange(n_users),
+        targets=rng.integers(1, n_items + 1, n_users),
+        starts=np.arange(n_users) * length,
+        ends=np.arange(n_users) * length + rng.integers(0, length, n_users),
+        tokens=rng.integers(1, n_items + 1, n_users * length).astype(np.int32),
+        times=np.zeros(n_users * length, np.int64),
+    )
+    ranker = _Matrix(scores)
+    options = RankOptions(np.arange(1, n_items + 1), keep, tile_items=tile, batch_users=4)
+    found = target_ranks(ranker, queries, options)
+    top = top_k(ranker, queries, options, n_items)
+    for query in range(n_users):
+        row = top.tokens[top.rows == query].tolist()
+        seen = set(queries.tokens[queries.starts[query] : queries.ends[query]].tolist())
+        assert len(row) == n_items - (0 if keep else len(seen))
+        target = int(queries.targets[query])
+        if found.ranks[query] == 0:
+            assert target not in row
+        elif found.tied[query]:
+            assert row.index(target) + 1 <= found.ranks[query]
+        else:
+            assert row.index(target) + 1 == found.ranks[query]
+
+
+class _Matrix(nn.Module):
+    def __init__(self, scores: torch.Tensor) -> None:
+        super().__init__()
+        self.scores = scores
+
+    def query(self, batch):
+        return batch.users
+
+    def score(self, query, tokens):
+        return self.scores[query][:, tokens]
+
+
+@pytest.mark.parametrize("target", [1, 100])
+def test_d7_constant_scores_get_nothing(target: int) -> None:
+    """Case D7: 100 items, all scores 0; the target first or last in the vocabulary."""
+    queries = _with_target([[50]], [target])
+    found = target_ranks(
+        _Matrix(torch.zeros(1, 101)), queries, RankOptions(np.arange(1, 101), keep_seen=True)
+    )
+    assert found.ranks.tolist() == [100]
+    assert found.tied.tolist() == [True]
+
+
+def _with_target(histories: list[list[int]], targets: list[int]) -> Queries:
+    q = history_queries(histories)
+    return Queries(np.arange(len(histories)), np.array(targets), q.starts, q.ends, q.tokens, q.times)
+
+
+def test_d19_filters_come_before_top_k() -> None:
+    """Case D19: 5 items, 3 seen, k = 10: two rows; the best of the two excluded, k = 1: the other."""
+    queries = _with_target([[1, 2, 3]], [0])
+    ranker = _Matrix(torch.tensor([[9.0, 5, 4, 3, 2, 1]]))  # padding would win
+    top = top_k(ranker, queries, RankOptions(np.arange(1, 6)), 10)
+    assert top.tokens.tolist() == [4, 5]
+    assert top.ranks.tolist() == [1, 2]
+    assert np.isfinite(top.scores).all()
+    excluded = (np.array([0]), np.array([4]))
+    top = top_k(ranker, queries, RankOptions(np.arange(1, 6), excluded=excluded), 1)
+    assert (top.tokens.tolist(), top.ranks.tolist()) == ([5], [1])
+
+
+def test_exclusions_belong_to_their_query() -> None:
+    queries = _with_target([[1], [1], [1]], [2, 2, 2])
+    ranker = _Matrix(torch.tensor([[0.0, 1, 3, 2]]).expand(3, -1))
+    options = RankOptions(np.arange(1, 4), excluded=(np.array([1, 1, 2]), np.array([2, 3, 2])), batch_users=2)
+    top = top_k(ranker, queries, options, 5)
+    assert [top.tokens[top.rows == row].tolist() for row in range(3)] == [[2, 3], [], [3]]
+    assert target_ranks(ranker, queries, options).ranks.tolist() == [1, 0, 0]
+
+
+def test_candidate_subset_and_targets_outside_it() -> None:
+    queries = _with_target([[1], [1], [30]], [2, 3, 4])
+    ranker = _Matrix(torch.arange(41.0).expand(3, -1))
+    options = RankOptions(np.array([4, 2, 9]))
+    assert target_ranks(ranker, queries, options).ranks.tolist() == [3, 0, 2]
+    assert top_k(ranker, queries, options, 2).tokens.tolist() == [9, 4] * 3
+
+
+def test_nothing_to_recommend_and_nobody_to_ask() -> None:
+    ranker = _Matrix(torch.zeros(1, 9))
+    empty = np.zeros(0, np.int64)
+    assert len(top_k(ranker, _with_target([[1]], [1]), RankOptions(empty), 3)) == 0
+    assert target_ranks(ranker, _with_target([[1]], [1]), RankOptions(empty)).ranks.tolist() == [0]
+    assert len(top_k(ranker, history_queries([]), RankOptions(np.arange(1, 4)), 3)) == 0
+    assert target_ranks(ranker, history_queries([]), RankOptions(np.arange(1, 4))).ranks.shape == (0,)
+
+
+def test_d20_empty_history_is_no_trouble_for_the_engine() -> None:
+    top = top_k(_Matrix(torch.arange(6.0)[None]), _with_target([[]], [0]), RankOptions(np.arange(1, 6)), 2)
+    assert top.tokens.tolist() == [5, 4]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("tile_items", [None, 2])
+def test_scores_that_are_no_numbers(bad: float, tile_items: int | None) -> None:
+    scores = torch.zeros(2, 6)
+    scores[1, 5] = bad
+    options = RankOptions(np.arange(1, 6), tile_items=tile_items)
+    for ask in (target_ranks, lambda *a: top_k(*a, 2)):
+        with pytest.raises(HLLMError, match="NaN or infinite"):
+            ask(_Matrix(scores), _with_target([[1], [5]], [2, 2]), options)
+
+
+def test_narrow_or_misshapen_scores_are_refused() -> None:
+    queries, options = _with_target([[1]], [2]), RankOptions(np.arange(1, 6))
+    with pytest.raises(
+        HLLMError, match=r"_Matrix\.score gave torch\.bfloat16 \(1, 5\), not float32 \(1, 5\)"
+    ):
+        target_ranks(_Matrix(torch.zeros(1, 6, dtype=torch.bfloat16)), queries, options)
+
+
+def test_autocast_does_not_narrow_scores() -> None:
+    class Product(_Matrix):
+        def score(self, query, tokens):
+            return torch.ones(len(query), 3) @ self.scores[:, tokens]
+
+    ranker = Product(torch.rand(3, 6, generator=torch.Generator().manual_seed(0)))
+    queries, options = _with_target([[1]], [2]), RankOptions(np.arange(1, 6))
+    plain = top_k(ranker, queries, options, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = top_k(ranker, queries, options, 5)
+    assert np.array_equal(plain.scores, inside.scores)
+
+
+def test_float_order_is_exact() -> None:
+    """Neighbouring floats, huge and tiny, of both signs, come back bit for bit and in order."""
+    values = torch.tensor(
+        [3e38, 1.0, np.nextafter(np.float32(1), np.float32(2)), 1e-45, 0.0, -1e-45, -1.0, -3e38]
+    )
+    scores = torch.cat([torch.zeros(1), values])[None]
+    top = top_k(_Matrix(scores), _with_target([[]], [0]), RankOptions(np.arange(1, 9), tile_items=3), 8)
+    expected = torch.sort(values, descending=True)
+    assert np.array_equal(top.scores, expected.values.numpy())
+    assert np.array_equal(top.tokens, expected.indices.numpy() + 1)
+
+
+def test_a_module_ranks_without_dropout_and_is_left_as_it_was() -> None:
+    class Modes(_Matrix):
+        modes: list[bool]
+
+        def query(self, batch):
+            self.modes.append(self.training)
+            return batch.users
+
+    ranker = Modes(torch.zeros(1, 6))
+    ranker.modes = []
+    for training in (True, False):
+        ranker.train(training)
+        target_ranks(ranker, _with_target([[1]], [2]), RankOptions(np.arange(1, 6)))
+        assert ranker.training is training
+    assert ranker.modes == [False, False]
+
+
+def test_candidates(make_dataset) -> None:
+    dataset = make_dataset()
+    assert candidate_tokens(dataset).tolist() == list(range(1, dataset.n_candidates + 1))
+    assert candidate_tokens(dataset, np.array([5, 3, 5])).tolist() == [3, 5]
+    with pytest.raises(ConfigError, match=r"unknown candidates 'interacte' .*did you mean 'interacted'"):
+        candidate_tokens(dataset, "interacte")
+    with pytest.raises(DataError, match=r"must lie in 1\.\.40, not 0\.\.3"):
+        candidate_tokens(dataset, np.array([0, 3]))
+    with pytest.raises(DataError, match="distinct"):
+        target_ranks(_Matrix(torch.zeros(1, 6)), _with_target([[1]], [2]), RankOptions(np.array([1, 1])))
+    with pytest.raises(ConfigError, match="k=0"):
+        top_k(_Matrix(torch.zeros(1, 6)), _with_target([[1]], [2]), RankOptions(np.arange(1, 6)), 0)
+
+
+def test_no_tensor_of_all_users_and_items() -> None:
+    """Scores are asked for in tiles of the given size, each tile at most twice a block."""
+    shapes: list[tuple[int, int]] = []
+
+    class Watched(_Matrix):
+        def score(self, query, tokens):
+            shapes.append((len(query), len(tokens)))
+            return super().score(query, tokens)
+
+    ranker = Watched(torch.rand(10, 31, generator=torch.Generator().manual_seed(1)))
+    queries = _with_target([[1]] * 10, [2] * 10)
+    target_ranks(ranker, queries, RankOptions(np.arange(1, 31), batch_users=4, tile_items=8))
+    assert max(users for users, _ in shapes) == 4
+    assert max(items for _, items in shapes) == 8
+    assert len(shapes) == 3 * (4 + 1)  # three blocks; four tiles, and the one with all the targets again
+    shapes.clear()
+    target_ranks(ranker, queries, RankOptions(np.arange(1, 31), batch_users=4))
+    assert len(shapes) == 3  # a single tile is made once
