@@ -53,6 +53,21 @@ def test_a_killed_write_keeps_the_old_file(
     assert artifacts.read_text(path) == "new"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="permissions are POSIX's")
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_new_files_have_the_permissions_of_the_umask(tmp_path: Path, umask: int) -> None:
+    """safetensors writes for its owner alone; others of the group want to read the weights too."""
+    before = os.umask(umask)
+    try:
+        artifacts.write_tensors(tmp_path / "a.safetensors", {"x": torch.ones(2)})
+        artifacts.write_json(tmp_path / "a.json", 1)
+        with artifacts.atomic(tmp_path / "private") as temporary:
+            temporary.touch(mode=0o400)
+    finally:
+        os.umask(before)
+    assert {oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()} == {oct(0o666 & ~umask)}
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)

@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,67 @@ def test_more_than_the_file_was_there(server: Server) -> None:
     part.with_name(part.name + ".etag").write_text('"v1"')
     server.status = [416]
     assert fetch(server.url, sha256=SHA256, show=False).read_bytes() == CONTENT
+
+
+def test_two_at_once_download_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second waits for the first, which is not fast, and takes its file."""
+    begun, go_on = threading.Event(), threading.Event()
+    answer = server.answer
+
+    def slow(request: http.server.BaseHTTPRequestHandler) -> None:
+        begun.set()
+        assert go_on.wait(10)
+        answer(request)
+
+    monkeypatch.setattr(server, "answer", slow)
+    monkeypatch.setattr(fetching, "WAIT_SECONDS", 0.0)
+    waited = threading.Event()
+    try_lock = fetching._try_lock
+
+    def watched(path: Path) -> Any:
+        file = try_lock(path)
+        if file is None:
+            waited.set()
+        return file
+
+    monkeypatch.setattr(fetching, "_try_lock", watched)
+    found: list[bytes] = []
+    workers = [
+        threading.Thread(
+            target=lambda: found.append(fetch(server.url, sha256=SHA256, show=False).read_bytes())
+        )
+        for _ in range(2)
+    ]
+    workers[0].start()
+    assert begun.wait(10)
+    workers[1].start()
+    assert waited.wait(10)
+    go_on.set()
+    for worker in workers:
+        worker.join(10)
+    assert found == [CONTENT, CONTENT]
+    assert len(server.ranges) == 1
+    assert [f.name for f in fetching.downloads().rglob("set.bin*")] == ["set.bin"]  # and no lock
+
+
+def test_a_killed_download_holds_nobody_up(
+    server: Server, run_python: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """Its lock ends with it, and what it had is gone on with."""
+    server.cut_after = [300_000]
+    code = (
+        "import os, signal, sys\nfrom hllm import fetch as f\n"
+        "f.time.sleep = lambda s: os.kill(os.getpid(), signal.SIGKILL)\n"  # after the first break
+        "f.fetch(sys.argv[1], show=False)"
+    )
+    assert run_python("-c", code, server.url).returncode == -9
+    assert sorted(f.name for f in fetching.downloads().rglob("set.bin*")) == [
+        "set.bin.part",
+        "set.bin.part.etag",
+        "set.bin.part.lock",
+    ]
+    assert fetch(server.url, sha256=SHA256, show=False).read_bytes() == CONTENT
+    assert server.ranges == [None, "bytes=300000-"]
 
 
 def test_destination_and_names(server: Server, tmp_path: Path) -> None:

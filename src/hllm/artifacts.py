@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +47,8 @@ def atomic(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it over `path` if the block succeeds.
 
     The data reach the disk before the rename does, so a power cut cannot leave an empty
-    file under the final name. Raises ArtifactError where the folder cannot be written.
+    file under the final name. The file gets the permissions of any new file here, whatever the
+    library that wrote it thinks. Raises ArtifactError where the folder cannot be written.
     """
     path = Path(path)
     try:
@@ -56,7 +58,9 @@ def atomic(path: Path | str) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
+            mode = _new_file_mode(temporary)
             yield temporary
+            temporary.chmod(mode)
             with open(temporary, "rb") as written:
                 os.fsync(written.fileno())
             os.replace(temporary, path)
@@ -64,6 +68,14 @@ def atomic(path: Path | str) -> Iterator[Path]:
             raise ArtifactError(f"cannot write {path}: {err.strerror or err}") from err
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _new_file_mode(path: Path) -> int:
+    """Permissions of a file that is created at `path`: the umask's, asked without changing it."""
+    with open(path, "wb") as file:
+        mode = os.fstat(file.fileno()).st_mode
+    path.unlink()
+    return stat.S_IMODE(mode)
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -30,31 +30,48 @@ class Config(BaseModel):
     text_fields: list[str] | None = None  # None: every text column, in the table's order
     whiten: Literal["whiten", "center", "none"] = "whiten"
     whiten_rank: int = Field(256, ge=1)
-    adapter_hidden: int = Field(512, ge=1)
+    adapter_hidden: int | None = Field(512, ge=1)  # None: no adapter, text vectors are item vectors
     id_embedding: bool = True
 
-    # User model.
-    d_model: int = Field(256, ge=1)
+    # User model. "gated" is models/hllm.py's own, "rechub" torch-rechub's (models/rechub.py).
+    user_model: Literal["gated", "rechub"] = "gated"
+    d_model: int | None = Field(256, ge=1)  # None, and only without adapter: the text vectors' width
     n_layers: int = Field(6, ge=1)
-    n_heads: int = Field(4, ge=1)
+    n_heads: int | None = Field(4, ge=1)  # None: torch-rechub's rule, 4, from width 512 on 8, from 2048 on 16
     ffn_hidden: int | None = Field(None, ge=1)  # None: 8/3 of d_model, a multiple of 32
     dropout: float = Field(0.5, ge=0, lt=1)
     max_distance: int = Field(256, ge=1)  # relative positions further back share one bias
     max_len: int | Literal["all"] = 200
-    temperature: float = Field(0.07, gt=0)  # start value; learned
+    time_embedding: Literal["none", "window_end", "previous"] = "none"  # user_model="rechub" only
+    num_time_buckets: int = Field(2048, ge=2)
+    time_bucket_fn: Literal["sqrt", "log"] = "sqrt"
+    scorer: Literal["cosine", "dot"] = "cosine"
+    temperature: float = Field(0.07, gt=0)  # start value where it is learned
+    learn_temperature: bool = True
 
-    # Objective.
+    # Objective. "nce" is torch-rechub's name for cross entropy over every item.
+    loss: Literal["cross_entropy", "nce", "in_batch", "sampled"] = "cross_entropy"
+    loss_temperature: float = Field(1.0, gt=0)  # divides the scores once more, in the loss alone
+    # in_batch: targets of other users taken as negatives, at most (None: all). sampled: items drawn (None: 512).
+    n_negatives: int | None = Field(None, ge=1)
+    negatives_by: Literal["counts", "uniform"] = "counts"  # sampled: drawn by training events, or evenly
+    logq: bool = True  # in_batch, sampled: scores are corrected for how often an item is a negative
+    mask_history: bool = False  # in_batch, sampled: the user's own items are no negatives
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     mask_prob: float = Field(0.1, ge=0, lt=1)  # input items replaced by a learned mask vector
 
-    # Training.
+    # Training. "random": one window per user and epoch; "pieces": ByteDance's cut, without overlap;
+    # "every": whole histories in pieces, every event but a user's first a target once an epoch.
+    windows: Literal["random", "pieces", "every"] = "random"
+    passes: int = Field(1, ge=1)  # how often an epoch goes over the data, each time in other windows
+    optimizer: Literal["adamw", "adam"] = "adamw"  # adam: weight_decay is an L2 penalty on every weight
     epochs: int = Field(40, ge=1)
-    batch_tokens: int = Field(16384, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.3, ge=0)
+    batch_tokens: int = Field(8192, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(0.15, ge=0)
     warmup_ratio: float = Field(0.05, ge=0, le=1)
     min_lr_ratio: float = Field(0.01, ge=0, le=1)
-    grad_clip: float = Field(1.0, gt=0)
+    grad_clip: float | None = Field(1.0, gt=0)  # None: gradients are not clipped
     ema_decay: float = Field(0.999, ge=0, lt=1)  # 0: no weight averaging
     patience: int | None = Field(None, ge=1)  # epochs without a better valid_metric; None: never stop
     valid_metric: str = Field("ndcg@10", pattern=r"^(hr|recall|ndcg|mrr)@[1-9]\d*$")
@@ -75,9 +92,52 @@ PRESETS: dict[str, dict[str, Any]] = {
         "n_heads": 4,
         "whiten_rank": 128,
         "adapter_hidden": 256,
-        "epochs": 30,
-        "batch_tokens": 8192,
+        "dropout": 0.3,
+        "learning_rate": 3e-3,
+        "epochs": 12,
+        "batch_tokens": 4096,
     },
+}
+
+# torch-rechub's lightweight HLLM as release 0.9 has it: raw LLM vectors, nothing learned about items.
+_RECHUB: dict[str, Any] = {
+    "pooling": "last",
+    "whiten": "none",
+    "adapter_hidden": None,
+    "id_embedding": False,
+    "user_model": "rechub",
+    "d_model": None,
+    "n_layers": 2,
+    "n_heads": None,
+    "dropout": 0.1,
+    "max_len": 200,
+    "time_embedding": "window_end",
+    "temperature": 0.07,
+    "learn_temperature": False,
+    "loss": "nce",
+    "label_smoothing": 0.0,
+    "mask_prob": 0.0,
+    "windows": "every",
+    "optimizer": "adam",
+    "epochs": 5,
+    "passes": 4,  # the original trains each target once in every window that holds it
+    "batch_tokens": 256,
+    "learning_rate": 1e-3,
+    "weight_decay": 1e-5,
+    "warmup_ratio": 0.0,
+    "min_lr_ratio": 1.0,
+    "grad_clip": None,
+    "ema_decay": 0.0,
+}
+PRESETS["rechub"] = _RECHUB
+# The same in the state of its document (commit c712aff): raw dot products, the temperature in the loss.
+PRESETS["rechub-doc"] = {
+    **_RECHUB,
+    "scorer": "dot",
+    "temperature": 1.0,
+    "loss_temperature": 0.1,
+    "passes": 1,  # its loss is at a window's last position: each target once
+    "batch_tokens": 512,
 }
 
 
@@ -110,8 +170,7 @@ def make_config(values: dict[str, Any]) -> Config:
         first = err.errors()[0]
         key = str(first["loc"][0])
         raise ConfigError(f"setting {key}={values.get(key)!r}: {first['msg']}") from err
-    if config.d_model % config.n_heads:
-        raise ConfigError(f"d_model={config.d_model} is not a multiple of n_heads={config.n_heads}")
+    _check_model(config)
     if isinstance(config.max_len, int) and config.max_len < 1:
         raise ConfigError(f"setting max_len={config.max_len}: must be at least 1, or 'all'")
     if config.item_llm is None and not config.id_embedding:
@@ -119,6 +178,47 @@ def make_config(values: dict[str, Any]) -> Config:
             "item_llm=None with id_embedding=False leaves items without any vector; set one of them"
         )
     return config
+
+
+def heads_of(d_model: int, n_heads: int | None) -> int:
+    """`n_heads`, or torch-rechub's choice for the width; ConfigError unless it divides `d_model`."""
+    if n_heads is None:
+        n_heads = 16 if d_model >= 2048 else 8 if d_model >= 512 else 4
+    if d_model % n_heads:
+        fitting = [str(n) for n in range(1, min(d_model, 64) + 1) if d_model % n == 0]
+        raise ConfigError(
+            f"d_model={d_model} is not a multiple of n_heads={n_heads}; choose n_heads from {', '.join(fitting)}"
+        )
+    return n_heads
+
+
+def _check_model(config: Config) -> None:
+    if config.d_model is not None:
+        heads_of(config.d_model, config.n_heads)
+    if (config.adapter_hidden is None) != (config.d_model is None):
+        raise ConfigError(
+            f"d_model={config.d_model} with adapter_hidden={config.adapter_hidden}: without an adapter the item "
+            "vectors' own width is the model's, so both are null, or neither"
+        )
+    if config.adapter_hidden is None and (config.item_llm is None or config.id_embedding):
+        raise ConfigError(
+            f"adapter_hidden=null uses text vectors alone as item vectors; it needs an item_llm "
+            f"(item_llm={config.item_llm}) and id_embedding=false"
+        )
+    if config.user_model == "rechub" and config.max_len == "all":
+        raise ConfigError(
+            "user_model='rechub' has one vector per position, so max_len is a number, not 'all'"
+        )
+    if config.user_model != "rechub" and config.time_embedding != "none":
+        raise ConfigError(
+            f"time_embedding={config.time_embedding!r} belongs to user_model='rechub'; "
+            f"with user_model={config.user_model!r} it is 'none'"
+        )
+    if config.label_smoothing and config.loss in ("in_batch", "sampled"):
+        raise ConfigError(
+            f"label_smoothing={config.label_smoothing} spreads over every item, which loss={config.loss!r} never "
+            "sees; set label_smoothing=0, or loss=cross_entropy"
+        )
 
 
 def parse_assignments(pairs: list[str]) -> dict[str, Any]:

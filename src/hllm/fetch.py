@@ -2,7 +2,8 @@
 
 A download grows in `NAME.part` beside its final name and is renamed when it is whole and its
 checksum is right, so an interrupted one goes on where it stopped and a finished one is never
-fetched again. Places are tried in order; the error names each with its reason.
+fetched again; of several processes that want the same file one downloads and the others wait.
+Places are tried in order; the error names each with its reason.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from hllm import artifacts
 from hllm.errors import FetchError
@@ -32,6 +35,7 @@ from hllm.progress import Bar, progress
 
 CONNECT_SECONDS = 5.0  # a home that cannot be reached must cost little
 READ_SECONDS = 30.0
+WAIT_SECONDS = 1.0  # between two looks at another process's download
 ATTEMPTS = 4  # in a row without a single new byte
 CHUNK = 1 << 18
 USER_AGENT = "hllm (https://pypi.org/project/hllm/)"
@@ -66,12 +70,15 @@ def fetch(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(target.name + ".part")
-        _download(url, part, show)
-        _validator(part).unlink(missing_ok=True)
-        if problem := _wrong_checksum(part, sha256, md5):
-            part.unlink()
-            raise FetchError(f"{url}: {problem}; it changed at its home or on the way here")
-        os.replace(part, target)
+        with _alone(part, show):
+            if target.is_file() and not _wrong_checksum(target, sha256, md5):
+                return target  # another process brought it while we waited
+            _download(url, part, show)
+            _validator(part).unlink(missing_ok=True)
+            if problem := _wrong_checksum(part, sha256, md5):
+                part.unlink()
+                raise FetchError(f"{url}: {problem}; it changed at its home or on the way here")
+            os.replace(part, target)
     except OSError as err:
         raise FetchError(f"{url}: {err.strerror or err}: {err.filename or target}") from err
     return target
@@ -198,6 +205,55 @@ def _unreachable(url: str) -> str | None:
     thread.start()
     thread.join(CONNECT_SECONDS)
     return outcome[0] if outcome else f"no connection to {host} within {CONNECT_SECONDS:g} s"
+
+
+@contextmanager
+def _alone(part: Path, show: bool) -> Iterator[None]:
+    """Hold `part` for this process, waiting for another one that is downloading it.
+
+    The operating system's lock on `NAME.part.lock` ends with its process, however that ends.
+    """
+    path, name = part.with_name(part.name + ".lock"), part.name.removesuffix(".part")
+    file = _try_lock(path)
+    if file is None:
+        with progress(f"waiting while another process downloads {name}", unit="checks", show=show) as bar:
+            while (file := _try_lock(path)) is None:
+                time.sleep(WAIT_SECONDS)
+                bar.advance(1)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows keeps an open file; an empty one is in nobody's way
+            path.unlink()
+        file.close()
+
+
+def _try_lock(path: Path) -> IO[bytes] | None:
+    """The locked file, or None while another process (or thread) has it."""
+    file = open(path, "ab")  # noqa: SIM115 - it stays open as long as the lock is held
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.close()
+        return None
+    except OSError:
+        return file  # a file system without locks: go on as if alone
+    # Who held it before may have removed the file after we opened it: then nobody else would see our lock.
+    try:
+        ours = os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        ours = False
+    if not ours:
+        file.close()
+        return None
+    return file
 
 
 def _download(url: str, part: Path, show: bool) -> None:

@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 class Recommender:
     """A model with its configuration; after `fit` or `from_pretrained` it recommends.
 
-    >>> rec = Recommender.from_preset("hllm-lite", item_llm="smollm2-135m").fit(data)
-    >>> rec.recommend(history=[[50, 181]], k=10)
+    >>> from hllm.testing import world
+    >>> rec = Recommender.from_preset("sasrec", d_model=16, n_layers=1, epochs=1)
+    >>> rec.fit(world(), device="cpu", progress=False).recommend(history=[[10, 15]], k=3).columns
+    ['user_id', 'item_id', 'score', 'rank']
     """
 
     config: Config

@@ -10,6 +10,7 @@ import pytest
 
 from hllm.cli import main
 from hllm.data import prepare as preparing
+from hllm.data.sources import list_sources
 
 EVENTS = "user,item,when\n" + "".join(f"u{u},{i},{1_700_000_000 + i}\n" for u in range(3) for i in range(5))
 
@@ -35,6 +36,8 @@ def test_prepare_says_what_it_made(events: Path, tmp_path: Path, capsys: pytest.
     assert "dataset set: 3 users, 5 candidate items (7 in the catalogue), 15 interactions" in printed
     assert "split leave-one-out: users evaluated 3 in validation, 3 in test" in printed
     assert "catalogue only items 2" in printed
+    assert "text, in prompt order: title; 0 items without any" in printed
+    assert "trains with windows" not in printed
     meta = json.loads((out / "dataset.json").read_text())
     assert f"fingerprint {meta['fingerprint']}" in printed
     assert f"written to {out}" in printed
@@ -55,6 +58,7 @@ def test_every_option_arrives(events: Path, tmp_path: Path, monkeypatch: pytest.
         "--from D --interactions I --items J --users K --user-col a --item-col b --time-col c --rating-col d "
         "--text-cols e,f --time-unit ms --delimiter ; --no-header --encoding latin-1 --natural-titles "
         "--min-rating 4 --min-interactions 5 --min-user-interactions 6 --min-item-interactions 7 "
+        "--no-items-header --items-id-col g --users-id-col h "
         "--split user-ratio --ratio 0.7,0.1,0.2 --targets all --cutoffs 2024-05-31,0.9 --cold-share 0.2 "
         "--ties shuffle --seed 3 --max-len 50 --filter k-core --option k=3"
     )
@@ -62,11 +66,25 @@ def test_every_option_arrives(events: Path, tmp_path: Path, monkeypatch: pytest.
     assert seen == {
         "source_dir": Path("D"), "interactions": Path("I"), "items": Path("J"), "users": Path("K"),
         "user_col": "a", "item_col": "b", "time_col": "c", "rating_col": "d", "text_cols": "e,f",
-        "time_unit": "ms", "delimiter": ";", "header": False, "encoding": "latin-1", "natural_titles": True,
+        "time_unit": "ms", "delimiter": ";", "header": False, "encoding": "latin-1",
+        "items_header": False, "items_id_col": "g", "users_id_col": "h", "natural_titles": True,
         "min_rating": 4.0, "min_interactions": 5, "min_user_interactions": 6, "min_item_interactions": 7,
         "split": "user-ratio", "ratio": (0.7, 0.1, 0.2), "targets": "all", "cutoffs": ("2024-05-31", 0.9),
         "cold_share": 0.2, "ties": "shuffle", "seed": 3, "max_len": 50, "filter": "k-core", "k": 3,
     }  # fmt: skip
+
+
+def test_without_texts_it_points_at_the_model_that_needs_none(
+    events: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns = ["--user-col", "user", "--item-col", "item", "--time-col", "when", "--max-len", "all"]
+    out = tmp_path / "set"
+    command = ["data", "prepare", "tabular", "--interactions", str(events), *columns, "--out", str(out)]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "text: none, so nothing to embed (--items FILE" in printed
+    assert "trains with windows of all events unless told otherwise" in printed
+    assert printed.splitlines()[-1] == f"next: hllm train {out} --preset sasrec --out RUN"
 
 
 def test_describe(events: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,6 +101,13 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "list"]) == 0
     table = capsys.readouterr().out
     assert "ml-100k" in table and "4.9 MB" in table and "title, genres" in table
+    md5 = "0e33842e24a9c977be4e0107933c0723"
+    assert f"ml-100k  https://files.grouplens.org/datasets/movielens/ml-100k.zip  md5 {md5}" in table
+    assert "amazon-2018:CATEGORY  https://mcauleylab.ucsd.edu" in table and "/CATEGORY.csv\n" in table
+    assert "pixel1m  by hand, see https://github.com/westlake-repl/PixelRec" in table
+    assert "pixel200k, pixel1m, pixel8m: non-commercial research" in table
+    for source in list_sources():
+        assert source.citation in table and source.licence in table and source.size in table
     assert main(["data", "list", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["ml-1m"]["urls"] == ["https://files.grouplens.org/datasets/movielens/ml-1m.zip"]
@@ -120,6 +145,9 @@ def test_fetch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("prepare ml-100k --out {out} --option x", "is not KEY=VALUE"),
         ("prepare ml-100k --out {tmp}", "choose another folder"),
         ("prepare ml-100k", "--out"),
+        ("prepare ml-100k --out {out} --split random", "unknown split 'random'"),
+        ("prepare ml-100k --out {out} --max-len 0", "max_len=0"),
+        ("prepare ml-100k --out {out} --max-len long", "max_len='long'"),
         ("fetch tabular", "tabular has no download"),
         ("describe {out}", "hllm data prepare"),
         ("describe {tmp}", "is not a dataset folder"),

@@ -105,3 +105,14 @@ def test_ratings():
     assert canonical_ratings(pl.Series("rating", ["4.5", None, "3"])).to_list() == [4.5, None, 3.0]
     with pytest.raises(DataError, match="rating 'good' in row 1 is not a number"):
         canonical_ratings(pl.Series("rating", ["4.5", "good"]))
+
+
+@pytest.mark.parametrize("text", ["03/04/2024", "31.12.2024 10:00", "12-31-2024"])
+def test_dates_whose_order_is_open_are_refused(text):
+    with pytest.raises(DataError, match=r"is not a time; .* year first"):
+        times([text, text])
+
+
+def test_dates_keep_their_fractions():
+    assert times(["2024/05/31", "2024-05-31T00:00:00.000001"])[0] == [1717113600_000000, 1717113600_000001]
+    assert times(["2024-05-31 00:00:00.123456789"]) == ([1717113600_123456789], "ns")

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from hllm import artifacts
+from hllm.data import folder
 from hllm.data.dataset import Dataset
 from hllm.data.folder import check_target
 from hllm.errors import ArtifactError
@@ -198,3 +199,50 @@ def test_a_parent_that_cannot_be_a_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match=r"cannot write beside .*d: "):
         make().save(tmp_path / "file" / "d")
+
+
+def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path, run_python):
+    target = tmp_path / "set"
+    code = """
+import os, signal, sys
+from hllm.data import folder
+def install(*paths):
+    os.kill(os.getpid(), signal.SIGKILL)
+folder._install = install
+import polars as pl
+from hllm.data.dataset import Dataset
+events = pl.DataFrame({"user_id": [1], "item_id": [2], "timestamp": [3]})
+Dataset.from_tables(events).save(sys.argv[1])
+"""
+    assert run_python("-c", code, str(target)).returncode == -9
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".set.") and left.name.endswith(".tmp")
+    alive = tmp_path / f".set.{folder._host()}.{os.getppid()}.tmp"  # of another process, which lives
+    elsewhere = tmp_path / f".set.another-host.{left.name.split('.')[-2]}.tmp"
+    other = tmp_path / left.name.replace(".set.", ".set2.")
+    for kept in (alive, elsewhere, other):
+        kept.mkdir()
+    make().save(target)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        ["set", alive.name, elsewhere.name, other.name]
+    )
+
+
+def test_training_reads_a_folder_without_a_table_library(tmp_path, run_python):
+    make().save(tmp_path / "set")
+    code = """
+import sys
+sys.modules["polars"] = sys.modules["pandas"] = sys.modules["pyarrow"] = None  # an import would fail
+from hllm.data.dataset import Dataset
+from hllm.data.loader import TrainLoader, eval_queries, query_batches
+from hllm.data.windows import pieces
+data = Dataset.load(sys.argv[1] + "/set")
+data.copy_to(sys.argv[1] + "/run")
+histories = data.train_histories()
+print(len(pieces(histories, 5, 0, 0)), len(list(TrainLoader(histories, 5, 64, 0).epoch(0))))
+print(len(list(query_batches(eval_queries(data, "test"), 5))), data.train_counts().tolist())
+print(Dataset.load(sys.argv[1] + "/run").fingerprint == data.fingerprint)
+"""
+    run = run_python("-c", code, str(tmp_path))
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines() == ["0 0", "1 [0, 2, 0, 0]", "True"]

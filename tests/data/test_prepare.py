@@ -110,6 +110,54 @@ def test_a_failure_leaves_nothing(
     assert not (tmp_path / "set").exists()
 
 
+WRONG_OPTIONS: list[tuple[str, dict[str, Any], str]] = [
+    ("tabular", {"split": "random"}, "unknown split 'random'; valid: leave-one-out"),
+    ("tabular", {"split": ["temporal"]}, "unknown split"),
+    ("tabular", {"ties": "item"}, "unknown ties 'item'; valid: file, shuffle"),
+    ("tabular", {"seed": -1}, "seed=-1"),
+    ("tabular", {"seed": "x"}, "seed='x'"),
+    ("tabular", {"ratio": (0.5, 0.1, 0.1), "split": "user-ratio"}, "three shares that sum to 1"),
+    ("tabular", {"ratio": "abc", "split": "user-ratio"}, "ratio='abc'"),
+    ("tabular", {"ratio": (0.8, 0.1, 0.1)}, "ratio belongs to split=user-ratio"),
+    ("tabular", {"cutoffs": ("soon", "later"), "split": "temporal"}, "'soon' is not an ISO date"),
+    ("tabular", {"cold_share": "some", "split": "cold-items"}, "cold_share='some'"),
+    ("tabular", {"min_interactions": 0}, "min_interactions=0"),
+    ("tabular", {"min_rating": "good"}, "min_rating='good'"),
+    ("tabular", {"max_len": 0}, "max_len=0: must be a whole number of at least 1, or 'all'"),
+    ("tabular", {"max_len": "long"}, "max_len='long'"),
+    ("tabular", {"max_len": True}, "max_len=True"),
+    ("tabular", {"time_unit": "sec"}, "unknown time unit 'sec'"),
+    ("tabular", {"delimiter": '"'}, "delimiter"),
+    ("tabular", {"encoding": "latin-99"}, "unknown encoding 'latin-99'"),
+    ("tabular", {"time_col": "none", "time_unit": "s"}, "row numbers have no unit"),
+    ("ml-100k", {"encoding": "latin-99"}, "unknown encoding 'latin-99'"),
+    ("amazon-books", {"filter": "kcore"}, "unknown filter 'kcore' .*k-core"),
+    ("amazon-books", {"k": 0}, "k=0"),
+    ("amazon-2018:X", {"events": "stars"}, "unknown events 'stars'"),
+    ("bytedance-books", {"catalogue": "some"}, "unknown catalogue 'some'"),
+    ("ml-100k", {"filter": "k-core"}, "does not belong to ml-100k.*--min-interactions 5"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "message"), WRONG_OPTIONS)
+def test_wrong_options_fail_before_anything_is_fetched_or_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr(preparing, "_read", None)
+    with pytest.raises(ConfigError, match=message):
+        prepare(name, None, tmp_path / "set", **options)
+
+
+def test_the_window_of_the_published_results_is_the_default(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "Pixel1M.csv").write_text("item_id,user_id,timestamp\na,u,1700000000\n")
+    (tmp_path / "raw" / "Pixel1M_items.csv").write_text("item_id,title\na,A\n")
+    for given, expected in ((None, 10), (25, 25), ("all", "all")):
+        dataset = prepare("pixel1m", tmp_path / "raw", tmp_path / "set", max_len=given)
+        assert (dataset.meta["max_len"], dataset.meta["name"]) == (expected, "pixel1m")
+    assert prepare("pixel1m", tmp_path / "raw").fingerprint == dataset.fingerprint  # it is not its identity
+
+
 def test_a_foreign_target_is_refused_before_reading(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preparing, "_read", None)
     with pytest.raises(ArtifactError, match="not empty and no dataset"):
@@ -135,8 +183,11 @@ def test_names() -> None:
 def test_every_source_is_described_and_has_its_reader(source: Any) -> None:
     assert source.summary and source.licence
     assert callable(preparing._reader(source))
+    if source.name != "tabular":
+        assert source.size and source.citation and source.page
+        assert source.text_fields or source.name == "recbole"
     if source.urls:
-        assert source.files and source.size and source.citation
+        assert source.files
         assert set(source.md5) | set(source.sha256) <= set(source.urls)
 
 
@@ -239,6 +290,10 @@ def test_home_comes_first_and_once(own: Path, tmp_path: Path, monkeypatch: pytes
 def test_a_source_without_address(own: Path) -> None:
     with pytest.raises(ConfigError, match="tabular has no download"):
         fetch_source("tabular")
+    with pytest.raises(
+        ConfigError, match=r"from https://github.com/westlake-repl/PixelRec and run.*--from DIR"
+    ):
+        fetch_source("pixel1m")
 
 
 def test_families_of_sources() -> None:

@@ -118,7 +118,12 @@ def test_temporal_by_share_of_events_and_by_date():
     )
     assert dated.options["cutoff_times"] == [86_400_000, 4 * 86_400_000 + 43_200_000]
     for cutoffs, error, message in (
-        ((0.9, 0.8), DataError, "validation cut-off must come before"),
+        ((9, 0.1), DataError, "are at times 9 and 1: the validation cut-off must come before"),
+        ((0.9, 0.8), ConfigError, "validation cut-off must come before"),
+        (("2024-02-01", "2024-01-31"), ConfigError, "validation cut-off must come before"),
+        (("now", "2024-01-31"), ConfigError, "'now' is not an ISO date"),
+        ((float("nan"), 5), ConfigError, "cutoff nan"),
+        ("soon", ConfigError, "give two"),
         (("soon", "later"), ConfigError, "'soon' is not an ISO date"),
         ((1.5, 2), ConfigError, "cutoff 1.5"),
     ):

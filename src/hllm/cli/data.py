@@ -26,7 +26,7 @@ def list_command(
     name: Annotated[str | None, typer.Argument(help="Show all that is known of this one.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Data sets that can be prepared by name."""
+    """Data sets that can be prepared by name: address, checksum, size, licence, citation, text fields."""
     from hllm.data.sources import get_source, list_sources
 
     sources = list_sources() if name is None else [get_source(name)]
@@ -39,9 +39,13 @@ def list_command(
                 text = ", ".join(what) if isinstance(what, tuple) else f"{where} {what}".strip()
                 console.result(f"{key}: {text}")
     else:
-        rows = [(s.title, s.size, ", ".join(s.text_fields), s.summary, s.licence) for s in sources]
-        console.table(None, ("name", "download", "text fields", "what", "licence"), rows, text_columns=5)
-        console.result("next: hllm data prepare NAME --out DATASET (hllm data list NAME for addresses)")
+        rows = [(s.title, s.size, ", ".join(s.text_fields) or "yours", s.summary) for s in sources]
+        console.table(
+            None, ("name", "download", "text fields, in prompt order", "what"), rows, text_columns=4
+        )
+        for line in [*_addresses(sources), "", *_terms(sources), ""]:
+            console.result(line)
+        console.result("next: hllm data prepare NAME --out DATASET (hllm data list NAME for one alone)")
 
 
 @app.command()
@@ -85,8 +89,17 @@ def prepare(
     ] = None,
     delimiter: Annotated[str | None, typer.Option(help="tabular: of text files [guessed].")] = None,
     no_header: Annotated[
-        bool, typer.Option("--no-header", help="tabular: no header; columns are called 1, 2, ...")
+        bool, typer.Option("--no-header", help="tabular: interactions have no header; columns are 1, 2, ...")
     ] = False,
+    no_items_header: Annotated[
+        bool, typer.Option("--no-items-header", help="tabular: the same of the items.")
+    ] = False,
+    items_id_col: Annotated[
+        str | None, typer.Option(help="tabular: column of the id in the items [--item-col, or item_id].")
+    ] = None,
+    users_id_col: Annotated[
+        str | None, typer.Option(help="tabular: column of the id in the users [--user-col, or user_id].")
+    ] = None,
     encoding: Annotated[str | None, typer.Option(help="Of text files, if not as published.")] = None,
     natural_titles: Annotated[
         bool, typer.Option("--natural-titles", help="`Title, The (1995)` becomes `The Title (1995)`.")
@@ -114,7 +127,8 @@ def prepare(
     ties: Annotated[str | None, typer.Option(help="Order of equal times: file or shuffle [file].")] = None,
     seed: Annotated[int | None, typer.Option(help="Of splits and shuffled ties [0].")] = None,
     max_len: Annotated[
-        int | None, typer.Option(help="Window to train with, noted in dataset.json; drops nothing.")
+        str | None,
+        typer.Option(help="Window to train with (a number or all), noted in dataset.json; drops nothing."),
     ] = None,
     option: Annotated[
         list[str] | None, typer.Option("--option", help="KEY=VALUE for the reader of this source.")
@@ -124,18 +138,21 @@ def prepare(
     from hllm.data.prepare import prepare as prepare_dataset
 
     given = dict(locals())
-    for key in ("name", "out", "source_dir", "no_header", "option", "prepare_dataset"):
+    for key in ("name", "out", "source_dir", "no_header", "no_items_header", "option", "prepare_dataset"):
         del given[key]
     given["filter"] = given.pop("filter_rule")
     given["natural_titles"] = natural_titles or None
     given["header"] = False if no_header else None
+    given["items_header"] = False if no_items_header else None
     given["ratio"] = _numbers("ratio", ratio)
     given["cutoffs"] = _cutoffs(cutoffs)
+    given["max_len"] = _whole(max_len)
     given |= _assignments(option or [])
     dataset = prepare_dataset(name, source_dir, out, **given)
     for line in summary(dataset):
         console.result(line)
-    console.result(f"next: hllm embed {out}")
+    textless = dataset.meta["counts"]["items_without_text"] == dataset.n_catalogue
+    console.result(f"next: hllm {f'train {out} --preset sasrec --out RUN' if textless else f'embed {out}'}")
 
 
 @app.command()
@@ -154,9 +171,34 @@ def describe(
         console.output().print(render(values))
 
 
+def _addresses(sources: list[Source]) -> list[str]:
+    """Where each file comes from, with its published checksum; the page, where that is by hand."""
+    lines = ["addresses, with the checksums that are published:"]
+    for source in sources:
+        for url in source.urls:
+            sums = {"sha256": source.sha256.get(url), "md5": source.md5.get(url)}
+            shown = "".join(f"  {kind} {value}" for kind, value in sums.items() if value)
+            lines.append(f"  {source.title}  {url.replace('{variant}', source.variant)}{shown}")
+        if source.files and not source.urls:
+            lines.append(f"  {source.title}  by hand, see {source.page}")
+    return lines
+
+
+def _terms(sources: list[Source]) -> list[str]:
+    """Licence, page and citation, once for all data sets that share them."""
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for source in sources:
+        groups.setdefault((source.licence, source.page, source.citation), []).append(source.title)
+    lines = ["licences and citations:"]
+    for (licence, page, citation), names in groups.items():
+        place = f" ({page})" if page else ""
+        lines += [f"  {', '.join(names)}: {licence}{place}", f"    cite: {citation}"][: 2 if citation else 1]
+    return lines
+
+
 def _public(source: Source) -> dict[str, Any]:
     """What a reader of the list wants to know of a source."""
-    hidden = ("reader", "reader_options", "fallback", "variant")
+    hidden = ("reader", "reader_options", "check", "fallback", "variant")
     values = {key: value for key, value in asdict(source).items() if key not in hidden and value}
     return values | {"name": source.title}
 
@@ -170,13 +212,24 @@ def summary(dataset: Dataset) -> list[str]:
         f"dataset {meta['name']}: {meta['n_users']:,} users, {meta['n_candidates']:,} candidate items "
         f"({meta['n_catalogue']:,} in the catalogue), {meta['n_interactions']:,} interactions",
         f"split {split}: users evaluated {evaluated}; equal times ordered by {meta['ties']}",
+        _text_line(meta),
     ]
+    if "max_len" in meta:
+        lines.append(f"trains with windows of {meta['max_len']} events unless told otherwise (--max-len)")
     shown = [f"{key.replace('_', ' ')} {n:,}" for key, n in meta["counts"].items() if n]
     if shown:
         lines.append(f"counted: {', '.join(shown)}")
     lines += [f"note: {note}" for note in meta["notes"]]
     lines.append(f"fingerprint {dataset.fingerprint}")
     return [*lines, f"written to {dataset.path}"]
+
+
+def _text_line(meta: dict[str, Any]) -> str:
+    """What an item LLM will read, and what can be done where that is nothing."""
+    without, all_items = meta["counts"]["items_without_text"], meta["n_catalogue"]
+    if without == all_items:
+        return "text: none, so nothing to embed (--items FILE --text-cols A,B gives items their texts)"
+    return f"text, in prompt order: {', '.join(meta['text_fields'])}; {without:,} items without any"
 
 
 def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
@@ -186,6 +239,11 @@ def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
         return tuple(float(part) for part in text.split(","))
     except ValueError as err:
         raise ConfigError(f"--{name} {text!r}: give numbers such as 0.8,0.1,0.1") from err
+
+
+def _whole(text: str | None) -> int | str | None:
+    """A whole number where the text is one; else the text, for others to judge."""
+    return int(text) if text and text.removeprefix("-").isdecimal() else text
 
 
 def _cutoffs(text: str | None) -> tuple[int | float | str, ...] | None:

@@ -22,11 +22,15 @@ def demo(
     from hllm.cli.train import train_one
     from hllm.config import load_config
     from hllm.data.prepare import load_dataset
+    from hllm.hardware import pick_device
     from hllm.items.embed import embed
     from hllm.pipeline import Recommender
     from hllm.progress import duration
 
     start = time.monotonic()
+    pick_device(device)  # mistakes are answered before the long work
+    overwrite = _is_other_run(out)
+    config = load_config("demo", overrides={"item_llm": item_llm, "seed": seed})
     console.note("1/5 fetch and prepare MovieLens-100K")
     data = load_dataset("ml-100k")
     console.note(f"{data!r} in {data.path}")
@@ -36,8 +40,7 @@ def demo(
         f"{made.stats['encoded']:,} texts encoded, {made.stats['reused']:,} reused; source {made.spec['source']}"
     )
     console.note("3/5 train and evaluate")
-    config = load_config("demo", overrides={"item_llm": item_llm, "seed": seed})
-    metrics = train_one(data, config, out, device=device, overwrite=_is_other_run(out))
+    metrics = train_one(data, config, out, device=device, overwrite=overwrite)
     console.note("4/5 recommend for three users")
     recommender = Recommender.from_pretrained(out, device)
     _show(recommender, recommender.recommend(users=data.user_ids[:3], k=5))

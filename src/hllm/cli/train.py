@@ -34,9 +34,11 @@ def train(
 
     The same command goes on after an interruption; a finished run is only shown again.
     """
+    from hllm import hardware
     from hllm.config import load_config, parse_assignments
     from hllm.data.dataset import Dataset
 
+    hardware.pick_device(device)  # a wrong one fails before anything is said or written
     data = Dataset.load(dataset)
     chosen = load_config(preset, config, _with_dataset_default(data, preset, config, parse_assignments(set_)))
     folder = out or Path("runs") / f"{dataset.resolve().name}-{chosen.preset}"
@@ -50,14 +52,20 @@ def train_one(
     data: Dataset, config: Config, folder: Path, *, device: str, resume: bool = False, overwrite: bool = False
 ) -> dict[str, Any]:
     """Train, or continue, or just show, one run; returns its metrics document."""
+    from hllm.hardware import pick_device
+    from hllm.items.request import describe_spec
     from hllm.pipeline import Recommender
-    from hllm.train.run import check_identity, finished_identity, identity_of, run_state
+    from hllm.train.run import check_identity, identity_of, run_state, saved_identity
     from hllm.train.trainer import Stopped
 
-    state = "new" if overwrite and folder.exists() and run_state(folder) else run_state(folder)
+    pick_device(device)  # a mistake is answered before anything is told or done
+    state = "new" if run_state(folder) != "new" and overwrite else run_state(folder)
     embeddings = _embeddings(data, config)
+    if state != "new" and (saved := saved_identity(folder)) is not None:
+        check_identity(folder, saved, identity_of(data, config, embeddings))
+    if embeddings is not None:
+        console.note(f"item embeddings: {describe_spec(embeddings.spec)} (store {embeddings.spec['key']})")
     if state == "finished":
-        check_identity(folder, finished_identity(folder), identity_of(data, config, embeddings))
         console.note(f"{folder} holds this run, finished; --overwrite trains it again")
         recommender = Recommender.from_pretrained(folder, device)
         return finish_run(recommender, folder)
@@ -133,15 +141,12 @@ def _train_seeds(data: Dataset, config: Config, folder: Path, seeds: int, **opti
 
 
 def _embeddings(data: Dataset, config: Config) -> Any:
-    """The embeddings to train on, which must be there already; says which they are."""
+    """The embeddings to train on, which must be there already."""
     if config.item_llm is None:
         return None
     from hllm.items.embed import load_embeddings
-    from hllm.items.request import describe_spec
 
-    found = load_embeddings(data, config.item_llm, config.pooling, config.prompt, config.text_fields)
-    console.note(f"item embeddings: {describe_spec(found.spec)} (store {found.spec['key']})")
-    return found
+    return load_embeddings(data, config.item_llm, config.pooling, config.prompt, config.text_fields)
 
 
 def _with_dataset_default(

@@ -17,7 +17,7 @@ from hllm.data.events import duplicate_events, owners, repeated_events, tied_eve
 from hllm.data.filters import Filters, apply_filters
 from hllm.data.folder import FORMAT, VERSION
 from hllm.data.schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, Tables
-from hllm.data.splits import Packed, Split, SplitOptions, history_order, make_split
+from hllm.data.splits import TIES, Packed, Split, SplitOptions, history_order, make_split
 from hllm.data.vocab import compress, encode, item_vocabulary
 from hllm.errors import ConfigError, unknown
 
@@ -58,7 +58,7 @@ def build(tables: Tables, name: str, options: DatasetOptions) -> Built:
     Raises ConfigError for unknown or contradictory options and DataError for data that cannot
     be used under them, for example a filter that leaves nothing.
     """
-    filters, split_options, ties = _read_options(options)
+    filters, split_options, ties = check_options(options)
     counts = {**tables.counts, "rows": tables.interactions.height}
     events, user_codes, item_codes, user_ids, item_ids = _filtered(tables.interactions, filters, counts)
     times = events[TIMESTAMP].to_numpy()
@@ -109,7 +109,12 @@ def build(tables: Tables, name: str, options: DatasetOptions) -> Built:
     return Built(meta, arrays, frames)
 
 
-def _read_options(options: DatasetOptions) -> tuple[Filters, SplitOptions, str]:
+def check_options(options: DatasetOptions) -> tuple[Filters, SplitOptions, str]:
+    """The options as filters, split and tie rule, with the defaults of those not given.
+
+    Needs no data: call it before long work. Raises ConfigError for an unknown option, a value
+    that cannot be, or options that contradict each other.
+    """
     for key in options:
         if key not in DatasetOptions.__annotations__:
             raise ConfigError(unknown("dataset option", key, DatasetOptions.__annotations__))
@@ -117,7 +122,10 @@ def _read_options(options: DatasetOptions) -> tuple[Filters, SplitOptions, str]:
     filters = Filters(**{k: v for k, v in given.items() if k.startswith("min_")})
     names = ("seed", "ratio", "targets", "cutoffs", "cold_share")
     split = SplitOptions(given.get("split", "leave-one-out"), **{k: given[k] for k in names if k in given})
-    return filters, split, given.get("ties", "file")
+    ties = given.get("ties", TIES[0])
+    if ties not in TIES:
+        raise ConfigError(unknown("ties", ties, TIES))
+    return filters, split, ties
 
 
 def _filtered(

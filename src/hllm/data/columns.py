@@ -7,7 +7,7 @@ Nothing is rounded: a float that no longer tells two integers apart is refused (
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from hllm.errors import ConfigError, DataError
 
@@ -16,12 +16,18 @@ if TYPE_CHECKING:
 
 # Whole floats beyond these magnitudes may already stand for a neighbouring integer.
 FLOAT_LIMITS = {"Float16": 2**11, "Float32": 2**24, "Float64": 2**53}
-SUBSECONDS = "times are kept as exact integers: multiply by 1000 and pass time_unit='ms'"
+SUBSECONDS = "times are kept as exact integers: multiply by 1000 and pass time_unit='ms' (--time-unit ms)"
+CANONICAL = ("user_id", "item_id", "timestamp", "rating")
 
 
 def first_true(mask: pl.Series) -> int:
     """Row of the first true value."""
     return int(mask.fill_null(False).arg_max() or 0)
+
+
+def _named(values: pl.Series) -> str:
+    """How a message speaks of a column's value: by the user's name of it, whatever that is."""
+    return values.name if values.name in CANONICAL else f"column {values.name!r}: value"
 
 
 def _no_nulls(values: pl.Series, table: str) -> None:
@@ -42,11 +48,11 @@ def _whole(values: pl.Series, advice: str) -> pl.Series:
     inexact = (values != values.floor()) | ~values.is_finite()
     if inexact.any():
         row = first_true(inexact)
-        raise DataError(f"{values.name} {values[row]!r} in row {row} is not a whole number; {advice}")
+        raise DataError(f"{_named(values)} {values[row]!r} in row {row} is not a whole number; {advice}")
     if limit is not None and (values.abs() > limit).any():
         row = first_true(values.abs() > limit)
         raise DataError(
-            f"{values.name} {values[row]:.0f} in row {row} is a {values.dtype} above {limit:,}, "
+            f"{_named(values)} {values[row]:.0f} in row {row} is a {values.dtype} above {limit:,}, "
             "where that type no longer tells two integers apart; read the column as int64"
         )
     return values.cast(pl.Int64)
@@ -77,7 +83,7 @@ def _int64(values: pl.Series) -> pl.Series:
     numbers = values.cast(pl.Int64, strict=False)
     if numbers.null_count():
         row = first_true(numbers.is_null())
-        raise DataError(f"{values.name} {values[row]} in row {row} does not fit in int64; use strings")
+        raise DataError(f"{_named(values)} {values[row]} in row {row} does not fit in int64; use strings")
     return numbers
 
 
@@ -92,9 +98,9 @@ def canonical_times(values: pl.Series, unit: str | None) -> tuple[pl.Series, str
     if kind == pl.String:
         return _text_times(values, unit)
     if isinstance(kind, pl.Datetime):
-        return values.cast(pl.Int64), _own_unit(kind.time_unit, unit)
+        return values.cast(pl.Int64), _own_unit(values, kind.time_unit, unit)
     if kind == pl.Date:
-        return values.cast(pl.Datetime("us")).dt.epoch("s").cast(pl.Int64), _own_unit("s", unit)
+        return values.cast(pl.Datetime("us")).dt.epoch("s").cast(pl.Int64), _own_unit(values, "s", unit)
     if kind.is_integer():
         return _int64(values), unit
     if kind.is_float() or kind.is_decimal():
@@ -102,10 +108,10 @@ def canonical_times(values: pl.Series, unit: str | None) -> tuple[pl.Series, str
     raise DataError(f"column {values.name!r} has type {kind}; times are integers or datetimes")
 
 
-def _own_unit(own: str, asked: str | None) -> str:
+def _own_unit(values: pl.Series, own: str, asked: str | None) -> str:
     if asked not in (None, own):
         raise ConfigError(
-            f"time_unit={asked} contradicts the timestamp column, which holds dates in {own}; "
+            f"time_unit={asked} contradicts the column {values.name!r}, which holds dates in {own}; "
             "leave time_unit out"
         )
     return own
@@ -125,22 +131,27 @@ def _text_times(values: pl.Series, unit: str | None) -> tuple[pl.Series, str | N
         return _whole(floats, SUBSECONDS), unit
     moments = _iso_moments(text)
     if not moments.null_count():
-        return moments.cast(pl.Int64), _own_unit("us", unit)
+        return moments.cast(pl.Int64), _own_unit(values, moments.dtype.time_unit, unit)  # type: ignore[attr-defined]
     # Name the value that departs from the others: the odd date among numbers, or the reverse.
     culprit = moments.is_null() if bad[0] and moments[0] is not None else bad & floats.is_null()
     row = first_true(culprit)
     raise DataError(
-        f"{values.name} {values[row]!r} in row {row} is not a time; "
-        "times are integers (seconds, ms, us or ns) or ISO dates such as 2024-05-31 18:00:00"
+        f"{_named(values)} {values[row]!r} in row {row} is not a time; "
+        "times are integers (seconds, ms, us or ns) or dates, year first, such as 2024-05-31 18:00:00"
     )
 
 
 def _iso_moments(text: pl.Series) -> pl.Series:
-    """UTC dates and times as datetimes; null where the text is neither."""
+    """UTC dates and times as datetimes; null where the text is neither.
+
+    The year comes first: in 03/04/2024 nobody can tell the day from the month.
+    """
     import polars as pl
 
+    unit: Literal["ns", "us"] = "ns" if text.str.contains(r"\.\d{7}").any() else "us"
+    text = text.set(~text.str.contains(r"^\d{4}[-/.]\d"), None)
     try:
-        return text.str.replace(r"(Z|[+-]00:?00)$", "").str.to_datetime(strict=False, time_unit="us")
+        return text.str.replace(r"(Z|[+-]00:?00)$", "").str.to_datetime(strict=False, time_unit=unit)
     except pl.exceptions.ComputeError:  # not one value looks like a date
         return pl.Series(text.name, [None] * len(text), dtype=pl.Datetime("us"))
 
@@ -152,5 +163,5 @@ def canonical_ratings(values: pl.Series) -> pl.Series:
     bad = numbers.is_null() & values.is_not_null()
     if bad.any():
         row = first_true(bad)
-        raise DataError(f"{values.name} {values[row]!r} in row {row} is not a number")
+        raise DataError(f"{_named(values)} {values[row]!r} in row {row} is not a number")
     return numbers.fill_nan(None)

@@ -33,7 +33,9 @@ class Filters:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{name}={value!r}: must be a whole number of at least 1")
-        if self.min_rating is not None and not np.isfinite(self.min_rating):
+        rating = self.min_rating
+        number = isinstance(rating, int | float | np.number) and not isinstance(rating, bool)
+        if rating is not None and not (number and np.isfinite(rating)):
             raise ConfigError(f"min_rating={self.min_rating!r}: must be a number")
 
     @property
@@ -71,7 +73,10 @@ def apply_filters(users: np.ndarray, items: np.ndarray, rating: np.ndarray | Non
     counts: dict[str, int] = {}
     if filters.min_rating is not None:
         if rating is None:
-            raise DataError(f"min_rating={filters.min_rating} needs interactions with a rating column")
+            raise DataError(
+                f"min_rating={filters.min_rating} needs interactions with a rating column; if it has another "
+                "name pass columns={'rating': NAME} (--rating-col NAME)"
+            )
         rows = np.asarray(rating >= filters.min_rating)
         counts["below_min_rating"] = _removed("min_rating", filters.min_rating, len(rows), int(rows.sum()))
     if max(filters.user_events, filters.item_events) > 1:

@@ -7,6 +7,8 @@ All files are built in a temporary folder beside the target and then moved into 
 from __future__ import annotations
 
 import os
+import platform
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -127,7 +129,9 @@ def copy_dataset(source: Path | str, target: Path | str) -> None:
 @contextmanager
 def _temporary_sibling(target: Path) -> Iterator[Path]:
     """An empty folder on the same disk as `target`, removed at the end."""
-    temporary = target.absolute().with_name(f".{target.absolute().name}.{os.getpid()}.tmp")
+    target = target.absolute()
+    _sweep(target)
+    temporary = target.with_name(f".{target.name}.{_host()}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
@@ -137,6 +141,36 @@ def _temporary_sibling(target: Path) -> Iterator[Path]:
         yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what killed processes of this machine left beside `target`.
+
+    Another machine's processes cannot be asked whether they live, so theirs stay.
+    """
+    mine = re.compile(rf"\.{re.escape(target.name)}\.{re.escape(_host())}\.(\d+)\.tmp")
+    if not target.parent.is_dir():
+        return
+    for entry in target.parent.iterdir():
+        match = mine.fullmatch(entry.name)
+        if match and not _is_alive(int(match[1])):
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _host() -> str:
+    return re.sub(r"\W", "-", platform.node()) or "here"
+
+
+def _is_alive(process: int) -> bool:
+    if os.name == "nt":  # there `os.kill` ends a process instead of asking after it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def _install(temporary: Path, target: Path) -> None:

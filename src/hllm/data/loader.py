@@ -16,25 +16,12 @@ import torch
 from torch import Tensor
 
 from hllm.data.schema import UNITS_PER_SECOND
+from hllm.data.windows import Windows as Windows
+from hllm.data.windows import every_target, joined, pieces
 from hllm.packing import Batch, offsets_of, positions_in_segment, segment_ids
 
 if TYPE_CHECKING:
     from hllm.data.dataset import Dataset, Histories
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Contiguous pieces of a packed array: `flat[starts[i] : starts[i] + lengths[i]]` of `users[i]`."""
-
-    users: np.ndarray  # int64 (W,)
-    starts: np.ndarray  # int64 (W,)
-    lengths: np.ndarray  # int64 (W,)
-
-    def __len__(self) -> int:
-        return len(self.users)
-
-    def take(self, index: np.ndarray | slice) -> Windows:
-        return Windows(self.users[index], self.starts[index], self.lengths[index])
 
 
 def random_windows(histories: Histories, max_len: int | None, seed: int, epoch: int) -> Windows:
@@ -77,8 +64,12 @@ class TrainLoader:
         batch_tokens: int,
         seed: int,
         device: torch.device | str = "cpu",
+        windows: str = "random",
+        passes: int = 1,
     ) -> None:
+        self.passes = passes
         self.histories = histories
+        self.windows = {"random": random_windows, "pieces": pieces, "every": every_target}[windows]
         self.max_len = max_len
         self.batch_tokens = batch_tokens
         self.seed = seed
@@ -93,7 +84,11 @@ class TrainLoader:
 
     def plan(self, epoch: int) -> tuple[Windows, list[slice]]:
         """The epoch's windows and how they fall into batches."""
-        windows = random_windows(self.histories, self.max_len, self.seed, epoch)
+        parts = [
+            self.windows(self.histories, self.max_len, self.seed, epoch * self.passes + p)
+            for p in range(self.passes)
+        ]
+        windows = parts[0] if len(parts) == 1 else joined(parts)
         return windows, budget_slices(windows.lengths - 1, self.batch_tokens)
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:

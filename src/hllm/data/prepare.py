@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hllm import artifacts
-from hllm.data.build import DatasetOptions
+from hllm.data.build import DatasetOptions, check_options
 from hllm.data.dataset import Dataset
 from hllm.data.folder import check_target, is_dataset
 from hllm.data.sources import get_source, list_sources
@@ -25,7 +25,7 @@ def prepare(
     source_dir: Path | str | None = None,
     out: Path | str | None = None,
     *,
-    max_len: int | None = None,
+    max_len: int | str | None = None,
     **options: Any,
 ) -> Dataset:
     """Prepare data set `name` from its raw files and write it to `out` (None: only in memory).
@@ -33,25 +33,30 @@ def prepare(
     `source_dir` None fetches the files into the cache first. `options` are those of
     `Dataset.from_tables` (min_interactions, split, seed, ties, ...) and of the reader
     (natural_titles, encoding; for "tabular" interactions, items, user_col, ...); None stands for
-    the default. `max_len` is written into `dataset.json` as the window to train with; it drops no
-    event. What the reader has to say, such as a guessed time unit, is in `meta["notes"]`.
+    the default. `max_len` (a number or "all"; by default that of the published results, where there
+    are any) is written into `dataset.json` as the window to train with; it drops no event.
+    What the reader has to say, such as a guessed time unit, is in `meta["notes"]`.
 
     Raises ConfigError for an unknown name or option, DataError for files that cannot be used,
     FetchError for files that cannot be had, ArtifactError for an `out` that holds something else.
-    Nothing that looks finished is left by a failure.
+    Nothing that looks finished is left by a failure, and options are checked before any file is
+    fetched or read.
     """
     source = get_source(name)
     chosen = {key: value for key, value in options.items() if value is not None}
     for_reader, for_dataset = _sort_options(source, chosen)
-    if max_len is not None and max_len < 1:
-        raise ConfigError(f"max_len={max_len}: must be at least 1")
+    window = source.max_len if max_len is None else _checked_max_len(max_len)
+    check_options(for_dataset)
+    if source.check:
+        _function(source.check)(**for_reader)
     if out is not None:
         check_target(out)
     tables = _read(source, source_dir, for_reader)
-    title = source.name if source.urls or out is None else Path(out).absolute().name
+    # Formats (tabular, recbole) name no files of their own: there the folder names the dataset.
+    title = source.name if source.files or out is None else Path(out).absolute().name
     dataset = Dataset.from_source_tables(tables, name=title, **for_dataset)
-    if max_len is not None:
-        dataset.meta["max_len"] = max_len
+    if window is not None:
+        dataset.meta["max_len"] = window
     return dataset if out is None else dataset.save(out)
 
 
@@ -99,8 +104,19 @@ def _read(source: Source, source_dir: Path | str | None, options: dict[str, Any]
 
 
 def _reader(source: Source) -> Any:
-    module, function = source.reader.split(":")
+    return _function(source.reader)
+
+
+def _function(name: str) -> Any:
+    """The function behind "module:function"."""
+    module, function = name.split(":")
     return getattr(importlib.import_module(module), function)
+
+
+def _checked_max_len(value: int | str) -> int | str:
+    if value == "all" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ConfigError(f"max_len={value!r}: must be a whole number of at least 1, or 'all'")
 
 
 def _sort_options(source: Source, options: dict[str, Any]) -> tuple[dict[str, Any], DatasetOptions]:
@@ -111,7 +127,10 @@ def _sort_options(source: Source, options: dict[str, Any]) -> tuple[dict[str, An
             continue
         others = [s.title for s in list_sources() if key in reader_options(s)]
         if others:
-            raise ConfigError(f"option {key} does not belong to {source.name}; it is for {', '.join(others)}")
+            hint = "; the k-core of any data set is --min-interactions 5" if key == "filter" else ""
+            raise ConfigError(
+                f"option {key} does not belong to {source.name}; it is for {', '.join(others)}{hint}"
+            )
         raise ConfigError(unknown("option", key, [*general, *own]))
     for_dataset: DatasetOptions = {k: v for k, v in options.items() if k in general}  # type: ignore[assignment]
     return {k: v for k, v in options.items() if k in own}, for_dataset

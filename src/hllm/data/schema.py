@@ -72,10 +72,13 @@ def to_tables(
     text_fields: Sequence[str] | None = None,
     time_unit: str | None = None,
     text_ids: bool = False,
+    item_key: str | None = None,
+    user_key: str | None = None,
 ) -> Tables:
     """Turn tables of any kind into canonical ones whose identifiers agree with each other.
 
-    `columns` maps canonical names to the user's (`{"user_id": "userId"}`). `text_fields`
+    `columns` maps canonical names to the user's (`{"user_id": "userId"}`); `item_key` and
+    `user_key` name the identifiers in `items` and `users` where these differ. `text_fields`
     defaults to every text column of `items`. `time_unit` defaults to the unit of datetime
     columns, else to a guess from the magnitude, which goes into the notes. `text_ids=True` is
     for tables read from text files: an identifier becomes Int64 only where every value of it,
@@ -86,13 +89,17 @@ def to_tables(
     """
     check_unit(time_unit)
     events, unit = _interactions(to_polars(interactions), columns, time_unit)
-    catalogue = None if items is None else canonical(items, "items", columns=columns)
-    people = None if users is None else canonical(users, "users", columns=columns)
+    keys = {"items": item_key, "users": user_key}
+    own = {
+        name: dict(columns or {}) | ({REQUIRED[name][0]: key} if key else {}) for name, key in keys.items()
+    }
+    catalogue = None if items is None else canonical(items, "items", columns=own["items"])
+    people = None if users is None else canonical(users, "users", columns=own["users"])
     result = Tables(events, catalogue, people)
     if text_ids:
         _type_text_ids(result)
-    _reconcile(result, "items", ITEM_ID)
-    _reconcile(result, "users", USER_ID)
+    for name, key in (("items", ITEM_ID), ("users", USER_ID)):
+        _reconcile(result, name, key, (columns or {}).get(key, key))
     for name, key in (("items", ITEM_ID), ("users", USER_ID)):
         frame = getattr(result, name)
         if frame is not None:
@@ -101,7 +108,8 @@ def to_tables(
                 result.counts[f"duplicate_{name}"] = frame.height - unique.height
             setattr(result, name, unique)
     if result.items is not None:
-        result.items, result.text_fields = _text_columns(result.items, text_fields)
+        key = own["items"].get(ITEM_ID, ITEM_ID)
+        result.items, result.text_fields = _text_columns(result.items, text_fields, key)
     elif text_fields:
         raise DataError(f"text fields {list(text_fields)} need an items table; pass one with these columns")
     result.time_unit = unit or guess_time_unit(events[TIMESTAMP], result.notes)
@@ -122,9 +130,8 @@ def canonical(
     if table == "interactions":
         return _interactions(data, columns, None)[0]
     (key,) = REQUIRED[table]
-    data = _rename(data, table, columns, {key})
-    data = data.with_columns(canonical_ids(data[key], table))
-    return data.select(key, *(c for c in data.columns if c != key))
+    own = _find(data, table, columns, (key,))[key]
+    return data.select(canonical_ids(data[own], table).rename(key), *(data.drop(own, key, strict=False)))
 
 
 def to_polars(frame: Any) -> pl.DataFrame:
@@ -205,38 +212,39 @@ def _from_pandas(frame: Any) -> pl.DataFrame:
     return pl.DataFrame(data)
 
 
-def _rename(
-    frame: pl.DataFrame, table: str, columns: Mapping[str, str] | None, wanted: set[str]
-) -> pl.DataFrame:
-    """Give the user's columns their canonical names; DataError for those that are missing."""
+def _find(
+    frame: pl.DataFrame, table: str, columns: Mapping[str, str] | None, wanted: Sequence[str]
+) -> dict[str, str]:
+    """The user's name of every `wanted` column that is there; DataError for those that must be."""
     known = (USER_ID, ITEM_ID, TIMESTAMP, RATING)
     mapping = dict(columns or {})
     for name in mapping:
         if name not in known:
             raise ConfigError(unknown("column", name, known))
-    chosen = {name: mapping.get(name, name) for name in known if name in wanted or name in mapping}
     # A mapping serves all tables at once: items need no user column, though it names one.
-    needed = [n for n in chosen if n in wanted and (n in REQUIRED[table] or n in mapping)]
+    chosen = {name: mapping.get(name, name) for name in wanted}
+    needed = [n for n in wanted if n in REQUIRED[table] or n in mapping]
     missing = [(n, chosen[n]) for n in needed if chosen[n] not in frame.columns]
     if missing:
         raise DataError(_missing_message(table, missing, frame.columns))
-    renames = {c: n for n, c in chosen.items() if n in wanted and c in frame.columns and c != n}
-    clash = [n for c, n in renames.items() if n in frame.columns and n not in renames]
-    return frame.drop(clash).rename(renames)
+    return {name: column for name, column in chosen.items() if column in frame.columns}
 
 
 def _missing_message(table: str, missing: list[tuple[str, str]], found: Sequence[str]) -> str:
     """The missing columns, those found, and which of them are probably meant."""
     absent = ", ".join(repr(column) for _, column in missing)
     text = f"{table} table has no column {absent}; found: {', '.join(found) or 'no columns'}"
-    guesses = {name: likely for name, column in missing if (likely := _likely(name, column, found))}
-    if guesses:
-        flags = " ".join(f"{FLAGS[name]} {column}" for name, column in guesses.items())
-        return f"{text}. Did you mean columns={guesses} ({flags})?"
-    name = missing[0][0]
-    if name == TIMESTAMP:
+    names = {name: _likely(name, column, found) for name, column in missing}
+    if list(names) == [TIMESTAMP] and names[TIMESTAMP] is None:
         return f"{text}. Rows that are already in order can use their row number as {TIMESTAMP}"
-    return f"{text}. Pass columns={{{name!r}: NAME}} or {FLAGS[name]} NAME"
+    flags = " ".join(f"{FLAGS[name]} {column or 'NAME'}" for name, column in names.items())
+    pairs = ", ".join(
+        f"{name!r}: {column!r}" if column else f"{name!r}: NAME" for name, column in names.items()
+    )
+    both = f"columns={{{pairs}}} ({flags})"
+    return (
+        f"{text}. Did you mean {both}?" if all(names.values()) else f"{text}. Say which is which with {both}"
+    )
 
 
 def _likely(name: str, column: str, found: Sequence[str]) -> str | None:
@@ -252,30 +260,36 @@ def _likely(name: str, column: str, found: Sequence[str]) -> str | None:
 def _interactions(
     frame: pl.DataFrame, columns: Mapping[str, str] | None, unit: str | None
 ) -> tuple[pl.DataFrame, str | None]:
-    frame = _rename(frame, "interactions", columns, {USER_ID, ITEM_ID, TIMESTAMP, RATING})
+    names = _find(frame, "interactions", columns, (USER_ID, ITEM_ID, TIMESTAMP, RATING))
     if frame.height == 0:
         raise DataError("interactions table has no rows")
-    times, unit = canonical_times(frame[TIMESTAMP], unit)
-    out = [*(canonical_ids(frame[key], "interactions") for key in (USER_ID, ITEM_ID)), times]
-    if RATING in frame.columns:
-        out.append(canonical_ratings(frame[RATING]))
+    times, unit = canonical_times(frame[names[TIMESTAMP]], unit)
+    out = [canonical_ids(frame[names[key]], "interactions").rename(key) for key in (USER_ID, ITEM_ID)]
+    out.append(times.rename(TIMESTAMP))
+    if RATING in names:
+        out.append(canonical_ratings(frame[names[RATING]]).rename(RATING))
     return frame.select(out), unit
 
 
-def _text_columns(items: pl.DataFrame, text_fields: Sequence[str] | None) -> tuple[pl.DataFrame, list[str]]:
-    """Items with their text columns as String; lists of strings are joined by ", "."""
+def _text_columns(
+    items: pl.DataFrame, text_fields: Sequence[str] | None, key: str
+) -> tuple[pl.DataFrame, list[str]]:
+    """Items with their text columns as String; lists of strings are joined by ", ".
+
+    `key` is the user's name of the identifier, for the message about a column that is not there.
+    """
     import polars as pl
 
     lists = [c for c, t in items.schema.items() if isinstance(t, pl.List | pl.Array) and t.inner == pl.String]
     items = items.with_columns(pl.col(c).cast(pl.List(pl.String)).list.join(", ") for c in lists)
     if text_fields is None:
         return items, [c for c, t in items.schema.items() if t == pl.String and c != ITEM_ID]
-    fields = list(dict.fromkeys(text_fields))
+    fields = list(dict.fromkeys(ITEM_ID if name == key else name for name in text_fields))
     for name in fields:
         if name not in items.columns:
+            found = [key if c == ITEM_ID else c for c in items.columns]
             raise DataError(
-                f"items table has no text column {name!r}{nearest(name, items.columns)}; "
-                f"found: {', '.join(items.columns)}"
+                f"items table has no text column {name!r}{nearest(name, found)}; found: {', '.join(found)}"
             )
     return items.with_columns(pl.col(c).cast(pl.String) for c in fields if c != ITEM_ID), fields
 
@@ -301,8 +315,11 @@ def _type_text_ids(tables: Tables) -> None:
                 setattr(tables, n, getattr(tables, n).with_columns(pl.col(key).cast(pl.String)))
 
 
-def _reconcile(tables: Tables, name: str, key: str) -> None:
-    """Give `key` of the `name` table the type it has in the interactions (case D12)."""
+def _reconcile(tables: Tables, name: str, key: str, label: str) -> None:
+    """Give `key` of the `name` table the type it has in the interactions (case D12).
+
+    `label` is the user's name of the column.
+    """
     import polars as pl
 
     frame: pl.DataFrame | None = getattr(tables, name)
@@ -314,14 +331,14 @@ def _reconcile(tables: Tables, name: str, key: str) -> None:
         if not is_integer_text(text):
             bad = _odd_id(text)
             raise DataError(
-                f"{key} is {_type_name(ours)} in the interactions but {_type_name(theirs)} in "
+                f"{label} is {_type_name(ours)} in the interactions but {_type_name(theirs)} in "
                 f"the {name} table, and {bad!r} is not written as an integer; convert one"
             )
         theirs = theirs.cast(ours.dtype)
         frame = frame.with_columns(theirs)
     if frame.height and not ours.is_in(theirs.implode()).any():
         raise DataError(
-            f"no {key} of the interactions occurs in the {name} table "
+            f"no {label} of the interactions occurs in the {name} table "
             f"({_sample(ours)} against {_sample(theirs)}); both must use the same identifiers"
         )
     setattr(tables, name, frame)

@@ -11,6 +11,7 @@ before p. `counts` says who could not be asked, and why.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 from hllm.data.events import owners
 from hllm.errors import ConfigError, DataError, unknown
 
+TIES = ("file", "shuffle")
 MIN_EVENTS = 3  # leave-one-out: one event to learn from, one to validate, one to test
 
 
@@ -45,7 +47,7 @@ class SplitOptions:
     cold_share: float | None = None
 
     def __post_init__(self) -> None:
-        if self.name not in SPLITS:
+        if not isinstance(self.name, str) or self.name not in SPLITS:
             raise ConfigError(unknown("split", self.name, SPLITS))
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed={self.seed!r}: must be a whole number from 0 to {2**32 - 1}")
@@ -58,10 +60,9 @@ class SplitOptions:
         _check_ratio(self.ratio)
         if self.targets not in (None, "last", "all"):
             raise ConfigError(unknown("targets", self.targets, ("last", "all")))
-        if self.cutoffs is not None and len(self.cutoffs) != 2:
-            raise ConfigError(f"cutoffs={self.cutoffs}: give two, for validation and for test")
-        if self.cold_share is not None and not 0 < self.cold_share < 1:
-            raise ConfigError(f"cold_share={self.cold_share}: must lie between 0 and 1")
+        _check_cutoffs(self.cutoffs)
+        if self.cold_share is not None and not (_is_number(self.cold_share) and 0 < self.cold_share < 1):
+            raise ConfigError(f"cold_share={self.cold_share!r}: must lie between 0 and 1")
 
     def as_dict(self) -> dict[str, Any]:
         """The options that matter to this split, defaults filled in, for `dataset.json`."""
@@ -208,17 +209,52 @@ def history_order(
     if ties == "file":
         return np.lexsort((times, users))
     if ties != "shuffle":
-        raise ConfigError(unknown("ties", ties, ("file", "shuffle")))
+        raise ConfigError(unknown("ties", ties, TIES))
     order = np.lexsort((items, times, users))
     key = np.random.RandomState(seed).permutation(len(users))
     return order[np.lexsort((key, times[order], users[order]))]
 
 
-def _check_ratio(ratio: tuple[float, ...] | None) -> None:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and bool(value == value)
+
+
+def _check_ratio(ratio: Any) -> None:
     if ratio is None:
         return
-    if len(ratio) != 3 or min(ratio) < 0 or ratio[0] == 0 or abs(sum(ratio) - 1) > 1e-6:
-        raise ConfigError(f"ratio={ratio}: give three shares that sum to 1, for example 0.8, 0.1, 0.1")
+    numbers = isinstance(ratio, tuple) and len(ratio) == 3 and all(map(_is_number, ratio))
+    if not numbers or min(ratio) < 0 or ratio[0] == 0 or abs(sum(ratio) - 1) > 1e-6:
+        raise ConfigError(f"ratio={ratio!r}: give three shares that sum to 1, for example 0.8, 0.1, 0.1")
+
+
+def _check_cutoffs(cutoffs: Any) -> None:
+    """What can be said of cut-offs without the data: their number, their kinds, and their order."""
+    if cutoffs is None:
+        return
+    if not isinstance(cutoffs, tuple) or len(cutoffs) != 2:
+        raise ConfigError(f"cutoffs={cutoffs!r}: give two, for validation and for test")
+    values = [_moment(v) if isinstance(v, str) else v for v in cutoffs]
+    for value in values:
+        whole = _is_number(value) and abs(value) < 2**63 and value == int(value)
+        if not whole and not _is_share(value):
+            raise ConfigError(f"cutoff {value!r}: give a whole time, an ISO date, or a share between 0 and 1")
+    kinds = {(isinstance(v, str), _is_share(v)) for v in cutoffs}
+    if len(kinds) == 1 and values[0] >= values[1]:
+        raise ConfigError(f"cutoffs={cutoffs}: the validation cut-off must come before the test cut-off")
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, float) and 0 < value < 1
+
+
+def _moment(text: str, unit: str = "us") -> int:
+    """An ISO date as a time in `unit`."""
+    try:
+        if not re.match(r"\d{4}-\d\d", text):  # numpy also takes "now" and "NaT"
+            raise ValueError(text)
+        return int(np.array(text, dtype=f"datetime64[{unit}]").astype(np.int64))
+    except ValueError as err:
+        raise ConfigError(f"cutoff {text!r} is not an ISO date such as 2024-05-31") from err
 
 
 def _cutoff(value: int | float | str, data: Packed) -> int:
@@ -226,12 +262,7 @@ def _cutoff(value: int | float | str, data: Packed) -> int:
     if isinstance(value, str):
         if data.time_unit == "index":
             raise ConfigError(f"cutoff {value!r} is a date, but the times are positions; give a number")
-        try:
-            return int(np.array(value, dtype=f"datetime64[{data.time_unit}]").astype(np.int64))
-        except ValueError as err:
-            raise ConfigError(f"cutoff {value!r} is not an ISO date such as 2024-05-31") from err
-    if isinstance(value, float) and 0 < value < 1:
+        return _moment(value, data.time_unit)
+    if _is_share(value):
         return int(np.sort(data.times)[max(0, int(np.ceil(value * len(data.times))) - 1)])
-    if value != int(value):
-        raise ConfigError(f"cutoff {value!r}: give a whole time, an ISO date, or a share between 0 and 1")
     return int(value)

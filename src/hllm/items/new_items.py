@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hllm import hardware
-from hllm.errors import ConfigError, DataError
+from hllm.errors import ArtifactError, ConfigError, DataError
 from hllm.items.encode import make_encoder
 from hllm.items.request import Request
 
@@ -22,7 +22,8 @@ def encode_new_items(
     """Raw vectors float32 (m, dim) and has_text bool (m,) of the rows of `items`, under a run's `spec`.
 
     Raises ConfigError for TF-IDF, whose vectors belong to one catalogue; DataError for a missing text
-    column or vectors that are not finite; FetchError if the model is nowhere to be had.
+    column or vectors that are not finite; FetchError if the model is nowhere to be had, ArtifactError if
+    its weights are not the run's.
     """
     if spec["model"] == "tfidf":
         raise ConfigError(
@@ -47,6 +48,11 @@ def encode_new_items(
         from hllm.items.hub import find_model
 
         model = find_model(spec["model"], False, spec["source"], spec["revision"])
+        if model.weights != spec["weights"]:
+            raise ArtifactError(
+                f"{spec['model']} has other weights than when this run's items were embedded, so new vectors "
+                "would not fit; bring the old model back, or embed and train again"
+            )
     encoder = make_encoder(request, model, spec["precision"], hardware.pick_device(device))
     lengths = encoder.prepare([text for text in texts if text is not None])
     order = np.argsort(-lengths, kind="stable")

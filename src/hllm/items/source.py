@@ -18,14 +18,17 @@ TILE = 65_536
 class FrozenItemSource(nn.Module):
     """Item vectors (n, d) = adapter(whitened text embedding) + ID embedding.
 
-    An item without text gets one learned vector instead of the adapter's output. An item without
-    a training event has a zero ID vector: there is nothing to learn it from (protocol.md,
-    "Negatives"), and text alone speaks for it.
+    An item without text gets one learned vector instead of the adapter's output. Without an
+    adapter the text vectors themselves are the item vectors, nothing is learned, and an item
+    without text has the zero vector (torch-rechub's HLLM). An item without a training event has a
+    zero ID vector: there is nothing to learn it from (protocol.md, "Negatives"), and text alone
+    speaks for it.
 
     n_items       catalogue size; tokens run from 1 to n_items
     trained       bool (n_items + 1,): tokens with a training event
     text          float32 (n_items + 1, r) transformed text vectors, or None for ids alone
     has_text      bool (n_items + 1,)
+    d_model       None, and only without an adapter: r
     """
 
     trained: Tensor
@@ -37,15 +40,18 @@ class FrozenItemSource(nn.Module):
     def __init__(
         self,
         trained: Tensor,
-        d_model: int,
+        d_model: int | None,
         text: Tensor | None = None,
         has_text: Tensor | None = None,
         whitening: Whitening | None = None,
-        adapter_hidden: int = 512,
+        adapter_hidden: int | None = 512,
         id_embedding: bool = True,
     ) -> None:
         super().__init__()
         n = trained.shape[0]
+        if d_model is None:
+            assert text is not None and adapter_hidden is None and not id_embedding
+            d_model = text.shape[1]
         self.d_model = d_model
         self.register_buffer("trained", trained.clone())
         self.register_buffer("trained_tokens", torch.zeros(0, dtype=torch.long), persistent=False)
@@ -57,6 +63,7 @@ class FrozenItemSource(nn.Module):
             assert has_text is not None
             self.register_buffer("text", text)
             self.register_buffer("has_text", has_text)
+        if text is not None and adapter_hidden is not None:
             self.adapter = nn.Sequential(
                 nn.Linear(text.shape[1], adapter_hidden), nn.GELU(), nn.Linear(adapter_hidden, d_model)
             )
@@ -76,6 +83,8 @@ class FrozenItemSource(nn.Module):
         if self.adapter is not None:
             vectors = self.adapter(self.text[tokens])
             vectors = torch.where(self.has_text[tokens].unsqueeze(1), vectors, self.no_text.to(vectors.dtype))
+        elif self.id_embedding is None:
+            vectors = self.text[tokens]
         if self.id_embedding is not None:
             ids = self.id_embedding(tokens) * self.trained[tokens].unsqueeze(1)
             vectors = ids if vectors is None else vectors + ids
@@ -96,8 +105,7 @@ class FrozenItemSource(nn.Module):
         device = self.trained.device
         self.trained = torch.cat((self.trained, torch.zeros(m, dtype=torch.bool, device=device)))
         self.refresh()
-        if self.adapter is not None:
-            assert self.whitening is not None
+        if self.whitening is not None:
             new = self.whitening.transform(vectors.to(device), has_text.to(device))
             self.text = torch.cat((self.text, new))
             self.has_text = torch.cat((self.has_text, has_text.to(device)))

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from hllm.errors import DataError
+
 EPSILON = 1e-6  # relative to the largest variance: directions below it are noise, not signal
 
 
@@ -31,8 +33,14 @@ class Whitening(nn.Module):
     @classmethod
     def fit(cls, rows: Tensor, mode: str, rank: int) -> Whitening:
         """Fit on `rows` (n, d). Modes: "whiten" (mean and `rank` principal directions, unit variance),
-        "center" (mean, one common scale), "none" (raw vectors)."""
+        "center" (mean, one common scale), "none" (raw vectors). Raises DataError if there is no row."""
+        if mode != "none" and not len(rows):
+            raise DataError(
+                "no item with text has a training event, so there is nothing to centre or whiten by; "
+                "use whiten=none, or item_llm=null for ids alone"
+            )
         x = rows.double()
+        least = 1e-12 * x.square().mean()  # no variance is taken for less: equal rows differ by rounding
         d = x.shape[1]
         mean = torch.zeros(d, dtype=torch.float64) if mode == "none" else x.mean(0)
         if mode == "none":
@@ -47,8 +55,8 @@ class Whitening(nn.Module):
         r = max(1, min(rank, usable))
         # An eigenvector's sign is arbitrary; fixing it makes two fits agree.
         signs = torch.sign(directions[directions.abs().argmax(0), torch.arange(d)])
-        basis = (directions * signs)[:, :r] / (variance[:r] + EPSILON * variance[0] + 1e-300).sqrt()
-        return cls(mean, basis)
+        scale = (variance[:r] + EPSILON * variance[0]).clamp(min=least).clamp(min=1e-300).sqrt()
+        return cls(mean, (directions * signs)[:, :r] / scale)
 
     def transform(self, vectors: Tensor, has_text: Tensor) -> Tensor:
         """Transform raw vectors (n, d) to float32 (n, r); rows without text stay zero."""

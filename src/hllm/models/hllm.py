@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hllm.config import Config
+from hllm.config import Config, heads_of
 from hllm.errors import DataError
 from hllm.items.source import FrozenItemSource
 from hllm.models.attention import attention_mask
 from hllm.models.block import GatedBlock
-from hllm.models.heads import CosineScorer
+from hllm.models.heads import make_scorer
+from hllm.models.rechub import RechubUserModel
 from hllm.packing import Batch, last_positions, make_rows
 
 
@@ -29,6 +30,8 @@ class UserModel(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         d = config.d_model
+        assert d is not None  # without an adapter vectors are not of this model's making
+        n_heads = heads_of(d, config.n_heads)
         ffn_hidden = config.ffn_hidden or -(-8 * d // 3 // 32) * 32
         self.mask_prob = config.mask_prob
         # Of the size of a normalised input. From zero, RMSNorm would blow its gradient up until
@@ -37,7 +40,7 @@ class UserModel(nn.Module):
         self.input_norm = nn.RMSNorm(d)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(
-            GatedBlock(d, config.n_heads, ffn_hidden, config.max_distance, config.dropout)
+            GatedBlock(d, n_heads, ffn_hidden, config.max_distance, config.dropout)
             for _ in range(config.n_layers)
         )
         self.norm = nn.RMSNorm(d)
@@ -55,6 +58,12 @@ class UserModel(nn.Module):
             x = block(x, rows, mask)  # (T, d)
         return self.norm(x)
 
+    def reset_parameters(self) -> None:
+        """What a block adds starts small: a deep model begins close to its input (GPT-2)."""
+        for name, parameter in self.named_parameters():
+            if name.endswith(("attention.out.weight", "ffn.down.weight")):
+                nn.init.normal_(parameter, std=0.02 / (2 * len(self.blocks)) ** 0.5)
+
 
 class HLLM(nn.Module):
     """Item source, user model and scorer: the whole network, a `Ranker` once trained."""
@@ -62,14 +71,13 @@ class HLLM(nn.Module):
     def __init__(self, config: Config, source: FrozenItemSource) -> None:
         super().__init__()
         self.source = source
-        self.user_model = UserModel(config)
-        self.scorer = CosineScorer(config.temperature)
+        self.user_model: UserModel | RechubUserModel = (
+            RechubUserModel(config, source.d_model) if config.user_model == "rechub" else UserModel(config)
+        )
+        self.scorer = make_scorer(config)
         self._table: Tensor | None = None  # scored item vectors (n + 1, d), cached while ranking
         self.apply(_init_weights)
-        for name, parameter in self.user_model.named_parameters():
-            if name.endswith(("attention.out.weight", "ffn.down.weight")):
-                # What a block adds starts small: a deep model begins close to its input (GPT-2).
-                nn.init.normal_(parameter, std=0.02 / (2 * config.n_layers) ** 0.5)
+        self.user_model.reset_parameters()
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Training view of a batch whose items all occur in training.

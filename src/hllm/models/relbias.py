@@ -22,11 +22,18 @@ class RelativePositionBias(nn.Module):
         n_heads, size = self.table.shape
         near = self.table[:, : min(size, length)]
         far = self.table[:, -1:].expand(n_heads, length - near.shape[1])
-        by_distance = torch.cat((near, far), dim=1)  # (H, L): bias at distance 0 .. L-1
-        # Row i of the result is one vector shifted by i. Repeating a vector of period 2L and
-        # reading it in rows of 2L - 1 makes exactly those shifts, with a sum as its backward
-        # (gathering by distance would scatter L * L gradients into L entries).
-        future = by_distance.new_zeros(n_heads, length)
-        ring = torch.cat((by_distance[:, :1], future, by_distance[:, 1:].flip(1)), dim=1)  # (H, 2L)
-        shifted = ring.repeat(1, length)[:, : length * (2 * length - 1)]
-        return shifted.view(n_heads, length, 2 * length - 1)[:, :, :length]
+        return by_distance_matrix(torch.cat((near, far), dim=1))
+
+
+def by_distance_matrix(by_distance: Tensor) -> Tensor:
+    """(H, L, L) whose entry i, j is `by_distance` (H, L) at i - j, and zero where j > i.
+
+    Row i is one vector shifted by i. Repeating a vector of period 2L and reading it in rows of
+    2L - 1 makes exactly those shifts, with a sum as its backward (gathering by distance would
+    scatter L * L gradients into L entries).
+    """
+    n_heads, length = by_distance.shape
+    future = by_distance.new_zeros(n_heads, length)
+    ring = torch.cat((by_distance[:, :1], future, by_distance[:, 1:].flip(1)), dim=1)  # (H, 2L)
+    shifted = ring.repeat(1, length)[:, : length * (2 * length - 1)]
+    return shifted.view(n_heads, length, 2 * length - 1)[:, :, :length]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def check_new_items(data: Dataset, items: Any) -> pl.DataFrame:
     """`items` (pandas, polars or Arrow) as a frame with the columns of the run's own items table.
 
-    Raises DataError for known or repeated ids, and for ids of another type than the catalogue's.
+    Raises DataError for known or repeated ids, and for ids or columns of another type than the catalogue's.
     """
     import polars as pl
 
@@ -36,7 +36,12 @@ def check_new_items(data: Dataset, items: Any) -> pl.DataFrame:
         twice = frame.filter(pl.col(ITEM_ID).is_duplicated())[ITEM_ID][0]
         raise DataError(f"item {twice!r} occurs more than once among the new items")
     missing = [pl.lit(None, dtype=own.schema[c]).alias(c) for c in own.columns if c not in frame.columns]
-    return frame.with_columns(missing).select([pl.col(c).cast(own.schema[c]) for c in own.columns])
+    try:
+        return frame.with_columns(missing).select([pl.col(c).cast(own.schema[c]) for c in own.columns])
+    except pl.exceptions.PolarsError as err:
+        raise DataError(
+            f"a column of the new items has values of another type than in the catalogue: {str(err).splitlines()[0]}"
+        ) from err
 
 
 def added_dataset(data: Dataset, frame: pl.DataFrame) -> Dataset:

@@ -25,7 +25,7 @@ def to_frame(top: TopK, names: Sequence[Any], data: Dataset) -> pl.DataFrame:
     """`user_id, item_id, score (float32), rank (int64)`; `names` are the user ids of the queries."""
     import polars as pl
 
-    users = pl.Series(USER_ID, list(names), dtype=None if len(names) else pl.Int64)
+    users = pl.Series(USER_ID, list(names), dtype=None if len(names) else data.users[USER_ID].dtype)
     return pl.DataFrame(
         {
             USER_ID: users.gather(top.rows),

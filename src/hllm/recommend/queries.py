@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +28,7 @@ def queries_of_users(
             raise ConfigError(unknown("split", split, data.queries))
         queries = eval_queries(data, split)
         return queries, [data.user_ids[row] for row in queries.users]
-    if isinstance(users, str | int):
+    if isinstance(users, str | Integral):
         raise DataError(f"users={users!r} must be a list of user ids, for example users=[{users!r}]")
     rows = (
         np.arange(data.n_users)
@@ -43,7 +45,7 @@ def queries_of_histories(data: Dataset, histories: Sequence[Sequence[Any]]) -> t
     """
     tokens = []
     for number, history in enumerate(histories):
-        if isinstance(history, str | int):
+        if isinstance(history, str | Integral):
             raise DataError(
                 f"history must be a list of lists of item ids, for example history=[[{history!r}]]"
             )
@@ -64,7 +66,7 @@ def queries_of_titles(data: Dataset, titles: Sequence[Sequence[str]]) -> tuple[Q
     for number, history in enumerate(titles):
         if isinstance(history, str):
             raise DataError(f"titles must be a list of lists, for example titles=[[{history!r}]]")
-        if not history:
+        if not len(history):
             raise DataError(f"titles {number} is empty; give at least one title")
         tokens.append([_token_of_title(by_title, title, column) for title in history])
     return history_queries(tokens), list(range(len(tokens)))
@@ -84,5 +86,13 @@ def title_column(data: Dataset) -> str:
 def _token_of_title(by_title: dict[str, int], title: str, column: str) -> int:
     token = by_title.get(title.casefold().strip())
     if token is None:
-        raise DataError(f"no item has the {column} {title!r}{nearest(title.casefold().strip(), by_title)}")
+        wanted = title.casefold().strip()
+        hint = nearest(wanted, by_title) or _containing(wanted, by_title)
+        raise DataError(f"no item has the {column} {title!r}{hint}")
     return token
+
+
+def _containing(part: str, titles: Iterable[str]) -> str:
+    """Up to three titles that contain `part`, as the end of a message."""
+    found = list(islice((title for title in titles if part in title), 3))
+    return f"; it is part of {', '.join(map(repr, found))}" if found else ""

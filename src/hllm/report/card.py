@@ -56,5 +56,8 @@ def _items_line(record: dict[str, Any]) -> str:
     ids = record["config"]["id_embedding"]
     if spec is None:
         return "Items are known by learned ID embeddings alone."
-    model = f"{spec['model']} (from {spec['source']}, {spec['pooling']} pooling, {spec['precision']})"
-    return f"Item vectors: {model}, frozen, through a learned adapter{', plus learned ID embeddings' if ids else ''}."
+    model = str(spec["model"])
+    if spec["source"] != "control":
+        model += f" (from {spec['source']}, {spec['pooling']} pooling, {spec['precision']})"
+    how = ", through a learned adapter" if record["config"]["adapter_hidden"] else ""
+    return f"Item vectors: {model}, frozen{how}{', plus learned ID embeddings' if ids else ''}."

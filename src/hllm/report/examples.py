@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hllm.data.loader import eval_queries
+from hllm.data.loader import Queries, eval_queries
 from hllm.errors import DataError
+from hllm.evaluate.evaluation import parse_max_len
 from hllm.recommend.queries import title_column
+from hllm.recommend.rules import make_rules
+from hllm.recommend.topk import recommend
 
 if TYPE_CHECKING:
     from hllm.data.dataset import Dataset
@@ -30,31 +34,38 @@ def title_of(data: Dataset) -> Callable[[Any], str]:
 
 def example_users(recommender: Recommender, split: str = "test") -> list[dict[str, Any]]:
     """Five users spread evenly over the split, as plain data for `write_report`."""
-    data = recommender.dataset
-    assert data is not None
+    network, data = recommender.network, recommender.dataset
+    assert network is not None and data is not None
     if not len(data.queries.get(split, ())):
         return []
-    queries = eval_queries(data, split)
-    chosen = np.unique(np.linspace(0, len(queries) - 1, N_USERS + 2).round().astype(int)[1:-1])
+    queries = _spread(eval_queries(data, split))
+    max_len = parse_max_len(recommender.config.max_len)
+    top = recommend(network, queries, make_rules(data), N_RECOMMENDED, max_len=max_len)
     name, ids = title_of(data), data.item_ids
-    frame = recommender.recommend(split=split, k=N_RECOMMENDED)
+
+    def item(token: int) -> dict[str, Any]:
+        return {"item_id": ids[token - 1], "title": name(ids[token - 1])}
+
     examples = []
-    for i in chosen:
-        user = data.user_ids[queries.users[i]]
-        tokens = np.asarray(
-            queries.tokens[max(queries.starts[i], queries.ends[i] - N_HISTORY) : queries.ends[i]]
-        )
-        rows = frame.filter(frame["user_id"] == user).sort("rank").head(N_RECOMMENDED)
-        target = ids[queries.targets[i] - 1]
+    for i in range(len(queries)):
+        shown = slice(max(queries.starts[i], queries.ends[i] - N_HISTORY), queries.ends[i])
+        mine = top.rows == i
         examples.append(
             {
-                "user_id": user,
-                "history": [{"item_id": ids[t - 1], "title": name(ids[t - 1])} for t in tokens],
+                "user_id": data.user_ids[queries.users[i]],
+                "history": [item(token) for token in np.asarray(queries.tokens[shown])],
                 "recommended": [
-                    {"item_id": item, "title": name(item), "score": round(float(score), 4)}
-                    for item, score in zip(rows["item_id"], rows["score"], strict=True)
+                    {**item(token), "score": round(float(score), 4)}
+                    for token, score in zip(top.tokens[mine], top.scores[mine], strict=True)
                 ],
-                "target": {"item_id": target, "title": name(target)},
+                "target": item(queries.targets[i]),
             }
         )
     return examples
+
+
+def _spread(queries: Queries) -> Queries:
+    """At most `N_USERS` of the queries, of different users as far as their spacing gives them."""
+    chosen = np.unique(np.linspace(0, len(queries) - 1, N_USERS + 2).round().astype(int)[1:-1])
+    picked = {name: getattr(queries, name)[chosen] for name in ("users", "targets", "starts", "ends")}
+    return replace(queries, **picked)

@@ -30,6 +30,7 @@ class Progress:
     best_epoch: int | None = None
     best_value: float | None = None
     stale_epochs: int = 0  # validations since the best one
+    flat_validations: int = 0  # in a row, with all user vectors in one direction
     finished: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
 

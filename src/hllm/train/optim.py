@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from hllm.config import Config
 
 
-def make_optimizer(network: nn.Module, config: Config) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, 2019); vectors and scalars (norms, biases, temperature) do not decay."""
+def make_optimizer(network: nn.Module, config: Config) -> torch.optim.Adam:
+    """AdamW (Loshchilov and Hutter, 2019); vectors and scalars (norms, biases, temperature) do not decay.
+
+    `optimizer="adam"`: Adam as torch-rechub uses it, weight decay a penalty on every weight.
+    """
     matrices = [p for p in network.parameters() if p.requires_grad and p.ndim >= 2]
     vectors = [p for p in network.parameters() if p.requires_grad and p.ndim < 2]
     groups = [
@@ -23,6 +26,11 @@ def make_optimizer(network: nn.Module, config: Config) -> torch.optim.AdamW:
     # On CUDA the rate lives in a tensor, so that a captured step sees it change.
     cuda = next(network.parameters()).is_cuda
     rate = torch.tensor(config.learning_rate, device="cuda") if cuda else config.learning_rate
+    if config.optimizer == "adam":
+        trained = [p for p in network.parameters() if p.requires_grad]
+        return torch.optim.Adam(
+            trained, lr=rate, weight_decay=config.weight_decay, fused=True, capturable=cuda
+        )
     return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True, capturable=cuda)
 
 

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from hllm import hardware
@@ -22,7 +23,7 @@ from hllm.artifacts import read_json, read_tensors, write_json, write_tensors
 from hllm.config import Config, make_config
 from hllm.data.dataset import Dataset
 from hllm.data.loader import TrainLoader
-from hllm.errors import ArtifactError
+from hllm.errors import ArtifactError, DataError
 from hllm.evaluate.evaluation import evaluate, parse_max_len
 from hllm.models.hllm import HLLM
 from hllm.train.build import build_network, empty_network
@@ -30,6 +31,7 @@ from hllm.train.checkpoint import read_identity
 from hllm.train.trainer import FitResult, Trainer
 
 if TYPE_CHECKING:
+    from hllm.data.dataset import Histories
     from hllm.items.embed import ItemEmbeddings
 
 FORMAT, VERSION = "hllm-run", 1
@@ -92,18 +94,22 @@ def train_network(
     same configuration and data. Raises ArtifactError where it is not.
     """
     max_len = parse_max_len(config.max_len)
+    histories = data.train_histories()
+    check_trainable(data, histories)
     network = build_network(data, config, embeddings).to(device)
-    loader = TrainLoader(data.train_histories(), max_len, config.batch_tokens, config.seed, device)
-    split = "validation" if len(data.queries["validation"]) else "test"
+    loader = TrainLoader(
+        histories, max_len, config.batch_tokens, config.seed, device, config.windows, config.passes
+    )
 
     def validate(model: HLLM) -> dict[str, float]:
         metric_k = int(config.valid_metric.partition("@")[2])
         ks = sorted({10, metric_k})
-        return evaluate(model, data, split, ks, max_len=max_len, bootstrap=0, details=False).values
+        return evaluate(model, data, "validation", ks, max_len=max_len, bootstrap=0, details=False).values
 
     identity = identity_of(data, config, embeddings)
     trainer = Trainer(network, loader, config, validate, folder, identity, show)
     if folder is not None:
+        check_folder(data, folder)
         if resume and trainer.checkpoint is not None and trainer.checkpoint.is_file():
             check_identity(folder, read_identity(trainer.checkpoint), identity)
             trainer.resume()
@@ -113,13 +119,35 @@ def train_network(
     return network, trainer.fit()
 
 
+def check_trainable(data: Dataset, histories: Histories) -> None:
+    """Raise DataError unless there is something to predict in training, and somebody to validate on."""
+    name = data.meta["name"]
+    advice = "prepare it with another --split or weaker filters"
+    if not (np.diff(np.asarray(histories.offsets)) >= 2).any():
+        raise DataError(
+            f"no user of {name} has two training events, so there is nothing to predict; {advice}"
+        )
+    if not len(data.queries["validation"]):
+        raise DataError(
+            f"{name} has no validation users, and the weights to keep are chosen by them, never by test; {advice}"
+        )
+
+
+def check_folder(data: Dataset, folder: Path) -> None:
+    """Raise ArtifactError unless `folder` may be written: new, a run's, and not where `data` itself lies."""
+    run_state(folder)
+    if data.path is not None and data.path.resolve().is_relative_to(folder.resolve()):
+        raise ArtifactError(f"{folder} holds the dataset to train on; choose another --out")
+
+
 def check_identity(folder: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raise ArtifactError, naming what differs, unless a run in `folder` is the one that is wanted."""
     if saved == wanted:
         return
     changes = []
-    for key, value in wanted["config"].items():
-        before = saved.get("config", {}).get(key)
+    earlier = saved.get("config", {})
+    for key in {**earlier, **wanted["config"]}:  # another version of hllm may know other settings
+        before, value = earlier.get(key), wanted["config"].get(key)
         if before != value:
             changes.append(f"{key} {before!r} -> {value!r}")
     for key in ("dataset", "embeddings"):
@@ -142,11 +170,22 @@ def run_state(folder: Path) -> str:
     names = {entry.name for entry in folder.iterdir() if not entry.name.endswith(".tmp")}
     if not names:
         return "new"
-    if names <= OURS | MADE_LATER and names & {"data", "checkpoints"}:
+    if names <= OURS | MADE_LATER and names & {"data", "checkpoints"} and _is_ours(folder):
         return "unfinished"
     raise ArtifactError(
         f"{folder} is not empty and holds no run ({', '.join(sorted(names)[:3])}); choose another --out"
     )
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether `data` and `checkpoints` hold only what an interrupted training leaves there. A folder
+    called `data` could be anybody's, and starting over removes it."""
+    data, checkpoints = folder / "data", folder / "checkpoints"
+    if not all(path.is_dir() for path in (data, checkpoints) if path.exists()):
+        return False
+    within = {path.name for part in (data, checkpoints) if part.is_dir() for path in part.iterdir()}
+    within = {name for name in within if not name.endswith(".tmp")}
+    return within <= {"items.parquet", "users.parquet", "packed", "dataset.json", "last.safetensors"}
 
 
 def is_run(folder: Path) -> bool:
@@ -157,8 +196,11 @@ def is_run(folder: Path) -> bool:
     return isinstance(record, dict) and record.get("format") == FORMAT
 
 
-def finished_identity(folder: Path) -> dict[str, Any]:
-    """The identity of a finished run, to compare with what is asked for."""
+def saved_identity(folder: Path) -> dict[str, Any] | None:
+    """The identity of the run in `folder`, finished or not; None where no checkpoint tells it yet."""
+    checkpoint = folder / "checkpoints" / "last.safetensors"
+    if not is_run(folder):
+        return read_identity(checkpoint) if checkpoint.is_file() else None
     record = read_json(folder / "config.json")
     key = (record.get("embeddings") or {}).get("key")
     return {"config": record["config"], "dataset": record["dataset"]["fingerprint"], "embeddings": key}
@@ -176,7 +218,9 @@ def clear_run(folder: Path) -> None:
 
 def write_run(folder: Path, network: HLLM, config: Config, data: Dataset, record: RunRecord) -> None:
     """Write a finished run; `config.json`, its mark, last."""
-    run_state(folder)  # refuses a folder that is not ours
+    if run_state(folder) == "finished" and read_json(folder / "config.json").get("created") != record.created:
+        check_folder(data, folder)
+        clear_run(folder)  # metrics and report of another run would not be this one's
     (folder / "config.json").unlink(missing_ok=True)
     if data.path is None or data.path.resolve() != (folder / "data").resolve():
         data.copy_to(folder / "data")

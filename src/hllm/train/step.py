@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hllm.config import Config
 from hllm.data.loader import TrainLoader
-from hllm.losses.cross_entropy import cross_entropy
+from hllm.losses.objective import make_objective
 from hllm.models.hllm import HLLM
 from hllm.packing import Batch, Rows, make_rows
 
@@ -40,20 +40,28 @@ def make_step(network: HLLM, optimizer: torch.optim.Optimizer, config: Config, l
     """
     device = loader.device
     bf16 = use_bf16(config, device)
+    objective = make_objective(config, _training_events(network, loader))
 
     def step(batch: Batch) -> Tensor:
         # A captured graph must cast the weights itself, hence no cast cache.
         context = torch.autocast(device.type, torch.bfloat16, cache_enabled=False) if bf16 else nullcontext()
         with context:
             queries, items, targets = network(batch)
-            loss = cross_entropy(queries, items, targets, config.label_smoothing)
+            loss = objective(queries, items, targets, batch, network.source.trained_rows)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), config.grad_clip)
+        if config.grad_clip is not None:
+            torch.nn.utils.clip_grad_norm_(network.parameters(), config.grad_clip)
         optimizer.step()
         return loss.detach()
 
     return GraphedStep(step, loader) if device.type == "cuda" else step
+
+
+def _training_events(network: HLLM, loader: TrainLoader) -> Tensor:
+    """Training events int64 (M,) of each training item, in the order of the loss's classes."""
+    counts = torch.bincount(loader.tokens.long(), minlength=network.source.n_items + 1)
+    return counts[network.source.trained_tokens]
 
 
 class GraphedStep:
@@ -64,7 +72,8 @@ class GraphedStep:
         longest = loader.longest_window()
         self.row = -(-longest // 16) * 16
         self.n_tokens = max(loader.batch_tokens, longest)
-        self.n_rows = int(self.n_tokens / self.row * SPARE_ROWS) + 2
+        # A row may hold one longest window only, however much room that leaves.
+        self.n_rows = int(self.n_tokens / min(self.row / SPARE_ROWS, longest)) + 2
         self.graph: torch.cuda.CUDAGraph | None = None
         self.warm = 0
         self.static: Batch | None = None
@@ -95,6 +104,7 @@ class GraphedStep:
         static.tokens.zero_()[:t] = batch.tokens
         static.times.zero_()[:t] = batch.times
         static.targets.zero_()[:t] = batch.targets
+        static.users.zero_()[: batch.n_users] = batch.users
         static.rows.segments.copy_(rows.segments)
         # Left-over tokens go to empty slots, so that every slot keeps at most one token.
         empty = torch.argsort((rows.segments.flatten() >= 0).to(torch.int8), stable=True)
@@ -108,6 +118,7 @@ class GraphedStep:
         rows = Rows(zeros(self.n_tokens), zeros(self.n_rows, self.row))
         return replace(
             batch,
+            users=zeros(self.n_tokens),
             tokens=zeros(self.n_tokens),
             times=zeros(self.n_tokens),
             targets=zeros(self.n_tokens),

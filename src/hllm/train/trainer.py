@@ -15,6 +15,7 @@ from torch import Tensor
 from hllm.artifacts import write_jsonl
 from hllm.config import Config
 from hllm.data.loader import TrainLoader
+from hllm.errors import TrainingError
 from hllm.models.hllm import HLLM
 from hllm.packing import Batch
 from hllm.progress import Bar, progress
@@ -25,6 +26,7 @@ from hllm.train.optim import WeightAverage, learning_rate, make_optimizer, set_r
 from hllm.train.step import make_step
 
 CHECKPOINT_SECONDS = 15.0  # training lost at most to a kill -9
+FLAT_VALIDATIONS = 3  # in a row, with all user vectors in one direction, before training stops
 LOSS_CHECK_STEPS = 50  # looking at the loss waits for the device, so not every step
 
 Validate = Callable[[HLLM], dict[str, float]]
@@ -109,6 +111,8 @@ class Trainer:
                 self._epoch(interruption, bar)
                 bar.advance()
         self.save()
+        if interruption.requested:  # during the last validation: what comes after training is not wanted
+            raise Stopped(f"stopped after step {self.state.step}, the last one")
         assert (
             self.best is not None and self.state.best_epoch is not None and self.state.best_value is not None
         )
@@ -175,7 +179,9 @@ class Trainer:
             "epoch": state.epoch + 1,
             "step": state.step,
             "loss": state.loss_sum / max(n_steps, 1),
-            "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
+            # Of the epoch's last step; not read from the optimiser, which a resumed run may not have
+            # stepped in this epoch.
+            "learning_rate": learning_rate(config, (state.epoch + 1 - 1 / max(n_steps, 1)) / config.epochs),
         }
         state.epoch += 1
         state.step_in_epoch, state.loss_sum = 0, 0.0
@@ -210,4 +216,12 @@ class Trainer:
         windows, slices = self.loader.plan(epoch)
         batch = self.loader.assemble(windows.take(slices[0]))
         queries = self.network.query(batch)
-        check_vectors(queries, "user", epoch)
+        try:
+            check_vectors(queries, "user", epoch)
+        except TrainingError:
+            # After few steps every user may still be predicted what is popular; only what lasts is a collapse.
+            self.state.flat_validations += 1
+            if self.state.flat_validations >= FLAT_VALIDATIONS or not bool(torch.isfinite(queries).all()):
+                raise
+        else:
+            self.state.flat_validations = 0

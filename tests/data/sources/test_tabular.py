@@ -266,7 +266,7 @@ BAD: dict[str, tuple[str | bytes, str | bytes | None, dict[str, Any], str]] = {
         {},
         "--user-col reviewerID --item-col asin --time-col unixReviewTime",
     ),
-    "items without id": (EVENTS, "parent_asin,title\na,A\n", {}, "items.csv: .*--item-col parent_asin"),
+    "items without id": (EVENTS, "parent_asin,title\na,A\n", {}, "items.csv: .*--items-id-col parent_asin"),
     "misspelt option": (EVENTS, ITEMS, {"user_col": "userid"}, "no column 'userid'"),
     "no time": ("user_id,item_id\nu,a\n", ITEMS, {}, "--time-col none"),
     "no header": ("A1,7,5.0,1383264000\nA1,8,4.0,1383264000\n", ITEMS, {}, "--no-header --user-col 1"),
@@ -334,3 +334,48 @@ def test_real_catalogue(shared_data: Path) -> None:
     # What remains are lists with broken quotes, left as they are published.
     assert tables.items["description"].str.starts_with("['").sum() == 14
     assert any("3,441 values written as lists" in note for note in tables.notes)
+
+
+def test_tables_may_call_their_identifiers_differently(tmp_path: Path) -> None:
+    (tmp_path / "events.csv").write_text("who,what,when\nu1,a,1700000000\nu2,b,1700000005\n")
+    (tmp_path / "things.csv").write_text("name,sku\nApple,a\nBee,b\n")
+    (tmp_path / "people.csv").write_text("age,key\n30,u1\n41,u2\n")
+    files = {"interactions": "events.csv", "items": "things.csv", "users": "people.csv"}
+    columns = {"user_col": "who", "item_col": "what", "time_col": "when"}
+    tables = read_tabular(tmp_path, **files, **columns, items_id_col="sku", users_id_col="key")
+    assert tables.interactions.rows() == [("u1", "a", 1700000000), ("u2", "b", 1700000005)]
+    assert items_of(tables) == [("a", "Apple"), ("b", "Bee")]
+    assert tables.users is not None
+    assert tables.users.rows() == [("u1", 30), ("u2", 41)]
+
+
+def test_nothing_has_a_header(tmp_path: Path) -> None:
+    events, things = tmp_path / "e.tsv", tmp_path / "i.tsv"
+    events.write_text("u1\ta\t5\t1700000000\nu2\tb\t4\t1700000005\n")
+    things.write_text("a\tApple\nb\tBee\n")
+    options: dict[str, Any] = {"interactions": events, "items": things, "header": False}
+    options |= {"user_col": "1", "item_col": "2", "time_col": "4", "rating_col": "3"}
+    with pytest.raises(DataError, match="--no-items-header --items-id-col 1"):
+        read_tabular(**options)
+    tables = read_tabular(**options, items_header=False, items_id_col="1")
+    assert items_of(tables) == [("a", "Apple"), ("b", "Bee")]
+    assert tables.interactions["rating"].to_list() == [5.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("events", "options", "message"),
+    [
+        ("who,what,when\nu,a,1\n", {}, r"--user-col NAME --item-col NAME --time-col NAME$"),
+        ("who,movieId,when\nu,a,1\n", {}, r"--user-col NAME --item-col movieId --time-col NAME$"),
+        ("A1,7,1383264000\nA1,8,1383264000\n", {}, "--no-header --user-col 1 --item-col 2 --time-col 3"),
+        ("who,item_id,timestamp\nu,a,x\n", {"user_col": "who"}, "timestamp 'x' in line 2 is not a time"),
+        ("user_id,item_id,at\nu,a,x\n", {"time_col": "at"}, "column 'at': value 'x' in line 2 is not a time"),
+        ("user_id,item_id,timestamp\nu,a,03/04/2024\n", {}, "'03/04/2024' in line 2 .* year first"),
+    ],
+)
+def test_messages_speak_the_users_names(
+    tmp_path: Path, events: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        read(tmp_path, events, **options)
+    assert "columns=" not in str(caught.value)  # the command line's words only

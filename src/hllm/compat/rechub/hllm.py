@@ -25,6 +25,7 @@ from hllm.compat.rechub.states import (
 )
 from hllm.errors import DataError
 from hllm.formats.pickles import load_tensor
+from hllm.models.rechub import feed_forward as feed_forward
 
 TEMPERATURE = {"rechub": 0.07, "rechub-doc": 1.0}
 
@@ -135,17 +136,6 @@ class HLLMModel(nn.Module):
     @staticmethod
     def _unit(x: Tensor) -> Tensor:
         return F.normalize(x, dim=-1, eps=1e-8)  # leaves zero rows zero
-
-
-def feed_forward(d_model: int, dropout: float) -> nn.Sequential:
-    """D -> 4 D -> D with ReLU and dropout after each layer."""
-    return nn.Sequential(
-        nn.Linear(d_model, 4 * d_model),
-        nn.ReLU(),
-        nn.Dropout(dropout),
-        nn.Linear(4 * d_model, d_model),
-        nn.Dropout(dropout),
-    )
 
 
 def causal_softmax(scores: Tensor, bias: Tensor | None) -> Tensor:

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
-
 from hllm.errors import ConfigError, unknown
+from hllm.models.rechub import reset_parameters as reset_parameters
+from hllm.models.rechub import time_buckets as time_buckets
 
 State = Literal["rechub", "rechub-doc"]
 STATES: tuple[State, ...] = ("rechub", "rechub-doc")
@@ -41,32 +40,3 @@ def check_length(length: int, max_seq_len: int) -> None:
             f"windows of {length} events do not fit max_seq_len={max_seq_len}; "
             f"crop them from the left, or build the model with max_seq_len={length}"
         )
-
-
-def time_buckets(
-    seconds: Tensor, top: int, fn: str = "sqrt", unit: str = "minutes", divisor: float = 1.0
-) -> Tensor:
-    """Bucket int64, shape of `seconds`: sqrt or natural log of the time, / divisor, within [0, top].
-
-    Padding carries a difference of 0 and so shares bucket 0 with "now", as in the original.
-    """
-    t = seconds.float()
-    if unit == "minutes":
-        t = t / 60.0
-    t = t.clamp(min=1e-6)
-    t = torch.sqrt(t) if fn == "sqrt" else torch.log(t)
-    return (t / divisor).clamp(min=0, max=top).long()
-
-
-@torch.no_grad()
-def reset_parameters(model: nn.Module) -> None:
-    """Xavier-uniform for matrices called *weight*, zero for every other parameter with *bias* in its name.
-
-    The second rule also catches `rel_pos_bias_table`: inside the originals' models that table
-    starts at zero in both states, whatever `RelPosBias` itself starts from.
-    """
-    for name, parameter in model.named_parameters():
-        if "weight" in name and parameter.dim() > 1:
-            nn.init.xavier_uniform_(parameter)
-        elif "bias" in name:
-            nn.init.zeros_(parameter)

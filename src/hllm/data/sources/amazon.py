@@ -24,7 +24,7 @@ from hllm.data.sources.event_files import read_events, read_reviews
 from hllm.data.sources.lines import first_file, optional_file
 from hllm.data.sources.pairs import check_catalogue, finish, need_folder, wanted_items
 from hllm.data.sources.spec import Source
-from hllm.data.sources.thinning import thin
+from hllm.data.sources.thinning import check_rule, thin
 from hllm.errors import ConfigError, DataError, unknown
 
 if TYPE_CHECKING:
@@ -158,6 +158,16 @@ class _Choice:
     prefer: str = "ratings"
 
 
+def check_options(
+    *, events: str = "auto", filter: str = "none", k: int = 5, catalogue: str = "used", **others: Any
+) -> None:
+    """ConfigError for values of a reader's options that cannot be, before anything is read."""
+    check_catalogue(catalogue)
+    check_rule(filter, k)
+    if events not in EVENTS:
+        raise ConfigError(unknown("events", events, EVENTS))
+
+
 def read_amazon(
     folder: Path | None,
     *,
@@ -216,7 +226,7 @@ def read_amazon_beauty(
 def _read(
     folder: Path | None, layout: Edition, variant: str, text_fields: tuple[str, ...], choice: _Choice
 ) -> Tables:
-    check_catalogue(choice.catalogue)
+    check_options(events=choice.events, filter=choice.filter, k=choice.k, catalogue=choice.catalogue)
     folder = need_folder(folder)
     rows, notes = _events(folder, layout, variant, choice)
     before = rows.height
@@ -236,8 +246,6 @@ def _read(
 
 def _events(folder: Path, layout: Edition, variant: str, choice: _Choice) -> tuple[pl.DataFrame, list[str]]:
     """Interactions from the ratings file or from the reviews, whichever is asked for or there."""
-    if choice.events not in EVENTS:
-        raise ConfigError(unknown("events", choice.events, EVENTS))
     names = {kind: _named(getattr(layout, kind), variant) for kind in ("ratings", "reviews")}
     kinds = [choice.events]
     if choice.events == "auto":
@@ -286,7 +294,8 @@ SNAP = "http://snap.stanford.edu/data/amazon/productGraph/categoryFiles"
 UCSD_2018 = "https://mcauleylab.ucsd.edu/public_datasets/data/amazon_v2"
 UCSD_2023 = "https://mcauleylab.ucsd.edu/public_datasets/data/amazon_2023"
 READER = "hllm.data.sources.amazon"
-LICENCE = "no licence stated, for research ({})"
+CHECK = f"{READER}:check_options"
+LICENCE = "no licence stated, for research"
 PAGES = {
     "2014": "https://cseweb.ucsd.edu/~jmcauley/datasets/amazon/links.html",
     "2018": "https://cseweb.ucsd.edu/~jmcauley/datasets/amazon_v2/",
@@ -313,9 +322,11 @@ def _family(year: str, urls: tuple[str, ...], files: tuple[str, ...], summary: s
         urls=urls,
         files=files,
         size="from 1 MB to 10 GB, by category",
-        licence=LICENCE.format(PAGES[year]),
+        licence=LICENCE,
         citation=CITATIONS[year],
         text_fields=tuple(EDITIONS[year].fields),
+        page=PAGES[year],
+        check=CHECK,
     )
 
 
@@ -327,9 +338,11 @@ SOURCES = (
         urls=(f"{SNAP}/ratings_Books.csv", f"{SNAP}/meta_Books.json.gz"),
         files=("ratings_Books.csv", "meta_Books.json"),
         size="about 0.9 GB + 0.8 GB",
-        licence=LICENCE.format(PAGES["2014"]),
+        licence=LICENCE,
         citation=CITATIONS["2014"],
         text_fields=("title", "description"),
+        page=PAGES["2014"],
+        check=CHECK,
     ),
     Source(
         name="amazon-beauty",
@@ -338,9 +351,11 @@ SOURCES = (
         urls=(f"{SNAP}/reviews_Beauty_5.json.gz", f"{SNAP}/meta_Beauty.json.gz"),
         files=("reviews_Beauty_5.json", "meta_Beauty.json"),
         size="about 0.15 GB",
-        licence=LICENCE.format(PAGES["2014"]),
+        licence=LICENCE,
         citation=CITATIONS["2014"],
         text_fields=tuple(EDITIONS["2014"].fields),
+        page=PAGES["2014"],
+        check=CHECK,
     ),
     _family(
         "2014",

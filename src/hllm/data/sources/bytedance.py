@@ -44,10 +44,12 @@ SOURCES = (
         urls=(f"{HUB}/Interactions/amazon_books.csv", f"{HUB}/ItemInformation/amazon_books.csv"),
         files=("dataset/amazon_books.csv", "information/amazon_books.csv"),
         size="369 MB + 1.08 GB",
-        licence="Apache-2.0 for the files (https://huggingface.co/ByteDance/HLLM); the data are Amazon's, "
-        "for research",
+        licence="Apache-2.0 for the files; the data are Amazon's, for research",
         citation="Chen et al., HLLM: Enhancing Sequential Recommendations via Hierarchical Large Language "
         "Models for Item and User Modeling, arXiv:2409.12740, 2024",
         text_fields=tuple(FIELDS),
+        page="https://huggingface.co/ByteDance/HLLM",
+        max_len=50,  # MAX_ITEM_LIST_LENGTH of its scripts
+        check="hllm.data.sources.pairs:check_options",
     ),
 )

@@ -24,7 +24,11 @@ def fetch_source(name: str, folder: Path | str | None = None, show: bool = True)
     """
     source = get_source(name)
     if not source.urls:
-        raise ConfigError(f"{name} has no download: get the files yourself, see `hllm data list {name}`")
+        place = f" from {source.page}" if source.files else ""
+        raise ConfigError(
+            f"{name} has no download: get the files yourself{place} and run "
+            f"`hllm data prepare {name} --from DIR --out DATASET`, DIR being their folder"
+        )
     target = raw_folder(source) if folder is None else Path(folder)
     if is_complete(source, target):
         return target

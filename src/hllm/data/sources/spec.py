@@ -17,7 +17,7 @@ class Source:
     files           names the reader looks for, in the folder or one level inside it
     size            size of the download, for people
     md5, sha256     published checksums by URL; URLs without one are not checked
-    licence         in a few words, with the page that has the whole
+    licence         in a few words; `page` has the whole
     text_fields     text columns in prompt order; empty: whatever the user's table has
     reader          "module:function", imported when used; it is called as
                     `function(folder, **reader_options, **options_of_the_user) -> Tables`
@@ -25,6 +25,10 @@ class Source:
     variant         what follows the colon of a family of data sets ("CATEGORY" of
                     "amazon-2014:CATEGORY"); `{variant}` in urls, files and checksum keys is
                     replaced by it, and the reader gets it as `variant=`
+    page            where people read about it, and download what has no address of its own
+    max_len         window of the published results, the dataset's default; None: no such custom
+    check           "module:function" called with the user's reader options before anything is
+                    fetched or read; raises ConfigError for values that cannot be
     fallback        "module:function" that writes the raw files from another place when no URL
                     can be reached, called as `function(folder)`, and `fallback_place`, its name
     """
@@ -42,6 +46,9 @@ class Source:
     text_fields: tuple[str, ...] = ()
     reader_options: Mapping[str, Any] = field(default_factory=dict)
     variant: str = ""
+    page: str = ""
+    max_len: int | None = None
+    check: str = ""
     fallback: str = ""
     fallback_place: str = ""
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hllm.data.sources.cleaning import clean_text
-from hllm.data.sources.delimited import read_delimited
+from hllm.data.sources.delimited import check_delimiter, read_delimited
 from hllm.data.sources.spec import Source
-from hllm.data.sources.textfiles import bad_line, find_file, read_utf8, split_lines
+from hllm.data.sources.textfiles import bad_line, check_encoding, find_file, read_utf8, split_lines
 from hllm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -45,13 +45,18 @@ def read_tabular(
     delimiter: str | None = None,
     encoding: str | None = None,
     header: bool = True,
+    items_header: bool = True,
+    items_id_col: str | None = None,
+    users_id_col: str | None = None,
     natural_titles: bool = False,
 ) -> Tables:
     """Read interactions and, where given, items and users.
 
     Files not named are looked for in `folder` as interactions.*, items.* and users.*. The
-    columns are user_id, item_id, timestamp and rating unless told otherwise (items and users
-    may keep the usual names); `header=False` calls those of the interactions "1", "2", ...
+    columns are user_id, item_id, timestamp and rating unless told otherwise; items and users may
+    keep the usual names, or have names of their own (`items_id_col`, `users_id_col`).
+    `header=False` calls the columns of the interactions "1", "2", ..., `items_header=False` those
+    of the items.
     `time_col="none"`: rows are in order already, and the row number is the time. `text_cols` (a
     list, or names with commas between) are the text fields in prompt order, by default every
     text column of the items. `time_unit` is guessed from the magnitude of the times unless
@@ -61,7 +66,8 @@ def read_tabular(
     """
     from hllm.data import schema
 
-    reading = _Reading(delimiter, encoding, header)
+    check_options(time_unit=time_unit, delimiter=delimiter, encoding=encoding, time_col=time_col)
+    reading = _Reading(delimiter, encoding, {"interactions": header, "items": items_header})
     files = {"interactions": interactions, "items": items, "users": users}
     paths = {name: _path(folder, name, file) for name, file in files.items()}
     main = paths["interactions"]
@@ -70,15 +76,14 @@ def read_tabular(
     frames = {name: reading.table(path, name) for name, path in paths.items() if path is not None}
     events = frames["interactions"]
     columns = {schema.USER_ID: user_col, schema.ITEM_ID: item_col, schema.RATING: rating_col}
-    if time_col is not None and time_col.lower() == "none":
-        events, time_unit = _row_number_times(events, time_unit), "index"
+    if _is_none(time_col):
+        events, time_unit = _row_number_times(events), "index"
     else:
         columns[schema.TIMESTAMP] = time_col
     fields = _names(text_cols)
-    catalogue, notes = _text_table(
-        _keyed(frames.get("items"), schema.ITEM_ID, item_col), fields, natural_titles
-    )
-    people = _keyed(frames.get("users"), schema.USER_ID, user_col)
+    item_key, catalogue = _keyed(frames.get("items"), items_id_col, item_col, schema.ITEM_ID)
+    user_key, people = _keyed(frames.get("users"), users_id_col, user_col, schema.USER_ID)
+    catalogue, notes = _text_table(catalogue, fields, natural_titles)
     try:
         tables = schema.to_tables(
             events,
@@ -88,11 +93,36 @@ def read_tabular(
             text_fields=fields,
             time_unit=time_unit,
             text_ids=not _is(main, PARQUET),
+            item_key=item_key,
+            user_key=user_key,
         )
     except DataError as err:
-        raise DataError(_with_file(str(err), paths, header, events.columns)) from err
+        raise DataError(_with_file(str(err), paths, reading.header, frames)) from err
     tables.notes += notes
     return tables
+
+
+def check_options(
+    *,
+    time_unit: str | None = None,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+    time_col: str | None = None,
+    **others: Any,
+) -> None:
+    """ConfigError for values of the reader's options that cannot be, before anything is read."""
+    from hllm.data.schema import check_unit
+
+    check_unit(time_unit)
+    check_encoding(encoding)
+    if delimiter is not None:
+        check_delimiter(delimiter)
+    if _is_none(time_col) and time_unit not in (None, "index"):
+        raise ConfigError(f"time_unit={time_unit} with time_col=none: row numbers have no unit; leave it out")
+
+
+def _is_none(time_col: str | None) -> bool:
+    return time_col is not None and time_col.lower() == "none"
 
 
 # ------------------------------------------------------------------------- files
@@ -101,7 +131,7 @@ def read_tabular(
 class _Reading:
     """How files are read; the same for every file of a call."""
 
-    def __init__(self, delimiter: str | None, encoding: str | None, header: bool) -> None:
+    def __init__(self, delimiter: str | None, encoding: str | None, header: dict[str, bool]) -> None:
         self.delimiter, self.encoding, self.header = delimiter, encoding, header
 
     def table(self, path: Path, name: str) -> pl.DataFrame:
@@ -110,6 +140,11 @@ class _Reading:
         if _is(path, JSON):
             return _json_lines(path, read_utf8(path, self.encoding))
         if not _is(path, DELIMITED):
+            if _is(path, (".inter", ".item", ".user")):
+                raise DataError(
+                    f"{path} is one of RecBole's atomic files; prepare its folder with: "
+                    f"hllm data prepare recbole --from {path.parent} --out DATASET"
+                )
             raise DataError(
                 f"{path}: unknown kind of file; valid endings: "
                 f"{', '.join(DELIMITED + PARQUET + JSON)}, each also with .gz"
@@ -117,7 +152,7 @@ class _Reading:
         data = read_utf8(path, self.encoding)
         delimiter = self.delimiter or ("\t" if _is(path, (".tsv", ".tab")) else None)
         columns = None
-        if not self.header and name == "interactions":
+        if not self.header.get(name, True):
             width = read_delimited(path, data[: data.find(b"\n") + 1 or len(data)], delimiter).width
             columns = [str(i + 1) for i in range(width)]
         return read_delimited(path, data, delimiter, columns)
@@ -198,25 +233,28 @@ def _json_objects(path: Path, data: bytes) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------------- values
 
 
-def _row_number_times(events: pl.DataFrame, unit: str | None) -> pl.DataFrame:
+def _row_number_times(events: pl.DataFrame) -> pl.DataFrame:
     import polars as pl
 
     from hllm.data.schema import TIMESTAMP
 
-    if unit not in (None, "index"):
-        raise ConfigError(f"time_unit={unit} with time_col=none: row numbers have no unit; leave it out")
     events = events.drop(TIMESTAMP, strict=False)
     return events.with_columns(pl.int_range(events.height, dtype=pl.Int64).alias(TIMESTAMP))
 
 
-def _keyed(frame: pl.DataFrame | None, name: str, column: str | None) -> pl.DataFrame | None:
-    """The table with its identifier first. Tables may differ: the user's column, or the usual name."""
+def _keyed(
+    frame: pl.DataFrame | None, own: str | None, column: str | None, usual: str
+) -> tuple[str | None, pl.DataFrame | None]:
+    """Name of the table's identifier, and the table with it first.
+
+    That is `own`, or else the interactions' `column` of it, or else the `usual` name.
+    """
     if frame is None:
-        return None
-    key = column if column is not None and column in frame.columns else name
+        return None, None
+    key = own or next((name for name in (column, usual) if name in frame.columns), usual)
     if key not in frame.columns:
-        return frame  # `to_tables` says what is missing
-    return frame.rename({key: column or name}).select(column or name, *(c for c in frame.columns if c != key))
+        return key, frame  # `to_tables` says what is missing
+    return key, frame.select(key, *(c for c in frame.columns if c != key))
 
 
 def _text_table(
@@ -275,19 +313,31 @@ def _names(text_cols: str | Sequence[str] | None) -> list[str] | None:
     return [name.strip() for name in names if name.strip()]
 
 
-def _with_file(message: str, paths: dict[str, Path | None], header: bool, columns: Sequence[str]) -> str:
+def _with_file(
+    message: str, paths: dict[str, Path | None], header: dict[str, bool], frames: dict[str, pl.DataFrame]
+) -> str:
     """Say which file a message is about, give a row of a text file as its line, and the next option."""
-    table = next((n for n in ("items", "users") if message.startswith(f"{n} table")), "interactions")
+    table = next((n for n in ("items", "users") if re.match(f"{n} (table|column)", message)), "interactions")
     path = paths[table]
     if path is not None and _is(path, DELIMITED):
-        shift = 2 if header else 1
+        shift = 2 if header.get(table, True) else 1
         message = re.sub(r"\brow (\d+)", lambda m: f"line {int(m[1]) + shift}", message)
-    if table == "interactions" and "has no column" in message:
-        if header and any(re.fullmatch(r"\d+(\.\d+)?", name) for name in columns):
-            message += ". If the first line is data: --no-header --user-col 1 --item-col 2 --time-col 4"
-        elif "row number" in message:
-            message += ": --time-col none"
+    message = re.sub(r"columns=\{[^}]*\} \(([^)]*)\)", r"\1", message)  # the words of Python, then ours
+    if table != "interactions":  # they have options of their own
+        message = message.replace("--item-col", "--items-id-col").replace("--user-col", "--users-id-col")
+    if "has no column" in message:
+        named = header.get(table, True) and path is not None and _is(path, DELIMITED)
+        message += _next_option(message, table, frames[table].columns if named else ())
     return f"{path}: {message}"
+
+
+def _next_option(message: str, table: str, columns: Sequence[str]) -> str:
+    """What else may help where a column is missing: rows without a header, or without times."""
+    if table == "items" and "--items-id-col NAME" in message and columns:
+        return "; if the first line is data: --no-items-header --items-id-col 1"
+    if table == "interactions" and any(re.fullmatch(r"\d+(\.\d+)?", name) for name in columns):
+        return f". If the first line is data: --no-header --user-col 1 --item-col 2 --time-col {len(columns)}"
+    return ": --time-col none" if "row number" in message else ""
 
 
 SOURCES = (
@@ -295,6 +345,7 @@ SOURCES = (
         name="tabular",
         summary="your own CSV, TSV, Parquet or JSON lines: --interactions FILE [--items FILE] [--users FILE]",
         reader="hllm.data.sources.tabular:read_tabular",
+        check="hllm.data.sources.tabular:check_options",
         licence="yours",
     ),
 )

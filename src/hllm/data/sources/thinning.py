@@ -24,10 +24,7 @@ def thin(events: pl.DataFrame, rule: str, k: int = 5) -> pl.DataFrame:
     users that still have `k`. One pass: items may end below `k`. "k-core": repeated until every
     user and item has `k`. Raises ConfigError for another rule, DataError if nothing is left.
     """
-    if rule not in RULES:
-        raise ConfigError(unknown("filter", rule, RULES))
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ConfigError(f"k={k!r}: must be a whole number of at least 1")
+    check_rule(rule, k)
     if rule == "none":
         return events
     kept = _frequent(_frequent(events, events, USER_ID, k), events, ITEM_ID, k)
@@ -40,6 +37,14 @@ def thin(events: pl.DataFrame, rule: str, k: int = 5) -> pl.DataFrame:
             "lower k, or use --filter none"
         )
     return kept
+
+
+def check_rule(rule: str, k: int) -> None:
+    """ConfigError unless `rule` is one of RULES and `k` a whole number of at least 1."""
+    if rule not in RULES:
+        raise ConfigError(unknown("filter", rule, RULES))
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise ConfigError(f"k={k!r}: must be a whole number of at least 1")
 
 
 def _frequent(rows: pl.DataFrame, counted: pl.DataFrame, key: str, k: int) -> pl.DataFrame:

@@ -1,0 +1,16 @@
+"""Texts and item embeddings of MovieLens-1M: `movie_text_map.pkl`, `item_embeddings_{model}.pt`.
+
+Run preprocess_ml_hstu.py first.
+
+    python preprocess_hllm_data.py --model_type tinyllama --device cuda
+    python preprocess_hllm_data.py --model_type smollm2-135m --device cpu
+"""
+
+from functools import partial
+from pathlib import Path
+
+from hllm.compat.scripts.entry import entrance
+from hllm.compat.scripts.vectors import movielens
+
+if __name__ == "__main__":
+    raise SystemExit(entrance(partial(movielens, Path(__file__).resolve().parent)))

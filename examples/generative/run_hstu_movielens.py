@@ -1,0 +1,13 @@
+"""Train torch-rechub's HSTU on MovieLens-1M, over padded windows as the original does.
+
+python examples/generative/run_hstu_movielens.py --epoch 5 --device cuda
+"""
+
+from functools import partial
+from pathlib import Path
+
+from hllm.compat.scripts.entry import entrance
+from hllm.compat.scripts.train_hstu import movielens
+
+if __name__ == "__main__":
+    raise SystemExit(entrance(partial(movielens, Path(__file__).resolve().parent)))

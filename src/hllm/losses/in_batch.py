@@ -1,0 +1,49 @@
+"""In-batch negatives: what other users of the batch went on to is what this one did not."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hllm.losses.sampled import sampled_softmax
+
+
+def in_batch(
+    queries: Tensor,
+    items: Tensor,
+    targets: Tensor,
+    users: Tensor,
+    *,
+    n_negatives: int | None = None,
+    log_q: Tensor | None = None,
+    seen: Tensor | None = None,
+    chunk: int | None = None,
+) -> Tensor:
+    """Mean cross entropy of each target against the targets of other users of the batch.
+
+    queries (T, d), items (M, d), targets int64 (T,) rows of `items` or -1, users int64 (T,). The
+    negatives are the batch's targets as often as they occur there; the position's own item never
+    is one, nor any target of its own user (protocol.md, "Negatives"). So popular items are
+    negatives more often, which `log_q` (M,), the log of their share of training events, corrects
+    for (Yi et al., 2019). `seen` as in `sampled_softmax`.
+
+    n_negatives   take at most so many targets, drawn evenly anew each time; None: all T of them,
+                  at a cost of T * T scores
+    """
+    columns, column_users = targets, users
+    if n_negatives is not None and n_negatives < targets.shape[0]:
+        # Positions without target sort last; a fixed number is taken, so that shapes repeat.
+        order = torch.rand(targets.shape[0], device=targets.device) + 2.0 * (targets < 0)
+        chosen = order.topk(n_negatives, largest=False, sorted=False).indices
+        columns, column_users = targets[chosen], users[chosen]
+    return sampled_softmax(
+        queries,
+        items,
+        targets,
+        columns,
+        log_q=log_q,
+        users=users,
+        column_users=column_users,
+        seen=seen,
+        chunk=chunk,
+    )

@@ -1,0 +1,125 @@
+"""Softmax over the target and a shared set of negatives, in chunks of tokens.
+
+The form that in-batch negatives (in_batch.py) and drawn negatives have in common: every position
+competes with the same K columns, less those that are its own item.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hllm.losses.cross_entropy import CHUNK_LOGITS, matmul_wide
+
+
+def sampled_softmax(
+    queries: Tensor,
+    items: Tensor,
+    targets: Tensor,
+    columns: Tensor,
+    *,
+    log_q: Tensor | None = None,
+    users: Tensor | None = None,
+    column_users: Tensor | None = None,
+    seen: Tensor | None = None,
+    chunk: int | None = None,
+) -> Tensor:
+    """Mean cross entropy of each position's target against the negatives `columns`.
+
+    queries (T, d) and items (M, d), float32 or float64; targets int64 (T,) rows of `items`, -1 =
+    nothing to predict; columns int64 (K,) rows of `items`, -1 = an empty column. A negative that
+    is the position's own target is left out by identity (protocol.md, "Negatives"), so equal
+    vectors of different items still compete: when all vectors collapse, the loss is log(1 + K).
+
+    log_q         (M,) log probability of each item to be a negative, taken off its scores, the
+                  target's too (Bengio and Senecal, 2008; Yi et al., 2019); None: no correction
+    users         int64 (T,) user of each position; needed by the next two
+    column_users  int64 (K,): no column counts against a position of its own user
+    seen          int64 (N,), sorted, from `history_keys`: nor does an item of the user's history
+
+    Under autocast matrix products take bf16 operands with float32 accumulators. At most `chunk`
+    positions' scores exist at a time.
+    """
+    if chunk is None:
+        chunk = max(1, CHUNK_LOGITS // max(1, columns.shape[0]))
+    return _SampledSoftmax.apply(queries, items, targets, columns, log_q, users, column_users, seen, chunk)
+
+
+class _SampledSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[no-untyped-def]
+        ctx, queries, items, targets, columns, log_q, users, column_users, seen, chunk
+    ):
+        device, wide = queries.device.type, queries.dtype
+        narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else wide
+        grad_queries, grad_items = torch.empty_like(queries), torch.zeros_like(items)
+        total, count = queries.new_zeros(()), (targets >= 0).sum().clamp(min=1)
+        column_rows = columns.clamp(min=0)
+        negatives = items[column_rows].to(narrow)  # (K, d)
+        grad_negatives = items.new_zeros(negatives.shape)
+        with torch.autocast(device, enabled=False):
+            for first in range(0, queries.shape[0], chunk):
+                part = slice(first, min(first + chunk, queries.shape[0]))
+                q, t = queries[part].to(narrow), targets[part].clamp(min=0)
+                valid = (targets[part] >= 0).to(wide)  # (C,)
+                own = items[t].to(narrow).to(wide)  # (C, d)
+                scores = matmul_wide(q, negatives.T, wide)  # (C, K)
+                hit = (q.to(wide) * own).sum(1)
+                if log_q is not None:
+                    scores -= log_q[column_rows]
+                    hit = hit - log_q[t]
+                row_users = None if users is None else users[part]
+                out = left_out(t, columns, row_users, column_users, seen, items.shape[0])
+                scores.masked_fill_(out, float("-inf"))
+                log_norm = torch.logaddexp(hit, torch.logsumexp(scores, dim=1))
+                total += (log_norm - hit) @ valid
+                # d loss / d scores = softmax, less one for the target; reuses the scores' memory.
+                grad = scores.sub_(log_norm.unsqueeze(1)).exp_().mul_(valid.unsqueeze(1)).to(narrow)
+                grad_hit = (((hit - log_norm).exp() - 1) * valid).unsqueeze(1)  # (C, 1)
+                grad_queries[part] = matmul_wide(grad, negatives, wide) + grad_hit * own
+                grad_negatives += matmul_wide(grad.T, q, wide)
+                grad_items.index_add_(0, t, grad_hit * q.to(wide))
+            grad_items.index_add_(0, column_rows, grad_negatives)
+        ctx.save_for_backward(grad_queries, grad_items, count)
+        return total / count
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        grad_queries, grad_items, count = ctx.saved_tensors
+        scale = grad / count
+        return (grad_queries * scale, grad_items * scale) + (None,) * 7
+
+
+def left_out(
+    targets: Tensor,
+    columns: Tensor,
+    users: Tensor | None,
+    column_users: Tensor | None,
+    seen: Tensor | None,
+    n_items: int,
+) -> Tensor:
+    """bool (C, K): column k is no negative for position i. See `sampled_softmax`; targets are (C,) rows."""
+    out = (columns < 0).unsqueeze(0) | (targets.unsqueeze(1) == columns.unsqueeze(0))
+    if column_users is not None:
+        assert users is not None
+        out |= users.unsqueeze(1) == column_users.unsqueeze(0)
+    if seen is not None:
+        assert users is not None
+        keys = users.unsqueeze(1) * n_items + columns.clamp(min=0).unsqueeze(0)  # (C, K)
+        place = torch.searchsorted(seen, keys).clamp(max=seen.shape[0] - 1)
+        out |= seen[place] == keys
+    return out
+
+
+def history_keys(users: Tensor, rows: Tensor, n_items: int) -> Tensor:
+    """Sorted keys int64 (T,) of (user, item row) pairs (T,), in which `left_out` looks events up."""
+    return (users * n_items + rows).sort().values
+
+
+def draw(cdf: Tensor, n: int) -> Tensor:
+    """`n` rows int64 (n,) drawn with replacement; `cdf` float64 (M,) is the running sum of their probabilities.
+
+    One uniform number each, looked up: works inside a captured CUDA graph, where multinomial does not.
+    """
+    at = torch.rand(n, dtype=torch.float64, device=cdf.device) * cdf[-1]
+    return torch.searchsorted(cdf, at, right=True).clamp(max=cdf.shape[0] - 1)

@@ -1,0 +1,152 @@
+"""`hllm recommend`: for whom, how many, and into which file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+
+from hllm.artifacts import read_json, write_text
+from hllm.cli import main
+
+Capture = pytest.CaptureFixture[str]
+Fails = Callable[..., str]
+
+
+def recommend(run: Path, tmp_path: Path, *options: object) -> pl.DataFrame:
+    out = tmp_path / "recs.parquet"
+    assert main(["recommend", str(run), "--out", str(out), "--device", "cpu", *map(str, options)]) == 0
+    return pl.read_parquet(out)
+
+
+def score(recs: Path, interactions: Path) -> dict[str, float]:
+    """Metrics of a file of recommendations by plain Python, from the raw interactions."""
+    histories: dict[str, list[tuple[int, int, str]]] = {}
+    for place, row in enumerate(pq.read_table(interactions).to_pylist()):
+        histories.setdefault(row["user_id"], []).append((row["timestamp"], place, row["item_id"]))
+    lists: dict[str, list[tuple[int, str]]] = {user: [] for user in histories}
+    for row in pq.read_table(recs).to_pylist():
+        lists[row["user_id"]].append((row["rank"], row["item_id"]))
+    totals: dict[str, float] = {}
+    for user, events in histories.items():
+        *history, target = [item for _, _, item in sorted(events)]
+        items = [item for _, item in sorted(lists[user])]
+        assert not set(items) & set(history), "seen items are recommended"
+        assert len(set(items)) == len(items)
+        rank = items.index(target) + 1 if target in items else math.inf
+        for k in (10, 50, 200):
+            hit = rank <= k
+            for name, gain in (("hr", 1.0), ("ndcg", 1 / math.log2(rank + 1)), ("mrr", 1 / rank)):
+                totals[f"{name}@{k}"] = totals.get(f"{name}@{k}", 0.0) + (gain if hit else 0.0)
+    return {name: total / len(histories) for name, total in totals.items()}
+
+
+def test_the_files_score_is_the_runs_own(
+    run_folder: Path, world_folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    frame = recommend(run_folder, tmp_path, "--split", "test", "-k", 200)
+    assert "recommendations for 60 users in" in capsys.readouterr().out
+    metrics = read_json(run_folder / "metrics.json")["test"]
+    assert metrics["protocol"]["tied_share"] == 0
+    for name, value in score(tmp_path / "recs.parquet", world_folder / "interactions.parquet").items():
+        assert value == pytest.approx(metrics[name], abs=5e-5), name
+    assert frame.columns == ["user_id", "item_id", "score", "rank"]
+    # Fewer candidates than k: every unseen candidate, and no filler.
+    events = pl.read_parquet(world_folder / "interactions.parquet").group_by("user_id").len()
+    sizes = frame.group_by("user_id").len().join(events, on="user_id")
+    assert (sizes["len"] == 40 - (sizes["len_right"] - 1)).all()
+    assert frame["score"].is_finite().all()
+
+
+def test_for_whom(run_folder: Path, tmp_path: Path) -> None:
+    assert recommend(run_folder, tmp_path)["user_id"].n_unique() == 60
+    write_text(tmp_path / "users.txt", "\ufeffu003\n\nu001 \nu003\n")
+    write_text(tmp_path / "users.csv", "user_id,age\nu003,7\nu001,8\n")
+    pl.DataFrame({"user_id": ["u003", "u001"]}).write_parquet(tmp_path / "users.parquet")
+    frames = [
+        recommend(run_folder, tmp_path, "--users", tmp_path / f"users.{s}", "-k", 2) for s in ("txt", "csv")
+    ]
+    frames.append(recommend(run_folder, tmp_path, "--users", tmp_path / "users.parquet", "-k", 2))
+    frames.append(recommend(run_folder, tmp_path, "--user", "u003", "--user", "u001", "-k", 2))
+    for frame in frames:
+        assert frame["user_id"].to_list() == ["u003", "u003", "u001", "u001"]
+        assert frame.equals(frames[0])
+    anonymous = recommend(run_folder, tmp_path, "--history", "001, 006", "--history", "002", "-k", 3)
+    assert anonymous["user_id"].to_list() == [0, 0, 0, 1, 1, 1]
+    titled = recommend(
+        run_folder, tmp_path, "--titles", "Golden River (1951)", "--titles", "blue river (1956)", "-k", 3
+    )
+    assert titled["item_id"].to_list() == anonymous["item_id"].to_list()[:3]
+
+
+def test_on_the_screen(run_folder: Path, capsys: Capture) -> None:
+    assert main(["recommend", str(run_folder), "--user", "u003", "-k", "2", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    lines = [line.split() for line in out.splitlines() if "u003" in line]
+    assert [line[1] for line in lines] == ["1", "2"]
+    assert "River" in out or "Garden" in out or "Letter" in out or "Island" in out
+    assert main(["recommend", str(run_folder), "-k", "3", "--device", "cpu"]) == 0
+    assert "100 of 180 rows shown; write all with --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_other_files(run_folder: Path, tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / "new folder" / f"recs{suffix}"
+    assert main(["recommend", str(run_folder), "--user", "u003", "-k", "2", "--out", str(out)]) == 0
+    text = out.read_text(encoding="utf-8")
+    assert text.count("u003") == 2
+    assert [p.name for p in out.parent.iterdir()] == [out.name]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--user", "ghost"], "unknown user_id 'ghost'"),
+        (["--history", "001,999x"], "unknown item_id '999x'"),
+        (["--history", ""], "history 0 is empty"),
+        (["--titles", "Golden Rivet (1951)"], "did you mean 'golden river (1951)'"),
+        (["--split", "tset"], "unknown split 'tset'"),
+        (["--split", "test", "--user", "u003"], "give one of users, history, titles and split"),
+        (["--k", "0"], "--k"),
+        (["-k", "many"], "'many'"),
+        (["--candidates", "all"], "unknown candidates 'all'"),
+        (["--device", "gpu"], "unknown device 'gpu'"),
+        (["--users", "no-such-file.txt"], "no-such-file.txt not found"),
+        (["--users", "no-such-file.csv"], "no-such-file.csv"),
+    ],
+)
+def test_mistakes_write_nothing(
+    run_folder: Path, tmp_path: Path, fails: Fails, options: list[str], message: str
+) -> None:
+    assert message in fails("recommend", run_folder, "--out", tmp_path / "recs.parquet", *options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_of_users_that_cannot_be_used(run_folder: Path, tmp_path: Path, fails: Fails) -> None:
+    write_text(tmp_path / "empty.txt", "\n \n")
+    write_text(tmp_path / "none.csv", "user_id\n")
+    write_text(tmp_path / "other.csv", "name,age\nu003,7\n")
+    (tmp_path / "latin.txt").write_bytes(b"Ren\xe9\n")
+    (tmp_path / "not.parquet").write_bytes(b"PAR1 nonsense")
+    for name, message in {
+        "empty.txt": "holds no user id",
+        "none.csv": "none.csv",
+        "other.csv": "no column user_id (its columns: name, age)",
+        "latin.txt": "latin.txt is not a readable text file",
+        "not.parquet": "not.parquet",
+    }.items():
+        assert message in fails("recommend", run_folder, "--users", tmp_path / name), name
+
+
+def test_wrong_suffixes_fail_before_anything_is_loaded(tmp_path: Path, fails: Fails) -> None:
+    line = fails("recommend", tmp_path / "no run", "--out", tmp_path / "recs.xlsx")
+    assert "unknown suffix '.xlsx'; valid: .parquet, .csv, .tsv, .jsonl" in line
+
+
+def test_what_is_no_run(tmp_path: Path, world_folder: Path, fails: Fails) -> None:
+    assert "hllm train DATASET --out" in fails("recommend", tmp_path / "none")
+    assert "is a dataset, not a run" in fails("recommend", world_folder)

@@ -1,0 +1,301 @@
+"""`hllm train`: a run folder, going on after any interruption, and mistakes in one line."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hllm.artifacts import read_json, read_jsonl, write_text
+from hllm.cli import main
+from hllm.data.dataset import Dataset
+from hllm.evaluate.metrics import Metrics
+from hllm.pipeline import Recommender
+from hllm.train import trainer
+
+Fails = Callable[..., str]
+Capture = pytest.CaptureFixture[str]
+FILES = {
+    "config.json", "model.safetensors", "metrics.json", "history.jsonl", "report.html", "README.md", "examples.json",
+    "data", "checkpoints", "ranks",
+}  # fmt: skip
+
+# A process that sends itself a signal just before optimiser step STEP, with a checkpoint after every step.
+BREAKING = """
+import os, signal, sys
+from hllm.train import trainer
+trainer.CHECKPOINT_SECONDS = -1.0
+step = trainer.Trainer._step
+def breaking(self, *arguments):
+    if self.state.step == {step}:
+        os.kill(os.getpid(), signal.{signal})
+    return step(self, *arguments)
+trainer.Trainer._step = breaking
+from hllm.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def command(world_folder: Path, small: list[str]) -> Callable[..., list[str]]:
+    def make(out: Path, *more: str, preset: str = "sasrec") -> list[str]:
+        return [
+            "train",
+            str(world_folder),
+            "--preset",
+            preset,
+            "--out",
+            str(out),
+            "--device",
+            "cpu",
+            *small,
+            *more,
+        ]
+
+    return make
+
+
+def test_a_run_folder_holds_everything(run_folder: Path) -> None:
+    assert {p.name for p in run_folder.iterdir()} == FILES
+    record = read_json(run_folder / "config.json")
+    assert record["config"]["preset"] == "sasrec" and record["config"]["max_len"] == 12
+    assert record["best"]["epoch"] in (1, 2, 3)
+    history = read_jsonl(run_folder / "history.jsonl")
+    assert [row["epoch"] for row in history] == [1, 2, 3]
+    assert record["best"]["value"] == max(row["ndcg@10"] for row in history)
+    metrics = read_json(run_folder / "metrics.json")
+    assert set(metrics) == {"validation", "test", "baselines"}
+    assert metrics["validation"]["ndcg@10"] == pytest.approx(record["best"]["value"], abs=1e-12)
+    ranks = Metrics.load(run_folder / "ranks" / "test.safetensors")
+    assert ranks.values == {k: v for k, v in metrics["test"].items() if "@" in k}
+    page = (run_folder / "report.html").read_text(encoding="utf-8")
+    assert metrics["test"]["result_line"] in page
+    assert f"{metrics['test']['ndcg@10']:.4f}" in page
+
+
+def test_text_models_say_which_embeddings_they_take(
+    command: Callable[..., list[str]], tmp_path: Path, capsys: Capture
+) -> None:
+    more = ["--set", "item_llm=random", "--set", "whiten_rank=8", "--set", "adapter_hidden=16"]
+    assert main(command(tmp_path / "run", *more, preset="demo")) == 0
+    out, err = capsys.readouterr()
+    assert "item embeddings: random, fields title,genres (store " in err
+    assert "popularity" in out and "markov" in out and "demo | world " in out
+    assert "best epoch" in out and str(tmp_path / "run") in out
+    assert read_json(tmp_path / "run" / "config.json")["embeddings"]["model"] == "random"
+
+
+def test_settings_from_a_file_then_from_set(
+    command: Callable[..., list[str]], world_folder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "own.yaml"
+    write_text(file, "preset: sasrec\nd_model: 8\nn_layers: 1\nn_heads: 2\nepochs: 9\n")
+    arguments = ["train", str(world_folder), "--config", str(file), "--out", str(tmp_path / "run")]
+    assert main([*arguments, "--set", "epochs=1", "--set", "batch_tokens=300", "--device", "cpu"]) == 0
+    config = read_json(tmp_path / "run" / "config.json")["config"]
+    assert (config["preset"], config["d_model"], config["epochs"]) == ("sasrec", 8, 1)
+
+
+def test_a_finished_run_is_shown_again(
+    command: Callable[..., list[str]], tmp_path: Path, capsys: Capture, fails: Fails
+) -> None:
+    run = tmp_path / "run"
+    assert main(command(run)) == 0
+    first = capsys.readouterr().out
+    weights, created = (run / "model.safetensors").read_bytes(), read_json(run / "config.json")["created"]
+    (run / "report.html").unlink()  # as if killed between training and report
+    assert main(command(run)) == 0
+    out, err = capsys.readouterr()
+    assert out == first
+    assert "holds this run, finished; --overwrite trains it again" in err
+    assert (run / "report.html").exists()
+    assert read_json(run / "config.json")["created"] == created
+
+    line = fails(*command(run, "--set", "dropout=0.1"))
+    assert "holds another run (dropout 0.5 -> 0.1)" in line and "--overwrite" in line
+    assert (run / "model.safetensors").read_bytes() == weights
+
+    assert main(command(run, "--set", "dropout=0.1", "--overwrite")) == 0
+    assert read_json(run / "config.json")["config"]["dropout"] == 0.1
+    assert (run / "model.safetensors").read_bytes() != weights
+
+
+def test_several_seeds(command: Callable[..., list[str]], tmp_path: Path, capsys: Capture) -> None:
+    assert main(command(tmp_path / "runs", "--seeds", "2", "--set", "epochs=1")) == 0
+    out = capsys.readouterr().out
+    assert "2 seeds of sasrec" in out
+    summary = read_json(tmp_path / "runs" / "seeds.json")
+    documents = [read_json(tmp_path / "runs" / f"seed-{seed}" / "metrics.json") for seed in (0, 1)]
+    values = [document["test"]["ndcg@10"] for document in documents]
+    assert values[0] != values[1]
+    found = summary["test ndcg@10"]
+    assert found["values"] == values
+    assert found["mean"] == pytest.approx(sum(values) / 2)
+    assert found["deviation"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    assert f"{found['mean']:.4f}" in out and f"{found['deviation']:.4f}" in out
+
+
+# ---------------------------------------------------------------------- interruptions
+
+
+def test_case_d15_ctrl_c_and_kill(
+    command: Callable[..., list[str]],
+    run_folder: Path,
+    tmp_path: Path,
+    capsys: Capture,
+    run_python: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ctrl-C, then kill -9 in the run that goes on, then the same command: the same bytes as without."""
+    run = tmp_path / "run"
+
+    def broken(step: int, name: str) -> subprocess.CompletedProcess[str]:
+        return run_python("-c", BREAKING.format(step=step, signal=name), *command(run))
+
+    done = broken(3, "SIGINT")
+    assert done.returncode == 130, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(
+        "stopped after step 4 (epoch 2); everything is saved. Go on with"
+    )
+    assert "--resume" in done.stderr
+    done = broken(7, "SIGKILL")
+    assert done.returncode == -signal.SIGKILL
+    assert "going on from its last checkpoint" in done.stderr
+    assert not (run / "config.json").exists() and not (run / "model.safetensors").exists()
+    steps: list[int] = []
+    step = trainer.Trainer._step
+    monkeypatch.setattr(
+        trainer.Trainer, "_step", lambda self, *a: (steps.append(self.state.step), step(self, *a))[1]
+    )
+    assert main(command(run, "--resume")) == 0
+    assert steps == list(range(7, read_jsonl(run / "history.jsonl")[-1]["step"]))  # none is done twice
+    assert "going on from its last checkpoint" in capsys.readouterr().err
+    for name in ("model.safetensors", "history.jsonl"):
+        assert (run / name).read_bytes() == (run_folder / name).read_bytes(), name
+    mine, theirs = (read_json(folder / "metrics.json")["test"] for folder in (run, run_folder))
+    assert mine == theirs
+
+
+def test_killed_before_the_first_checkpoint(
+    command: Callable[..., list[str]], run_folder: Path, tmp_path: Path, run_python: Any
+) -> None:
+    run = tmp_path / "run"
+    code = BREAKING.replace("trainer.CHECKPOINT_SECONDS = -1.0\n", "").format(step=2, signal="SIGKILL")
+    assert run_python("-c", code, *command(run)).returncode == -signal.SIGKILL
+    assert {p.name for p in run.iterdir()} == {"data"}
+    assert main(command(run)) == 0
+    assert (run / "model.safetensors").read_bytes() == (run_folder / "model.safetensors").read_bytes()
+
+
+def test_an_unfinished_run_is_no_run_yet(
+    command: Callable[..., list[str]],
+    tmp_path: Path,
+    fails: Fails,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    step = trainer.Trainer._step
+
+    def full(self: Any, *arguments: Any) -> Any:
+        if self.state.step == 2:
+            raise MemoryError
+        return step(self, *arguments)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "CHECKPOINT_SECONDS", -1.0)
+        patch.setattr(trainer.Trainer, "_step", full)
+        with pytest.raises(MemoryError):
+            main(command(run))
+    for name in ("evaluate", "recommend"):
+        assert "is not finished; go on with the same hllm train command" in fails(name, run)
+    line = fails(*command(run, "--set", "dropout=0.1"))
+    assert "holds another run (dropout 0.5 -> 0.1)" in line
+    assert main(command(run, "--set", "dropout=0.1", "--overwrite")) == 0
+
+
+def test_nothing_to_resume(command: Callable[..., list[str]], tmp_path: Path, capsys: Capture) -> None:
+    assert main(command(tmp_path / "run", "--resume", "--set", "epochs=1")) == 0
+    assert "nothing to resume" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--preset", "hllm-light"], "unknown preset 'hllm-light' (did you mean 'hllm-lite'?); valid: "),
+        (["--set", "epoch=3"], "unknown setting 'epoch' (did you mean 'epochs'?)"),
+        (["--set", "epochs"], "is not key=value"),
+        (["--set", "epochs=many"], "setting epochs='many'"),
+        (["--set", "epochs=0"], "setting epochs=0"),
+        (["--set", "d_model=30"], "d_model=30 is not a multiple of n_heads=4"),
+        (["--set", "valid_metric=auc"], "setting valid_metric='auc'"),
+        (["--device", "gpu"], "unknown device 'gpu' (did you mean 'cpu'?); valid: auto, cpu"),
+        (["--seeds", "0"], "0"),
+        (["--config", "none.yaml"], "config file none.yaml not found"),
+        (["--preset", "demo"], "no embeddings of smollm2-135m"),
+        (["--presett", "demo"], "No such option: --presett"),
+    ],
+)
+def test_mistakes_write_nothing(
+    world_folder: Path, tmp_path: Path, fails: Fails, options: list[str], message: str
+) -> None:
+    line = fails("train", world_folder, "--preset", "sasrec", "--out", tmp_path / "run", *options)
+    assert message in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_embeddings_come_with_their_command(world_folder: Path, tmp_path: Path, fails: Fails) -> None:
+    line = fails("train", world_folder, "--preset", "demo", "--out", tmp_path / "run")
+    assert f"hllm embed {world_folder} --item-llm smollm2-135m" in line
+
+
+def test_folders_that_are_no_dataset(tmp_path: Path, run_folder: Path, fails: Fails) -> None:
+    assert "no dataset at" in fails("train", tmp_path / "none", "--out", tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    write_text(tmp_path / "other" / "ratings.csv", "a,b\n")
+    assert "is not a dataset folder" in fails("train", tmp_path / "other", "--out", tmp_path / "run")
+    assert "it is a run folder" in fails("train", run_folder, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("option", [[], ["--overwrite"], ["--resume"]])
+def test_a_foreign_folder_is_never_written_to(
+    command: Callable[..., list[str]], tmp_path: Path, fails: Fails, option: list[str]
+) -> None:
+    write_text(tmp_path / "mine" / "README.md", "my notes")
+    write_text(tmp_path / "mine" / "data" / "ratings.csv", "my ratings")
+    line = fails(*command(tmp_path / "mine", *option))
+    assert "is not empty and holds no run" in line and "choose another --out" in line
+    assert sorted(p.name for p in (tmp_path / "mine").rglob("*")) == ["README.md", "data", "ratings.csv"]
+
+
+def test_a_dataset_is_never_a_run_folder(
+    world_folder: Path, tmp_path: Path, fails: Fails, small: list[str]
+) -> None:
+    copy = Dataset.load(world_folder).save(tmp_path / "world").path
+    assert "choose another --out" in fails(
+        "train", copy, "--preset", "sasrec", "--out", copy, "--overwrite", *small
+    )
+    assert Dataset.load(copy).n_users == 60
+
+
+def test_the_default_run_folder(
+    world_folder: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert (
+        main(
+            ["train", str(world_folder), "--preset", "sasrec", "--device", "cpu", *small, "--set", "epochs=1"]
+        )
+        == 0
+    )
+    assert Recommender.from_pretrained("runs/world-sasrec", "cpu").config.epochs == 1

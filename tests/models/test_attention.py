@@ -1,0 +1,97 @@
+"""Packed attention against softmax attention of one user at a time, in values and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from hllm.models.attention import attend, attention_mask
+from hllm.packing import Batch, make_rows, offsets_of
+
+HEADS, WIDTH = 3, 4
+
+
+def packed(lengths: list[int]) -> Batch:
+    total = sum(lengths)
+    zeros = torch.zeros(total, dtype=torch.long)
+    return Batch(torch.arange(len(lengths)), zeros + 1, zeros, zeros, offsets_of(torch.tensor(lengths)))
+
+
+def naive(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], bias: Tensor | None) -> Tensor:
+    """Softmax attention, one user and one position at a time."""
+    out, first = [], 0
+    for length in lengths:
+        for i in range(length):
+            keys = slice(first, first + i + 1)
+            scores = torch.einsum("hd,jhd->hj", q[first + i], k[keys]) / WIDTH**0.5
+            if bias is not None:
+                scores = scores + bias[:, i, : i + 1]
+            out.append(torch.einsum("hj,jhd->hd", scores.softmax(-1), v[keys]))
+        first += length
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize("lengths", [[5, 3], [1], [17, 1, 1, 16, 2], [33, 4, 4]])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("row", [None, 40])
+def test_equals_softmax_attention_per_user(lengths: list[int], with_bias: bool, row: int | None) -> None:
+    torch.manual_seed(0)
+    batch = packed(lengths)
+    rows = make_rows(batch, row)
+    q, k, v = (
+        torch.randn(batch.n_tokens, HEADS, WIDTH, dtype=torch.float64, requires_grad=True) for _ in range(3)
+    )
+    size = rows.segments.shape[1]
+    # A bias by distance: slot numbers inside a row and positions inside a history then agree.
+    by_distance = torch.randn(HEADS, size, dtype=torch.float64, requires_grad=True)
+    distance = (torch.arange(size)[:, None] - torch.arange(size)).clamp(min=0)
+    bias = by_distance[:, distance] if with_bias else None
+    inputs = [q, k, v] + [by_distance] * with_bias
+
+    ours = attend(q, k, v, rows, attention_mask(rows), bias)
+    theirs = naive(q, k, v, lengths, bias)
+    assert ours.shape == (batch.n_tokens, HEADS, WIDTH)
+    torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
+    upstream = torch.randn_like(ours)
+    for mine, reference in zip(
+        torch.autograd.grad(ours, inputs, upstream, retain_graph=True),
+        torch.autograd.grad(theirs, inputs, upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, reference, atol=1e-11, rtol=0)
+
+
+def test_mask_keeps_to_the_past_of_ones_own_sequence() -> None:
+    rows = make_rows(packed([3, 2]), row=6)
+    mask = attention_mask(rows)
+    assert mask.shape == (1, 1, 6, 6)
+    allowed = mask[0, 0].int().tolist()
+    assert allowed[:5] == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [0, 0, 0, 1, 0, 0],
+        [0, 0, 0, 1, 1, 0],
+    ]
+    assert allowed[5] == [0, 0, 0, 0, 0, 1]  # an empty slot sees itself, never a token
+
+
+def test_empty_slots_give_no_nan() -> None:
+    batch = packed([2])
+    rows = make_rows(batch, row=16, n_rows=3)
+    x = torch.randn(2, HEADS, WIDTH, requires_grad=True)
+    bias = torch.zeros(HEADS, 16, 16, requires_grad=True)
+    attend(x, x, x, rows, attention_mask(rows), bias).sum().backward()
+    assert x.grad is not None and bias.grad is not None
+    assert bool(torch.isfinite(x.grad).all())
+    assert bool(torch.isfinite(bias.grad).all())
+
+
+def test_dropout_is_applied_to_the_weights() -> None:
+    torch.manual_seed(0)
+    batch = packed([40])
+    rows = make_rows(batch)
+    x = torch.randn(40, HEADS, WIDTH)
+    mask = attention_mask(rows)
+    assert not torch.equal(attend(x, x, x, rows, mask, dropout=0.5), attend(x, x, x, rows, mask))

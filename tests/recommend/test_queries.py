@@ -1,0 +1,115 @@
+"""Whom to recommend for, by id, history, title or split; and what is answered to mistakes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from hllm.data.dataset import Dataset
+from hllm.data.loader import Queries, eval_queries
+from hllm.errors import ConfigError, DataError
+from hllm.recommend.queries import queries_of_histories, queries_of_titles, queries_of_users, title_column
+from hllm.testing import world
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return world(n_users=12, n_items=20)
+
+
+def histories(queries: Queries) -> list[list[int]]:
+    return [queries.tokens[a:b].tolist() for a, b in zip(queries.starts, queries.ends, strict=True)]
+
+
+def test_known_users_after_their_last_event(data: Dataset) -> None:
+    queries, names = queries_of_users(data, [103, 100])
+    assert names == [103, 100]
+    assert queries.users.tolist() == [3, 0]
+    assert not queries.targets.any()
+    assert histories(queries) == [data.tokens[data.offsets[r] : data.offsets[r + 1]].tolist() for r in (3, 0)]
+    everybody, names = queries_of_users(data)
+    assert names == data.user_ids and len(everybody) == 12
+
+
+@pytest.mark.parametrize("users", [(100, 103), np.array([100, 103]), pl.Series([100, 103]), ["100", "103"]])
+def test_ids_in_any_list(data: Dataset, users: Any) -> None:
+    assert queries_of_users(data, users)[0].users.tolist() == [0, 3]
+    assert queries_of_users(data, users)[1] == [100, 103]  # as the dataset has them
+
+
+def test_the_users_of_a_split(data: Dataset) -> None:
+    queries, names = queries_of_users(data, split="test")
+    assert names == data.user_ids
+    assert histories(queries) == histories(eval_queries(data, "test"))
+    with pytest.raises(ConfigError, match=r"unknown split 'tset' .*valid: validation, test"):
+        queries_of_users(data, split="tset")
+
+
+def test_case_d20_an_unknown_user_is_named(data: Dataset) -> None:
+    with pytest.raises(DataError, match=r"unknown user_id 'ghost'.*history="):
+        queries_of_users(data, ["ghost", 100])
+
+
+@pytest.mark.parametrize("users", ["100", 100, np.int64(100)])
+def test_one_id_instead_of_a_list(data: Dataset, users: Any) -> None:
+    with pytest.raises(DataError, match="must be a list of user ids"):
+        queries_of_users(data, users)
+
+
+def test_histories_of_item_ids(data: Dataset) -> None:
+    queries, names = queries_of_histories(data, [[12, 10], np.array([11]), ["12"]])
+    assert names == [0, 1, 2]
+    assert histories(queries) == [[3, 1], [2], [3]]
+    assert queries.users.tolist() == [-1] * 3
+
+
+@pytest.mark.parametrize(
+    ("history", "message"),
+    [
+        ([[]], "history 0 is empty"),
+        ([[10], []], "history 1 is empty"),
+        ([10, 11], "must be a list of lists of item ids"),
+        (np.array([10, 11]), "must be a list of lists of item ids"),
+        (["10", "11"], "must be a list of lists of item ids"),
+        ([[10, 999]], "unknown item_id 999"),
+    ],
+)
+def test_histories_that_cannot_be_used(data: Dataset, history: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        queries_of_histories(data, history)
+
+
+def test_histories_by_title(data: Dataset) -> None:
+    queries, names = queries_of_titles(data, [["golden river (1951)", " Quiet River (1950) "]])
+    assert histories(queries) == [[2, 1]]
+    assert names == [0]
+    assert title_column(data) == "title"
+
+
+@pytest.mark.parametrize(
+    ("titles", "message"),
+    [
+        (
+            [["Golden Rivet (1951)"]],
+            r"no item has the title 'Golden Rivet \(1951\)' \(did you mean 'golden river",
+        ),
+        (["Golden River (1951)"], "must be a list of lists"),
+        ([[]], "titles 0 is empty"),
+    ],
+)
+def test_titles_that_cannot_be_used(data: Dataset, titles: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        queries_of_titles(data, titles)
+
+
+def test_other_names_for_titles() -> None:
+    rows = pl.DataFrame({"user_id": [1, 1], "item_id": [1, 2], "timestamp": [1, 2]})
+    named = pl.DataFrame({"item_id": [1, 2], "headline": ["One", "Two"]})
+    data = Dataset.from_tables(rows, named, time_unit="index")
+    assert title_column(data) == "headline"
+    assert histories(queries_of_titles(data, [["two"]])[0]) == [[2]]
+    with pytest.raises(DataError, match="have no text, so none can be found by title"):
+        queries_of_titles(Dataset.from_tables(rows, time_unit="index"), [["two"]])

@@ -1,0 +1,359 @@
+"""The whole road in Python: fit, evaluate, recommend, add items, save, load."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+
+import hllm
+from hllm.artifacts import read_json
+from hllm.baselines.fit import BASELINES, fit_baseline
+from hllm.config import make_config
+from hllm.data.dataset import Dataset
+from hllm.errors import ArtifactError, ConfigError, DataError, DeviceError, HLLMError
+from hllm.pipeline import Recommender, evaluate_run
+from hllm.testing import check_ranker, world, world_tables
+
+SMALL = {
+    "d_model": 16, "n_layers": 1, "n_heads": 2, "epochs": 3, "batch_tokens": 200, "whiten_rank": 8,
+    "adapter_hidden": 16, "learning_rate": 1e-2,
+}  # fmt: skip
+
+
+def fit(data: Dataset, preset: str = "demo", out: Path | None = None, **settings: Any) -> Recommender:
+    settings = {**SMALL, **({"item_llm": "random"} if preset == "demo" else {}), **settings}
+    return Recommender.from_preset(preset, **settings).fit(data, out=out, device="cpu", progress=False)
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return world(string_ids=True)
+
+
+@pytest.fixture(scope="module")
+def recommender(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Recommender:
+    """Read anew by tests that change it; embeddings are made on the way, as none are there."""
+    patch = pytest.MonkeyPatch()
+    with patch.context() as context:
+        context.setenv("HLLM_HOME", str(tmp_path_factory.mktemp("home")))
+        return fit(data)
+
+
+@pytest.fixture
+def run(recommender: Recommender, tmp_path: Path) -> Path:
+    recommender.save_pretrained(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_it_learns_the_world(recommender: Recommender, data: Dataset) -> None:
+    own, others = evaluate_run(recommender, ["test"], bootstrap=20)
+    assert own["test"]["ndcg@10"] > 2 * others["test"]["popularity"]["ndcg@10"]
+    assert set(others["test"]) == set(BASELINES)
+    assert (
+        own["test"].protocol.max_len == 200 and own["test"].protocol.checkpoint == "best validation ndcg@10"
+    )
+    assert recommender.evaluate(data, split="validation", k=10, bootstrap=0).ks == (10,)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"id_embedding": False}, {"item_llm": "tfidf"}, {"whiten": "center"}]
+)
+def test_models_keep_the_contract_of_rankers(data: Dataset, settings: dict[str, Any]) -> None:
+    check_ranker(fit(data, epochs=1, **settings).network, data)
+
+
+@pytest.mark.parametrize("preset", ["sasrec", "rechub", "rechub-doc"])
+def test_presets_keep_the_contract_of_rankers(data: Dataset, preset: str) -> None:
+    own = {} if preset == "sasrec" else {"item_llm": "random"}  # no adapter: the width is the text's
+    recommender = Recommender.from_preset(preset, epochs=1, n_layers=1, **own)
+    check_ranker(recommender.fit(data, device="cpu", progress=False).network, data)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_baselines_keep_the_contract_of_rankers(data: Dataset, name: str) -> None:
+    check_ranker(fit_baseline(name, data), data)
+
+
+# ---------------------------------------------------------------------- recommending
+
+
+def test_known_users(recommender: Recommender, data: Dataset) -> None:
+    frame = recommender.recommend(users=["u003", "u000"], k=4)
+    assert frame.columns == ["user_id", "item_id", "score", "rank"]
+    assert frame["user_id"].to_list() == ["u003"] * 4 + ["u000"] * 4
+    assert frame["rank"].to_list() == [1, 2, 3, 4] * 2
+    assert set(frame["item_id"]) <= set(data.item_ids)
+    seen = data.interactions.filter(pl.col("user_id") == "u003")["item_id"].to_list()
+    assert not set(frame["item_id"][:4]) & set(seen)
+    assert recommender.recommend(k=1)["user_id"].to_list() == data.user_ids
+
+
+def test_histories_and_titles_are_the_same_question(recommender: Recommender) -> None:
+    by_id = recommender.recommend(history=[["001", "006"]], k=5)
+    by_title = recommender.recommend(titles=[["Golden River (1951)", "Sudden River (1957)"]], k=5)
+    other = recommender.recommend(titles=[["Golden River (1951)", "Last River (1955)"]], k=5)
+    assert by_id["user_id"].to_list() == [0] * 5
+    assert by_title.columns == by_id.columns
+    assert not by_id.equals(other)
+    data = recommender.dataset
+    assert data is not None
+    titles = [[data.items.filter(pl.col("item_id") == i)["title"][0] for i in ("001", "006")]]
+    assert recommender.recommend(titles=titles, k=5).equals(by_id)
+
+
+def test_a_known_users_history_gives_what_the_user_gets(recommender: Recommender, data: Dataset) -> None:
+    history = data.interactions.filter(pl.col("user_id") == "u005")["item_id"].to_list()
+    asked, known = recommender.recommend(history=[history]), recommender.recommend(users=["u005"])
+    assert asked["item_id"].to_list() == known["item_id"].to_list()
+    np.testing.assert_allclose(asked["score"], known["score"], atol=1e-5)
+
+
+def test_the_test_split_agrees_with_evaluate(recommender: Recommender, data: Dataset) -> None:
+    frame = recommender.recommend(split="test", k=10)
+    truth = {data.user_ids[u]: data.item_ids[t - 1] for u, t in _held_out(data)}
+    hits = [(rank, truth[user] == item) for user, item, _, rank in frame.iter_rows()]
+    metrics = recommender.evaluate(bootstrap=0)
+    assert metrics.protocol.tied_share == 0
+    assert sum(hit for _, hit in hits) / len(truth) == pytest.approx(metrics["hr@10"], abs=1e-12)
+    ndcg = sum(hit / np.log2(rank + 1) for rank, hit in hits) / len(truth)
+    assert ndcg == pytest.approx(metrics["ndcg@10"], abs=1e-12)
+
+
+def _held_out(data: Dataset) -> list[tuple[int, int]]:
+    return [
+        (int(np.searchsorted(data.offsets, p, side="right") - 1), int(data.tokens[p]))
+        for p in data.queries["test"]
+    ]
+
+
+def test_exclusions_seen_and_the_catalogue(recommender: Recommender, data: Dataset) -> None:
+    best = recommender.recommend(users=["u001"], k=1)["item_id"][0]
+    assert recommender.recommend(users=["u001"], k=1, exclude=[best])["item_id"][0] != best
+    n_seen = data.interactions.filter(pl.col("user_id") == "u001").height
+    sizes = [
+        len(recommender.recommend(users=["u001"], k=999, **options))
+        for options in ({}, {"keep_seen": True}, {"candidates": "catalogue"})
+    ]
+    assert sizes == [data.n_candidates - n_seen, data.n_candidates, data.n_catalogue - n_seen]
+
+
+def test_case_d19_fewer_candidates_than_k() -> None:
+    """5 items, the user saw 3: 2 rows; then k=1 with the best of the two excluded: the other one."""
+    rows = [("u1", i, t) for t, i in enumerate("abc")] + [("u2", i, t) for t, i in enumerate("cdeab")]
+    frame = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    recommender = fit(Dataset.from_tables(frame, time_unit="index"), "sasrec", epochs=1)
+    found = recommender.recommend(users=["u1"], k=10)
+    assert sorted(found["item_id"]) == ["d", "e"]
+    assert found["rank"].to_list() == [1, 2]
+    assert found["score"].is_finite().all()
+    best, other = found["item_id"]
+    assert recommender.recommend(users=["u1"], k=1, exclude=[best])["item_id"].to_list() == [other]
+    assert len(recommender.recommend(users=["u1"], exclude=["d", "e"])) == 0
+    assert len(recommender.recommend(users=["u2"])) == 0  # saw everything
+
+
+def test_case_d20_unknown_single_and_empty(recommender: Recommender) -> None:
+    with pytest.raises(DataError, match=r"'ghost'.*history="):
+        recommender.recommend(users=["ghost", "u001"])
+    alone = recommender.recommend(users=["u001"])
+    batch = recommender.recommend(users=["u000", "u001", "u002"]).filter(pl.col("user_id") == "u001")
+    assert alone["item_id"].to_list() == batch["item_id"].to_list()
+    np.testing.assert_allclose(alone["score"], batch["score"], atol=1e-5)
+    with pytest.raises(DataError, match="history 0 is empty"):
+        recommender.recommend(history=[[]])
+    assert recommender.recommend(users=[]).schema == alone.schema
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [
+        ({"users": ["u001"], "split": "test"}, "one of users, history, titles and split"),
+        ({"k": 0}, "k=0"),
+        ({"candidates": "all"}, "unknown candidates 'all'"),
+        ({"split": "train"}, "unknown split 'train'"),
+        ({"exclude": ["nothing"]}, "unknown item_id 'nothing'"),
+    ],
+)
+def test_questions_that_make_no_sense(
+    recommender: Recommender, question: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((ConfigError, DataError), match=message):
+        recommender.recommend(**question)
+
+
+# ---------------------------------------------------------------------- saving and loading
+
+
+def test_a_run_folder_recommends_the_same(run: Path, recommender: Recommender) -> None:
+    other = Recommender.from_pretrained(run, device="cpu")
+    assert other.config == recommender.config
+    for question in ({}, {"split": "test"}, {"history": [["001", "006"]]}, {"users": ["u007"], "k": 40}):
+        assert other.recommend(**question).equals(recommender.recommend(**question)), question
+    assert other.evaluate(bootstrap=0).values == recommender.evaluate(bootstrap=0).values
+
+
+def test_the_run_folder_alone_is_enough(tmp_path: Path) -> None:
+    """Dataset folder, embeddings and cache gone, the run moved."""
+    saved = world(n_users=30).save(tmp_path / "dataset")
+    recommender = fit(saved, out=tmp_path / "run")
+    expected = recommender.recommend(split="test"), recommender.evaluate(bootstrap=0).values
+    shutil.rmtree(tmp_path / "dataset")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    other = Recommender.from_pretrained(tmp_path / "moved", device="cpu")
+    assert other.recommend(split="test").equals(expected[0])
+    assert other.evaluate(bootstrap=0).values == expected[1]
+    assert other.recommend(titles=[["Quiet River (1950)"]], k=3).height == 3
+    assert not (tmp_path / "moved" / "data" / "interactions.parquet").exists()
+
+
+def test_configuration_survives_a_run(run: Path, recommender: Recommender) -> None:
+    saved = read_json(run / "config.json")["config"]
+    assert make_config(saved) == recommender.config
+    assert saved == recommender.config.model_dump()
+
+
+def test_case_d21_nothing_is_pickled(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saving and loading work where unpickling is impossible; pandas 3 strings come back unchanged."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("pickle was used")
+
+    for name in ("Unpickler", "load", "loads"):
+        monkeypatch.setattr(pickle, name, refuse)
+    interactions, items, users = (frame.to_pandas() for frame in world_tables(20, string_ids=True))
+    assert (
+        isinstance(interactions["item_id"].dtype, pd.StringDtype) or interactions["item_id"].dtype == object
+    )
+    data = Dataset.from_tables(interactions, items, users).save(tmp_path / "dataset")
+    recommender = fit(data, out=tmp_path / "new", epochs=1)
+    loaded = Recommender.from_pretrained(tmp_path / "new", device="cpu")
+    frame = loaded.recommend(users=["u000"], k=3)
+    assert frame.equals(recommender.recommend(users=["u000"], k=3))
+    assert set(frame["item_id"]) <= set(items["item_id"])
+    assert frame.to_pandas()["user_id"].tolist() == ["u000"] * 3
+    Recommender.from_pretrained(run, device="cpu").recommend(k=1)
+
+
+@pytest.mark.parametrize("kind", ["polars", "pandas", "arrow"])
+def test_any_table_library_gives_the_same_model(kind: str) -> None:
+    convert: dict[str, Callable[[pl.DataFrame], Any]] = {
+        "polars": lambda f: f,
+        "pandas": lambda f: f.to_pandas(),
+        "arrow": lambda f: f.to_arrow(),
+    }
+    tables = world_tables(20)
+    data = Dataset.from_tables(*map(convert[kind], tables), name="world", time_unit="s")
+    assert data.fingerprint == world(20).fingerprint
+    frame = fit(data, "sasrec", epochs=1).recommend(users=[100], k=3)
+    assert frame["user_id"].dtype == frame["item_id"].dtype == pl.Int64
+    assert isinstance(frame.to_arrow(), pa.Table)
+    assert frame.equals(fit(world(20), "sasrec", epochs=1).recommend(users=[100], k=3))
+
+
+# ---------------------------------------------------------------------- new items
+
+
+NEW = {"item_id": ["900", "901"], "title": ["Sudden River (1957)", None], "genres": ["Western", None]}
+
+
+def test_new_items_are_recommended_without_training(run: Path, tmp_path: Path) -> None:
+    recommender = Recommender.from_pretrained(run, device="cpu")
+    before = recommender.recommend(users=["u001"], k=999)
+    values = recommender.evaluate(bootstrap=0).values
+    assert recommender.add_items(pl.DataFrame(NEW), device="cpu") is recommender
+    after = recommender.recommend(users=["u001"], k=999)
+    assert set(after["item_id"]) - set(before["item_id"]) == {"900", "901"}
+    old = after.filter(~pl.col("item_id").is_in(["900", "901"]))
+    assert old["item_id"].to_list() == before["item_id"].to_list()
+    assert recommender.evaluate(bootstrap=0).values == values  # they do not compete in evaluation
+    assert recommender.recommend(history=[["900", "001"]], k=2).height == 2
+    assert recommender.recommend(titles=[["sudden river (1957)"]], k=2).height == 2
+
+    recommender.save_pretrained(tmp_path / "grown")
+    grown = Recommender.from_pretrained(tmp_path / "grown", device="cpu")
+    assert grown.recommend(users=["u001"], k=999).equals(after)
+    grown.add_items(pd.DataFrame({"item_id": ["902"], "title": ["Paper Song"], "genres": ["Horror"]}), "cpu")
+    assert "902" in grown.recommend(users=["u001"], k=999)["item_id"].to_list()
+    recommender.save_pretrained(run)  # over the folder whose arrays are mapped into memory
+    assert Recommender.from_pretrained(run, device="cpu").recommend(users=["u001"], k=999).equals(after)
+
+
+def test_new_items_with_the_text_of_a_known_one_score_alike(data: Dataset) -> None:
+    """Without ID embeddings text is all there is."""
+    recommender = fit(data, epochs=1, id_embedding=False)
+    known = data.items.row(7, named=True)
+    recommender.add_items(pl.DataFrame([{**known, "item_id": "900"}]), device="cpu")
+    frame = recommender.recommend(history=[["001"]], k=999)
+    scores = dict(zip(frame["item_id"], frame["score"], strict=True))
+    assert scores["900"] == pytest.approx(scores[known["item_id"]], abs=1e-5)
+
+
+def test_items_that_cannot_be_added(run: Path, data: Dataset) -> None:
+    recommender = Recommender.from_pretrained(run, device="cpu")
+    before = recommender.recommend(k=5)
+    with pytest.raises(DataError, match="in the catalogue already"):
+        recommender.add_items(data.items[:1], device="cpu")
+    with pytest.raises(ConfigError, match="item_llm=None"):
+        fit(data, "sasrec", epochs=1).add_items(pl.DataFrame(NEW), device="cpu")
+    with pytest.raises(ConfigError, match="TF-IDF"):
+        fit(data, epochs=1, item_llm="tfidf").add_items(pl.DataFrame(NEW), device="cpu")
+    assert recommender.recommend(k=5).equals(before)
+
+
+# ---------------------------------------------------------------------- mistakes
+
+
+def test_untrained() -> None:
+    with pytest.raises(HLLMError, match="not trained yet: call fit"):
+        Recommender.from_preset("sasrec").recommend()
+
+
+def test_another_dataset_is_refused(recommender: Recommender) -> None:
+    with pytest.raises(ConfigError, match=r"trained on world .*, not on world"):
+        recommender.evaluate(world(seed=9))
+
+
+def test_unknown_names(data: Dataset) -> None:
+    with pytest.raises(ConfigError, match=r"unknown preset 'sasrek' .*did you mean 'sasrec'"):
+        Recommender.from_preset("sasrek")
+    with pytest.raises(ConfigError, match=r"unknown setting 'learning_rat' .*did you mean 'learning_rate'"):
+        Recommender.from_preset("sasrec", learning_rat=1)
+    with pytest.raises(DeviceError, match="unknown device 'gpu'"):
+        Recommender.from_preset("sasrec").fit(data, device="gpu")
+    with pytest.raises(ArtifactError, match="no run at"):
+        Recommender.from_pretrained("no/such/run")
+
+
+def test_embeddings_are_made_once_and_ambiguity_is_an_error(
+    data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import hllm.items.embed as module
+
+    calls = []
+    original = module.embed
+    monkeypatch.setattr(module, "embed", lambda *a, **k: (calls.append(1), original(*a, **k))[1])
+    tiny = world(n_users=15, n_items=21)
+    fit(tiny, epochs=1)
+    fit(tiny, epochs=1)
+    assert len(calls) == 1
+
+    def ambiguous(*_: Any, **__: Any) -> None:
+        raise ArtifactError("2 sets of embeddings match x. Choose one by its key, for example ...")
+
+    monkeypatch.setattr(module, "load_embeddings", ambiguous)
+    with pytest.raises(ArtifactError, match="2 sets of embeddings"):
+        fit(tiny, epochs=1)
+    assert len(calls) == 1
+
+
+def test_the_facade_is_public() -> None:
+    assert hllm.Recommender is Recommender

@@ -1,0 +1,78 @@
+"""Optimiser groups, the learning-rate schedule, and the weight average."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hllm.config import Config
+from hllm.train.optim import WeightAverage, learning_rate, make_optimizer, set_rate
+
+
+def test_matrices_decay_and_vectors_do_not(make_config: Callable[..., Config]) -> None:
+    network = nn.Sequential(nn.Linear(3, 4), nn.RMSNorm(4))
+    network[0].requires_grad_(True)
+    optimizer = make_optimizer(network, make_config(weight_decay=0.2))
+    assert isinstance(optimizer, torch.optim.AdamW)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decay[id(network[0].weight)] == 0.2
+    assert decay[id(network[0].bias)] == decay[id(network[1].weight)] == 0.0
+    set_rate(optimizer, 0.125)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.125]
+
+
+def test_rate_rises_linearly_then_falls_as_a_cosine(make_config: Callable[..., Config]) -> None:
+    config = make_config(learning_rate=0.1, warmup_ratio=0.2, min_lr_ratio=0.1)
+    assert learning_rate(config, 0.1) == pytest.approx(0.05)
+    assert learning_rate(config, 0.2) == pytest.approx(0.1)
+    assert learning_rate(config, 0.6) == pytest.approx(0.1 * (0.1 + 0.9 * 0.5))
+    assert learning_rate(config, 1.0) == pytest.approx(0.01)
+    assert 0 < learning_rate(config, 0.0) < 0.001
+    quarter = 0.5 * (1 + math.cos(math.pi / 4))
+    assert learning_rate(config, 0.4) == pytest.approx(0.1 * (0.1 + 0.9 * quarter))
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0])
+def test_all_or_no_warm_up(make_config: Callable[..., Config], ratio: float) -> None:
+    config = make_config(learning_rate=0.1, warmup_ratio=ratio, min_lr_ratio=0.1)
+    rates = [learning_rate(config, i / 10) for i in range(10)]
+    assert rates == sorted(rates, reverse=ratio == 0.0)
+    assert max(rates) <= 0.1
+
+
+def test_the_average_is_exponential_with_a_warm_up() -> None:
+    network = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(network.weight)
+    average = WeightAverage(network, decay=0.5)
+    expected = 0.0
+    for step, value in enumerate([1.0, 3.0, -2.0, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0]):
+        nn.init.constant_(network.weight, value)
+        average.update()
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * value
+        assert float(average.average[0]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_averaged_weights_come_and_go() -> None:
+    network = nn.Linear(2, 2)
+    average = WeightAverage(network, 0.9)
+    start = network.weight.detach().clone()
+    with torch.no_grad():
+        network.weight.add_(1.0)
+    raw = network.weight.detach().clone()
+    with pytest.raises(ZeroDivisionError), average.applied():
+        assert torch.equal(network.weight, start)
+        _ = 1 / 0
+    assert torch.equal(network.weight, raw)
+
+
+def test_what_is_saved_is_the_average(train: Callable[..., Any]) -> None:
+    """With averaging the weights differ from those without, which are the trained ones themselves."""
+    with_average, _ = train(ema_decay=0.9, epochs=1)
+    without, _ = train(ema_decay=0.0, epochs=1)
+    assert not torch.equal(with_average.source.id_embedding.weight, without.source.id_embedding.weight)
