@@ -29,6 +29,7 @@ from torch import Tensor
 from hllm import hardware
 from hllm.artifacts import write_json
 from hllm.compat.rechub import HLLMModel, SeqTrainer, SequenceDataGenerator
+from hllm.compat.rechub.states import State
 from hllm.compat.rechub.windows import leave_last_out
 from hllm.config import Config, heads_of, load_config
 from hllm.data.dataset import Dataset
@@ -73,7 +74,7 @@ def train_twin(
     """One epoch of the padded twin with torch-rechub's optimiser; the ranker and its seconds."""
     torch.manual_seed(config.seed)
     vectors = torch.from_numpy(np.array(embeddings.vectors))
-    length, state = int(config.max_len), config.preset
+    length, state = int(config.max_len), state_of(config)
     # Times in seconds, and only as many targets as training has: what is held out is left out here too.
     windows = leave_last_out(
         np.asarray(data.tokens), np.asarray(data.times), np.asarray(data.offsets), length
@@ -106,10 +107,15 @@ def padded(network: HLLM, config: Config) -> HLLMModel:
     n, width = weights["item_embeddings"].shape
     model = HLLMModel(
         weights["item_embeddings"], n, width, heads_of(width, config.n_heads), config.n_layers,
-        int(config.max_len), temperature=config.temperature, state=config.preset,
+        int(config.max_len), temperature=config.temperature, state=state_of(config),
     ).to(weights["item_embeddings"].device)  # fmt: skip
     model.load_state_dict(weights)
     return model
+
+
+def state_of(config: Config) -> State:
+    """The preset's name as the state of torch-rechub that it is."""
+    return "rechub-doc" if config.preset == "rechub-doc" else "rechub"
 
 
 def reduced(embeddings: ItemEmbeddings, width: int | None) -> ItemEmbeddings:

@@ -14,9 +14,10 @@ extrapolated to an epoch.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
+import io
 import itertools
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -98,14 +99,15 @@ def their_batches(
         batch = next(drawn, None)
         if batch is None:
             return
-        trainer.train_one_epoch([batch])  # reads the loss, too
+        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar each
+            trainer.train_one_epoch([batch])  # reads the loss, too
         yield time.perf_counter() - started, len(batch[0])
 
 
 def their_windows(data: Dataset, config: Config) -> Windows:
     assert isinstance(config.max_len, int)
-    arrays = (np.asarray(a) for a in (data.tokens, data.times, data.offsets))
-    return leave_last_out(*arrays, config.max_len)["train"]
+    tokens, times, offsets = (np.asarray(a) for a in (data.tokens, data.times, data.offsets))
+    return leave_last_out(tokens, times, offsets, config.max_len)["train"]
 
 
 def alternate(sides: dict[str, Timed], batches: int) -> dict[str, dict[str, float]]:
@@ -132,7 +134,6 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    os.environ["TQDM_DISABLE"] = "1"
     try:
         import torch_rechub  # noqa: F401
     except ImportError:

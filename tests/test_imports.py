@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import sys
-import time
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions
@@ -136,16 +135,6 @@ def test_import_hllm_loads_nothing_heavy(run_python) -> None:
 def test_help_loads_nothing_heavy(run_python) -> None:
     help_text = "from hllm.cli import main\nassert main(['--help']) == 0"
     assert loaded_by(run_python, help_text) == []
-
-
-def test_import_and_help_take_under_a_second(run_python) -> None:
-    def seconds(*arguments: str) -> float:
-        start = time.perf_counter()
-        assert run_python(*arguments).returncode == 0
-        return time.perf_counter() - start
-
-    for arguments in (["-c", "import hllm"], ["-m", "hllm", "--help"]):
-        assert min(seconds(*arguments) for _ in range(3)) < 1.0  # the best of three: the machine may be busy
 
 
 def test_training_needs_no_table_library(run_python) -> None:
