@@ -1,5 +1,6 @@
 # make demo   MovieLens-100K from download to report, on a CPU, in a few minutes
 # make test   the test suite with coverage          make lint   ruff and mypy
+# make test-slow  the tests of minutes, on real data where it is there
 # make format rewrites the sources the way `make lint` wants them
 #
 # Each makes .venv on first use, and again only after pyproject.toml or constraints.txt changed.
@@ -18,7 +19,7 @@ INSTALLED := .venv/.installed
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test test-slow lint format clean
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -27,7 +28,10 @@ demo: $(INSTALLED)
 	$(BIN)/hllm demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=term
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow" --cov --cov-report=term
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -284,7 +284,7 @@ def test_other_settings_do_not_go_on(
 def test_case_d17_a_chain_is_learned(preset: str, tmp_path: Path) -> None:
     """200 users, 50 items, each next item (i + 1) mod 50: the loss falls 5 times or more, hr@1 is .9 or more.
 
-    The preset's own settings reach it too, in 50 epochs and two minutes; these are quick.
+    The preset's own settings reach it too, and take minutes; these are quick.
     """
     small = {"d_model": 64, "n_layers": 2, "batch_tokens": 512, "learning_rate": 2e-3, "epochs": 20}
     recommender = Recommender.from_preset(preset, valid_metric="hr@1", **small)
