@@ -27,6 +27,10 @@ class ArtifactError(HLLMError):
     """A dataset, embedding store or run folder is missing, foreign, or damaged."""
 
 
+class AmbiguousError(ArtifactError):
+    """More than one artifact answers the request; the message lists them and how to choose."""
+
+
 class FetchError(HLLMError):
     """A download failed; the message names every place that was tried."""
 

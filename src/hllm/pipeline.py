@@ -12,7 +12,7 @@ import torch
 from hllm import hardware
 from hllm.config import Config, load_config
 from hllm.data.dataset import Dataset
-from hllm.errors import ConfigError, HLLMError
+from hllm.errors import AmbiguousError, ArtifactError, ConfigError, HLLMError
 from hllm.evaluate.evaluation import evaluate, parse_max_len
 from hllm.evaluate.metrics import DEFAULT_KS, Metrics
 from hllm.models.hllm import HLLM
@@ -212,13 +212,12 @@ def _embeddings(data: Dataset, config: Config, device: str, progress: bool) -> I
     """The item embeddings a configuration asks for, made where they are missing."""
     if config.item_llm is None:
         return None
-    from hllm.errors import ArtifactError
     from hllm.items.embed import embed, load_embeddings
 
     options = {"pooling": config.pooling, "prompt": config.prompt, "text_fields": config.text_fields}
     try:
         return load_embeddings(data, config.item_llm, **options)  # type: ignore[arg-type]
-    except ArtifactError as err:
-        if "choose one by its key" in str(err).lower():
-            raise
+    except AmbiguousError:
+        raise
+    except ArtifactError:  # missing or unfinished
         return embed(data, config.item_llm, device=device, progress=progress, **options)  # type: ignore[arg-type]

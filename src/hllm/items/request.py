@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hllm.errors import ArtifactError, ConfigError, unknown
+from hllm.errors import AmbiguousError, ArtifactError, ConfigError, unknown
 from hllm.items.names import CONTROLS, canonical, is_local
 from hllm.items.pooling import POOLINGS
 from hllm.items.store import index_path, list_specs
@@ -103,7 +103,7 @@ def find_spec(dataset: Any, request: Request | str) -> dict[str, Any]:
         return done[0]
     if done:
         listed = "; ".join(f"{s['key']} ({describe_spec(s)})" for s in done)
-        raise ArtifactError(
+        raise AmbiguousError(
             f"{len(done)} sets of embeddings match {what}: {listed}. Choose one by its key, for example "
             f"item_llm={done[0]['key']} (--set item_llm={done[0]['key']}), or delete the others' folders "
             f"in {dataset.embeddings_dir}"
