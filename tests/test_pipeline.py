@@ -19,7 +19,7 @@ from hllm.artifacts import read_json
 from hllm.baselines.fit import BASELINES, fit_baseline
 from hllm.config import make_config
 from hllm.data.dataset import Dataset
-from hllm.errors import ArtifactError, ConfigError, DataError, DeviceError, HLLMError
+from hllm.errors import AmbiguousError, ArtifactError, ConfigError, DataError, DeviceError, HLLMError
 from hllm.pipeline import Recommender, evaluate_run
 from hllm.testing import check_ranker, world, world_tables
 
@@ -347,10 +347,10 @@ def test_embeddings_are_made_once_and_ambiguity_is_an_error(
     assert len(calls) == 1
 
     def ambiguous(*_: Any, **__: Any) -> None:
-        raise ArtifactError("2 sets of embeddings match x. Choose one by its key, for example ...")
+        raise AmbiguousError("2 sets of embeddings match x. Choose one by its key, for example ...")
 
     monkeypatch.setattr(module, "load_embeddings", ambiguous)
-    with pytest.raises(ArtifactError, match="2 sets of embeddings"):
+    with pytest.raises(AmbiguousError, match="2 sets of embeddings"):
         fit(tiny, epochs=1)
     assert len(calls) == 1
 
