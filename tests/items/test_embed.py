@@ -14,7 +14,7 @@ import pytest
 
 from hllm import artifacts
 from hllm.data.dataset import Dataset
-from hllm.errors import ArtifactError, ConfigError, DataError, DeviceError
+from hllm.errors import AmbiguousError, ArtifactError, ConfigError, DataError, DeviceError
 from hllm.items import embed as module
 from hllm.items import encode
 from hllm.items.embed import embed, load_embeddings
@@ -206,7 +206,7 @@ def test_ambiguous_stores_are_listed_and_chosen_by_key(make_dataset, llama):
     data = make_dataset()
     exact = embed_quietly(data, llama, precision="fp32")
     rough = embed_quietly(data, llama, precision="bf16")
-    with pytest.raises(ArtifactError, match="2 sets of embeddings match") as caught:
+    with pytest.raises(AmbiguousError, match="2 sets of embeddings match") as caught:
         load_embeddings(data, str(llama))
     for part in (exact.spec["key"], rough.spec["key"], "fp32", "bf16", "item_llm="):
         assert part in str(caught.value)

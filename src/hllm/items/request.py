@@ -88,7 +88,7 @@ def matching_specs(root: Path, request: Request) -> list[dict[str, Any]]:
 def find_spec(dataset: Any, request: Request | str) -> dict[str, Any]:
     """Specification of the one finished store that answers `request`, a Request or a store's key.
 
-    Raises ArtifactError, with the next command, if there is none or more than one.
+    Raises ArtifactError, with the next command, if there is none, AmbiguousError if there is more than one.
     """
     specs = list_specs(dataset.embeddings_dir)
     if isinstance(request, str):
