@@ -145,7 +145,7 @@ def run(data: Dataset, embeddings: ItemEmbeddings, preset: str, args: argparse.N
     """Both sides of one preset over all seeds."""
     results: dict[str, dict[str, list[Metrics]]] = {"packed": {}, "padded": {}, "twin": {}}
     seconds: dict[str, list[float]] = {"packed": [], "twin": []}
-    for seed in range(args.seeds):
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
         settings = {"max_len": args.max_len, "epochs": 1, "seed": seed, **json.loads(args.set)}
         config = load_config(preset, overrides=settings)
         network, fit = train_network(data, config, embeddings, torch.device(args.device), show=False)
@@ -181,6 +181,7 @@ def main() -> None:
     parser.add_argument("--item-llm", default="smollm2-135m")
     parser.add_argument("--presets", nargs="+", default=["rechub", "rechub-doc"])
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--max-len", type=int, default=50)
     parser.add_argument("--batch-size", type=int, default=64, help="windows in a batch of the twin")
     parser.add_argument("--width", type=int, help="reduce the item vectors to this many directions")

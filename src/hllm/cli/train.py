@@ -84,28 +84,13 @@ def train_one(
 
 
 def finish_run(recommender: Recommender, folder: Path) -> dict[str, Any]:
-    """Evaluate, and write metrics, ranks, model card and report beside the weights."""
-    from importlib.util import find_spec
-
-    from hllm.artifacts import write_json
-    from hllm.evaluate.metrics import as_document
+    """Evaluate, write the results beside the weights, and show them."""
     from hllm.evaluate.tables import table
     from hllm.pipeline import evaluate_run
-    from hllm.report.card import write_card
+    from hllm.report.results import write_results
 
     own, others = evaluate_run(recommender)
-    document = as_document(own, others)
-    for split, metrics in own.items():
-        metrics.save(folder / "ranks" / f"{split}.safetensors")
-    write_json(folder / "metrics.json", document)
-    write_card(folder)
-    if find_spec("polars"):
-        from hllm.report.examples import example_users
-        from hllm.report.write import write_report
-
-        write_report(folder, example_users(recommender))
-    else:
-        console.note(f"no report without polars; elsewhere: hllm report {folder}")
+    document = write_results(recommender, folder, own, others)
     for split, metrics in own.items():
         console.output().print(table([metrics, *others[split].values()]))
     record = recommender.record
@@ -113,7 +98,11 @@ def finish_run(recommender: Recommender, folder: Path) -> dict[str, Any]:
     console.result(
         f"best epoch {record.best['epoch']}, {record.seconds:.1f} s of training and validation{memory}; run in {folder}"
     )
-    console.note(f"next: hllm recommend {folder} -k 10; open {folder / 'report.html'}")
+    report = folder / "report.html"
+    console.note(
+        f"next: hllm recommend {folder} -k 10; "
+        + (f"open {report}" if report.is_file() else f"with polars: hllm report {folder}")
+    )
     return document
 
 

@@ -11,6 +11,13 @@ from hllm.models.relbias import RelativePositionBias
 from hllm.packing import Rows
 
 
+class RMSNorm(nn.RMSNorm):
+    """`nn.RMSNorm` whose weight follows its input's dtype: the fused kernel wants both alike, also under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Attention(nn.Module):
     """Multi-head causal attention with relative position bias on packed tokens (T, d)."""
 
@@ -52,10 +59,10 @@ class GatedBlock(nn.Module):
         self, d_model: int, n_heads: int, ffn_hidden: int, max_distance: int, dropout: float
     ) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(d_model)
+        self.attention_norm = RMSNorm(d_model)
         self.attention = Attention(d_model, n_heads, max_distance)
         self.attention_gate = nn.Linear(d_model, d_model)
-        self.ffn_norm = nn.RMSNorm(d_model)
+        self.ffn_norm = RMSNorm(d_model)
         self.ffn = SwiGLU(d_model, ffn_hidden)
         self.ffn_gate = nn.Linear(d_model, d_model)
         self.dropout = nn.Dropout(dropout)

@@ -18,7 +18,7 @@ from hllm.config import Config, heads_of
 from hllm.errors import DataError
 from hllm.items.source import FrozenItemSource
 from hllm.models.attention import attention_mask
-from hllm.models.block import GatedBlock
+from hllm.models.block import GatedBlock, RMSNorm
 from hllm.models.heads import make_scorer
 from hllm.models.rechub import RechubUserModel
 from hllm.packing import Batch, last_positions, make_rows
@@ -37,13 +37,13 @@ class UserModel(nn.Module):
         # Of the size of a normalised input. From zero, RMSNorm would blow its gradient up until
         # clipping leaves nothing of all the others'.
         self.mask_vector = nn.Parameter(torch.randn(d))
-        self.input_norm = nn.RMSNorm(d)
+        self.input_norm = RMSNorm(d)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             GatedBlock(d, n_heads, ffn_hidden, config.max_distance, config.dropout)
             for _ in range(config.n_layers)
         )
-        self.norm = nn.RMSNorm(d)
+        self.norm = RMSNorm(d)
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         x = self.input_norm(x)  # (T, d), so that the vectors, not the blocks, lead at the start

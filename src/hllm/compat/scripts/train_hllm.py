@@ -220,12 +220,8 @@ def _probe(data: Dataset, config: Config, embeddings: ItemEmbeddings, device: to
 
 def _finish(folder: Processed, recommender: Recommender, out: Path, save_dir: Path) -> None:
     """Metrics, report and model.pth."""
-    from hllm.artifacts import write_json
-    from hllm.evaluate.metrics import as_document
     from hllm.models.rechub import rechub_weights
-    from hllm.report.card import write_card
-    from hllm.report.examples import example_users
-    from hllm.report.write import write_report
+    from hllm.report.results import write_results
 
     assert recommender.network is not None
     weights = rechub_weights(recommender.network)
@@ -233,11 +229,7 @@ def _finish(folder: Processed, recommender: Recommender, out: Path, save_dir: Pa
     write_model(save_dir / "model.pth", weights)
     own, _ = evaluate_run(recommender, baselines=False, k=KS)
     kept, _ = evaluate_run(recommender, ("test",), baselines=False, k=KS, keep_seen=True)
-    for split, metrics in own.items():
-        metrics.save(out / "ranks" / f"{split}.safetensors")
-    write_json(out / "metrics.json", as_document(own))
-    write_card(out)
-    write_report(out, example_users(recommender))
+    write_results(recommender, out, own)
     for title, metrics in (
         ("items of the history left out", own["test"]),
         ("items of the history kept, as torch-rechub ranks", kept["test"]),
