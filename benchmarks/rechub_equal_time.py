@@ -1,0 +1,194 @@
+"""Quality after an equal time of training, beside torch-rechub's own code, on one device.
+
+    pip install torch-rechub
+    hllm embed DATASET && hllm embed DATASET --pooling last
+    python benchmarks/rechub_equal_time.py DATASET --device cuda --seconds 100
+
+Three sides, each on the clock for `--seconds` of training: torch-rechub's HLLMModel with its loader and
+SeqTrainer; hllm's preset `rechub`, the same model on packed histories; and `hllm-lite`, the preset for
+quality, whose whole schedule of `--epochs` epochs, validation included, must fit into the time. The first
+two are scored `--marks` times on the way, which is off the clock. Test events of hllm's protocol, seen
+items kept, as torch-rechub ranks, and filtered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import io
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rechub_presets import TwinRanker
+from rechub_speed import COLUMNS, our_loader, their_windows, torch_rechub_version
+
+from hllm import hardware
+from hllm.artifacts import write_json
+from hllm.compat.rechub import HLLMModel
+from hllm.config import Config, heads_of, load_config
+from hllm.data.dataset import Dataset
+from hllm.evaluate.evaluation import evaluate
+from hllm.items.embed import load_embeddings
+from hllm.train.build import build_network
+from hllm.train.optim import make_optimizer
+from hllm.train.run import train_network
+from hllm.train.step import make_step
+
+METRICS = ("ndcg@10", "hr@10")
+STRIDE = 20  # batches between two looks at the clock
+
+Side = tuple[
+    Callable[[], int], Callable[[], Any]
+]  # trains STRIDE batches and counts targets; the ranker so far
+
+
+def packed(data: Dataset, config: Config, item_llm: str, device: str) -> Side:
+    """The preset on the packed engine; counts tokens."""
+    embeddings = load_embeddings(data, item_llm, pooling="last")
+    network = build_network(data, config, embeddings).to(device).train()
+    loader = our_loader(data, config, device)
+    step = make_step(network, make_optimizer(network, config), config, loader)
+    drawn = itertools.chain.from_iterable(loader.epoch(epoch) for epoch in itertools.count())
+
+    def train() -> int:
+        network.train()
+        batches = list(itertools.islice(drawn, STRIDE))
+        for batch in batches:
+            loss = step(batch)
+        float(loss)  # waits for the device
+        return sum(batch.n_tokens for batch in batches)
+
+    return train, network.eval
+
+
+def torch_rechub(data: Dataset, config: Config, item_llm: str, device: str, batch_size: int) -> Side:
+    """torch-rechub's model, loader and trainer; counts windows."""
+    from torch_rechub.models.generative.hllm import HLLMModel as TheirModel
+    from torch_rechub.trainers import SeqTrainer
+    from torch_rechub.utils.data import SequenceDataGenerator
+
+    vectors = torch.from_numpy(np.array(load_embeddings(data, item_llm, pooling="last").vectors))
+    windows = their_windows(data, config)
+    rows = windows.arrays()
+    loader = SequenceDataGenerator(*(rows[name] for name in COLUMNS)).generate_dataloader(batch_size)[0]
+    width = vectors.shape[1]
+    shape = (vectors, len(vectors), width, heads_of(width, config.n_heads), config.n_layers, windows.width)
+    model, copy = TheirModel(*shape, config.dropout), HLLMModel(*shape, config.dropout).to(device)
+    trainer = SeqTrainer(
+        model,
+        optimizer_params={"lr": config.learning_rate, "weight_decay": config.weight_decay},
+        device=device,
+        loss_type="nce",
+        loss_params={"temperature": 1.0, "ignore_index": 0},
+    )
+    drawn: Iterator[Any] = itertools.chain.from_iterable(loader for _ in itertools.count())
+
+    def train() -> int:
+        batches = list(itertools.islice(drawn, STRIDE))
+        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar each
+            trainer.train_one_epoch(batches)
+        return sum(len(batch[0]) for batch in batches)
+
+    def ranker() -> TwinRanker:
+        copy.load_state_dict(model.state_dict())
+        return TwinRanker(copy)
+
+    return train, ranker
+
+
+def score(ranker: Any, data: Dataset, max_len: int, split: str) -> dict[str, dict[str, float]]:
+    found = {}
+    for seen in ("kept", "filtered"):
+        metrics = evaluate(
+            ranker, data, split, (10,), keep_seen=seen == "kept", max_len=max_len, bootstrap=0, details=False
+        )
+        found[f"seen {seen}"] = {name: metrics[name] for name in METRICS}
+    return found
+
+
+def on_the_clock(
+    name: str, side: Side, data: Dataset, max_len: int, seconds: float, marks: int
+) -> list[dict[str, Any]]:
+    """Train for `seconds`, scoring after each of `marks` equal parts of them."""
+    train, ranker = side
+    curve: list[dict[str, Any]] = []
+    spent, targets = 0.0, 0
+    while spent < seconds:
+        started = time.perf_counter()
+        targets += train()
+        spent += time.perf_counter() - started
+        if spent >= seconds * (len(curve) + 1) / marks:
+            row = {"seconds": spent, "targets": targets}
+            for split in ("validation", "test"):
+                row[split] = score(ranker(), data, max_len, split)
+            curve.append(row)
+            print(f"{name}: {json.dumps(row)}", flush=True)
+    return curve
+
+
+def hllm_lite(data: Dataset, item_llm: str, epochs: int, device: str) -> dict[str, Any]:
+    """The whole schedule of the preset for quality."""
+    config = load_config("hllm-lite", overrides={"epochs": epochs, "eval_every": 2})
+    embeddings = load_embeddings(data, item_llm, pooling=config.pooling)
+    network, fit = train_network(data, config, embeddings, torch.device(device), show=False)
+    assert isinstance(config.max_len, int)
+    row = {"seconds": fit.seconds, "epochs": epochs, "test": score(network, data, config.max_len, "test")}
+    print(f"hllm-lite: {json.dumps(row)}", flush=True)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("--item-llm", default="smollm2-135m")
+    parser.add_argument("--seconds", type=float, default=100.0)
+    parser.add_argument("--marks", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=40, help="of hllm-lite; 0 leaves it out")
+    parser.add_argument("--batch-size", type=int, default=512, help="windows in a batch of torch-rechub")
+    parser.add_argument("--batch-tokens", type=int, default=4096, help="targets in a batch of preset rechub")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    try:
+        version = torch_rechub_version()
+    except ImportError:
+        print("skipped: torch-rechub is not installed here; type: pip install torch-rechub", file=sys.stderr)
+        return
+    data = Dataset.load(args.dataset)
+    config = load_config("rechub", overrides={"batch_tokens": args.batch_tokens})
+    document: dict[str, Any] = {
+        "benchmark": "rechub_equal_time",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": hardware.command_line(),
+        "hardware": hardware.describe_hardware(),
+        "versions": {**hardware.describe_versions(), "torch-rechub": version},
+        "dataset": {name: data.meta[name] for name in ("name", "fingerprint", "n_users", "n_candidates")},
+        "seconds": args.seconds,
+        "batch_tokens": args.batch_tokens,
+        "batch_size": args.batch_size,
+    }
+    assert isinstance(config.max_len, int)
+    sides: dict[str, Callable[[], Side]] = {
+        "torch_rechub": lambda: torch_rechub(data, config, args.item_llm, args.device, args.batch_size),
+        "rechub": lambda: packed(data, config, args.item_llm, args.device),
+    }
+    for name, make in sides.items():
+        document[name] = on_the_clock(name, make(), data, config.max_len, args.seconds, args.marks)
+        if args.out is not None:
+            write_json(args.out, document)
+    if args.epochs:
+        document["hllm-lite"] = hllm_lite(data, args.item_llm, args.epochs, args.device)
+    if args.out is not None:
+        write_json(args.out, document)
+
+
+if __name__ == "__main__":
+    main()
