@@ -57,11 +57,11 @@ def make_objective(config: Config, counts: Tensor) -> Objective:
 
 
 def users_of_tokens(batch: Batch) -> Tensor:
-    """User int64 (T,) of every position of the batch.
+    """User int64 (T,) of every position of the batch, -1 for left-over positions of a captured step.
 
     Where attention's rows are planned they say it (`offsets` are not kept up in a captured step).
     """
     if batch.rows is None:
         return batch.users[segment_ids(batch.offsets, batch.n_tokens)]
-    segments = batch.rows.segments.flatten()[batch.rows.slots]  # -1 for left-over positions
-    return batch.users[segments.clamp(min=0)]
+    segments = batch.rows.segments.flatten()[batch.rows.slots]
+    return torch.where(segments < 0, -1, batch.users[segments.clamp(min=0)])

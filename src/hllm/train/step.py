@@ -106,10 +106,11 @@ class GraphedStep:
         static.targets.zero_()[:t] = batch.targets
         static.users.zero_()[: batch.n_users] = batch.users
         static.rows.segments.copy_(rows.segments)
-        # Left-over tokens go to empty slots, so that every slot keeps at most one token.
+        # Left-over tokens go to empty slots, so that every slot keeps at most one token: the grid has
+        # n_tokens slots or more, and t of them are taken.
         empty = torch.argsort((rows.segments.flatten() >= 0).to(torch.int8), stable=True)
-        static.rows.slots.copy_(empty[: self.n_tokens])
         static.rows.slots[:t] = rows.slots
+        static.rows.slots[t:] = empty[: self.n_tokens - t]
 
     def _allocate(self, batch: Batch) -> Batch:
         def zeros(*shape: int) -> Tensor:
