@@ -151,6 +151,9 @@ def main() -> None:
     parser.add_argument("--item-llm", default="smollm2-135m")
     parser.add_argument("--seconds", type=float, default=100.0)
     parser.add_argument("--marks", type=int, default=5)
+    parser.add_argument(
+        "--sides", nargs="+", choices=("torch_rechub", "rechub"), default=["torch_rechub", "rechub"]
+    )
     parser.add_argument("--epochs", type=int, default=40, help="of hllm-lite; 0 leaves it out")
     parser.add_argument("--batch-size", type=int, default=512, help="windows in a batch of torch-rechub")
     parser.add_argument("--batch-tokens", type=int, default=4096, help="targets in a batch of preset rechub")
@@ -180,8 +183,8 @@ def main() -> None:
         "torch_rechub": lambda: torch_rechub(data, config, args.item_llm, args.device, args.batch_size),
         "rechub": lambda: packed(data, config, args.item_llm, args.device),
     }
-    for name, make in sides.items():
-        document[name] = on_the_clock(name, make(), data, config.max_len, args.seconds, args.marks)
+    for name in args.sides:
+        document[name] = on_the_clock(name, sides[name](), data, config.max_len, args.seconds, args.marks)
         if args.out is not None:
             write_json(args.out, document)
     if args.epochs:

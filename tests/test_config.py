@@ -84,7 +84,10 @@ def test_bad_assignments(pair: str, message: str) -> None:
         ({"epochs": "many"}, r"setting epochs='many': .*integer"),
         ({"valid_metric": "auc"}, r"setting valid_metric='auc'"),
         ({"d_model": 100, "n_heads": 3}, r"d_model=100 is not a multiple of n_heads=3"),
-        ({"max_len": 0}, r"max_len=0: must be at least 1, or 'all'"),
+        ({"max_len": 0}, r"max_len=0: must be a number of events from 1, or 'all'"),
+        ({"max_len": 10**20}, r"max_len=1000.*: must be a number of events from 1, or 'all'"),
+        ({"seed": -1}, r"setting seed=-1: .*greater than or equal to 0"),
+        ({"seed": 10**23}, r"setting seed=1000.*: .*less than"),
         ({"item_llm": None, "id_embedding": False}, r"leaves items without any vector"),
     ],
 )

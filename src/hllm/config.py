@@ -77,7 +77,7 @@ class Config(BaseModel):
     valid_metric: str = Field("ndcg@10", pattern=r"^(hr|recall|ndcg|mrr)@[1-9]\d*$")
     eval_every: int = Field(1, ge=1)  # epochs between validations; the last epoch is always validated
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -171,8 +171,8 @@ def make_config(values: dict[str, Any]) -> Config:
         key = str(first["loc"][0])
         raise ConfigError(f"setting {key}={values.get(key)!r}: {first['msg']}") from err
     _check_model(config)
-    if isinstance(config.max_len, int) and config.max_len < 1:
-        raise ConfigError(f"setting max_len={config.max_len}: must be at least 1, or 'all'")
+    if isinstance(config.max_len, int) and not 1 <= config.max_len < 2**31:
+        raise ConfigError(f"setting max_len={config.max_len}: must be a number of events from 1, or 'all'")
     if config.item_llm is None and not config.id_embedding:
         raise ConfigError(
             "item_llm=None with id_embedding=False leaves items without any vector; set one of them"
@@ -244,7 +244,7 @@ def _scalar(text: str) -> Any:
         return float(text)  # YAML 1.1 reads 1e-3 as text
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # ValueError: a date that no calendar has
         return text
     quoted = isinstance(value, str) and text.strip()[:1] in ("'", '"')
     return value if quoted or value is None or isinstance(value, bool | int | float | list) else text
@@ -263,7 +263,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as err:
         raise ConfigError(f"config file {path} not found") from err
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
+    except (OSError, ValueError, yaml.YAMLError) as err:
         raise ConfigError(f"config file {path} is not readable YAML: {str(err).splitlines()[0]}") from err
     if not isinstance(values, dict):
         raise ConfigError(f"config file {path} must hold 'key: value' lines, not {type(values).__name__}")

@@ -20,6 +20,18 @@ RECORDED_PACKAGES = ("hllm", "torch", "transformers", "tokenizers", "safetensors
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86 server, x86 with AMX, Arm
 
 
+def is_out_of_memory(err: BaseException) -> bool:
+    """Whether an exception says that the GPU's memory, or the machine's, is used up."""
+    import torch
+
+    if isinstance(err, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(err)
+    return isinstance(err, RuntimeError) and (
+        "out of memory" in text.lower() or "can't allocate memory" in text or "not enough memory" in text
+    )
+
+
 def pick_device(name: str | torch.device = "auto") -> torch.device:
     """Return the torch device called `name`: "auto", "cpu", "cuda" or "cuda:N".
 

@@ -20,7 +20,9 @@ Capture = pytest.CaptureFixture[str]
 def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setenv("HLLM_HOME", str(tmp_path / "home"))
     world(n_users=50).save(artifacts.home() / "datasets" / "ml-100k")
-    return ["demo", "--item-llm", "tfidf", "--out", str(tmp_path / "demo"), "--device", "cpu"]
+    given = ["demo", "--item-llm", "tfidf", "--out", str(tmp_path / "demo"), "--device", "cpu"]
+    monkeypatch.setattr("sys.argv", ["hllm", *given])  # what the run's record names as its command
+    return given
 
 
 def test_from_data_to_report(arguments: list[str], tmp_path: Path, capsys: Capture) -> None:
@@ -65,17 +67,31 @@ def test_again_and_after_an_interruption(
         patch.setattr(trainer, "CHECKPOINT_SECONDS", -1.0)
         patch.setattr(trainer.Trainer, "_step", interrupted)
         assert main(arguments) == 130
+        assert "--resume" not in capsys.readouterr().err  # which this command has not
     assert not (tmp_path / "demo" / "config.json").exists()
     assert main(arguments) == 0
     assert "going on from its last checkpoint" in capsys.readouterr().err
     weights = (tmp_path / "demo" / "model.safetensors").read_bytes()
     created = read_json(tmp_path / "demo" / "config.json")["created"]
-    monkeypatch.setattr("hllm.train.run.hardware.command_line", lambda: "again")
+    monkeypatch.setattr("sys.argv", ["hllm", *arguments, "--seed", "0"])
     assert main(arguments) == 0
     assert "0 texts encoded, 42 reused" in capsys.readouterr().err
     assert (tmp_path / "demo" / "model.safetensors").read_bytes() == weights
-    assert read_json(tmp_path / "demo" / "config.json")["command"] == "again"
+    assert read_json(tmp_path / "demo" / "config.json")["command"].endswith("--seed 0")
     assert created
+
+
+def test_the_run_of_another_command_is_left_alone(
+    arguments: list[str], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["hllm", "train", "mine"])
+    assert main(arguments) == 0
+    weights = (tmp_path / "demo" / "model.safetensors").read_bytes()
+    assert main(arguments) == 2
+    assert (
+        "holds the run of another command (hllm train mine); choose another --out" in capsys.readouterr().err
+    )
+    assert (tmp_path / "demo" / "model.safetensors").read_bytes() == weights
 
 
 def test_mistakes(arguments: list[str], tmp_path: Path, capsys: Capture) -> None:

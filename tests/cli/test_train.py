@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hllm.artifacts import read_json, read_jsonl, write_text
 from hllm.cli import main
@@ -16,6 +17,7 @@ from hllm.data.dataset import Dataset
 from hllm.evaluate.metrics import Metrics
 from hllm.pipeline import Recommender
 from hllm.train import trainer
+from hllm.train.trainer import Stopped
 
 Fails = Callable[..., str]
 Capture = pytest.CaptureFixture[str]
@@ -204,20 +206,53 @@ def test_an_unfinished_run_is_no_run_yet(
 
     def full(self: Any, *arguments: Any) -> Any:
         if self.state.step == 2:
-            raise MemoryError
+            raise OSError("the disk is gone")
         return step(self, *arguments)
 
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "CHECKPOINT_SECONDS", -1.0)
         patch.setattr(trainer.Trainer, "_step", full)
-        with pytest.raises(MemoryError):
+        with pytest.raises(OSError, match="the disk is gone"):
             main(command(run))
     for name in ("evaluate", "recommend"):
         assert "is not finished; go on with the same hllm train command" in fails(name, run)
     line = fails(*command(run, "--set", "dropout=0.1"))
     assert "holds another run (dropout 0.5 -> 0.1)" in line
     assert main(command(run, "--set", "dropout=0.1", "--overwrite")) == 0
+
+
+def test_resume_goes_before_overwrite(
+    command: Callable[..., list[str]], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After Ctrl-C the advice is the same command and --resume, also where that command had --overwrite."""
+    step = trainer.Trainer._step
+
+    def interrupted(self: Any, *arguments: Any) -> Any:
+        if self.state.step == 5:
+            raise Stopped("stopped after step 5")
+        return step(self, *arguments)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "CHECKPOINT_SECONDS", -1.0)
+        patch.setattr(trainer.Trainer, "_step", interrupted)
+        assert main(command(run, "--overwrite")) == 130
+    assert "Go on with the same command and --resume" in capsys.readouterr().err
+    assert main(command(run, "--overwrite", "--resume")) == 0
+    assert "going on from its last checkpoint" in capsys.readouterr().err
+
+
+def test_out_of_memory_names_smaller_settings(
+    command: Callable[..., list[str]], tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Any, *arguments: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(trainer.Trainer, "_step", full)
+    line = fails(*command(tmp_path / "run", "--set", "batch_tokens=64"))
+    assert "out of memory on cpu with batch_tokens=64, max_len=" in line
+    assert "try --set batch_tokens=32" in line
 
 
 def test_nothing_to_resume(command: Callable[..., list[str]], tmp_path: Path, capsys: Capture) -> None:

@@ -32,6 +32,16 @@ def test_ranks_scores_and_file_order_agree(tmp_path: Path) -> None:
         assert metrics.values["mrr@2"] == 0.75, name
 
 
+def test_ranks_are_whole_numbers_also_where_they_are_stored_as_floats(tmp_path: Path) -> None:
+    truth = write(tmp_path / "truth.csv", "user_id,item_id\na,x\n")
+    for first, second, expected in (("1.0", "2.0", 1.0), ("2.0", "1.0", 0.0)):
+        recs = write(tmp_path / "recs.csv", f"user_id,item_id,rank\na,x,{first}\na,y,{second}\n")
+        assert evaluate_files(recs, truth, ks=[1], bootstrap=0)["hr@1"] == expected
+    recs = write(tmp_path / "recs.csv", "user_id,item_id,rank\na,x,1.7\na,y,2.2\n")
+    with pytest.raises(DataError, match="column 'rank' has values that are no whole numbers"):
+        evaluate_files(recs, truth, ks=[1])
+
+
 def test_integers_in_parquet_match_text(tmp_path: Path) -> None:
     pl.DataFrame({"user_id": [1, 1], "item_id": [5, 6], "rank": [1, 2]}).write_parquet(
         tmp_path / "recs.parquet"

@@ -10,6 +10,7 @@ import torch
 
 from hllm.compat.scripts import environment, train_hllm, train_hstu, vectors
 from hllm.errors import DeviceError, FetchError
+from hllm.train import trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 ML = "examples/generative/data/ml-1m"
@@ -276,6 +277,22 @@ def test_an_interruption_ends_with_130(prepared, monkeypatch):
     monkeypatch.setattr(train_hllm, "train_network", stopped)
     prepared.type(TRAIN, expect=130)
     assert prepared.errors.endswith("interrupted\n")
+
+
+def test_after_an_interruption_the_same_command_goes_on(prepared, monkeypatch):
+    step = trainer.Trainer._step
+
+    def interrupted(self, *arguments):
+        if self.state.step == 2:
+            raise trainer.Stopped("stopped after step 2")
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "CHECKPOINT_SECONDS", -1.0)
+        patch.setattr(trainer.Trainer, "_step", interrupted)
+        prepared.type(TRAIN, expect=130)
+    assert "everything is saved. Go on with the same command" in prepared.errors
+    assert "going on from its last checkpoint" in prepared.type(TRAIN)
 
 
 def test_overwrite_replaces_raw_files(shell, clone, raw_files, monkeypatch, tmp_path):

@@ -142,6 +142,23 @@ def test_before_the_rerun_an_edited_catalogue_has_no_embeddings(make_dataset, ll
         load_embeddings(changed, str(llama))
 
 
+def test_an_edited_column_that_is_no_text_field_of_the_dataset_counts_where_it_is_asked_for(tmp_path, llama):
+    def made(plots):
+        ids = [1, 2]
+        events = pl.DataFrame({"user_id": [0, 0], "item_id": ids, "timestamp": ids})
+        items = pl.DataFrame({"item_id": ids, "title": ["Up", "Heat"], "plot": plots})
+        return Dataset.from_tables(events, items, text_fields=["title"], name="tiny").save(tmp_path / "data")
+
+    first = made(["A house flies.", "A heist."])
+    by_title = embed_quietly(first, llama)
+    embed_quietly(first, llama, text_fields=["plot"])
+    changed = made(["A house flies.", "A robbery."])
+    with pytest.raises(ArtifactError, match="not finished for these items"):
+        load_embeddings(changed, str(llama), text_fields=["plot"])
+    assert embed_quietly(changed, llama, text_fields=["plot"]).stats["encoded"] == 1
+    np.testing.assert_array_equal(load_embeddings(changed, str(llama)).vectors, by_title.vectors)
+
+
 def test_other_weights_in_the_same_folder_are_other_embeddings(make_dataset, save_model, tmp_path):
     data = make_dataset()
     first = embed_quietly(data, save_model(tmp_path / "model"))

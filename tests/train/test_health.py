@@ -91,6 +91,35 @@ def test_collapsed_users_are_found_in_training(
         train()
 
 
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_collapsed_users_are_never_the_best_however_short_the_training(
+    train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, epochs: int
+) -> None:
+    monkeypatch.setattr("hllm.models.hllm.HLLM.query", lambda self, batch: torch.ones(batch.n_users, 16))
+    with pytest.raises(
+        TrainingError, match=f"user vectors have collapsed to one direction in epoch {epochs}"
+    ):
+        train(epochs=epochs)
+
+
+def test_weights_of_a_flat_validation_are_no_candidates(
+    train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flat in the first two epochs, as a young model may be: the best is one of the others."""
+    monkeypatch.setattr(Trainer, "_check_health", flat_until(3))
+    _, result = train(epochs=4)
+    assert result.best_epoch >= 3
+
+
+def flat_until(first: int) -> Callable[[Trainer, int], None]:
+    """A health check that finds user vectors flat before epoch `first`."""
+
+    def check(self: Trainer, epoch: int) -> None:
+        self.state.flat_validations = self.state.flat_validations + 1 if epoch < first else 0
+
+    return check
+
+
 def test_nan_stops_training_and_is_never_the_best(
     train: Callable[..., Any], tmp_path: Path, saved_every_step: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -269,5 +269,11 @@ def _assignments(pairs: list[str]) -> dict[str, Any]:
         key, equals, text = pair.partition("=")
         if not equals:
             raise ConfigError(f"--option {pair!r} is not KEY=VALUE")
-        values[key.strip().replace("-", "_")] = yaml.safe_load(text)
+        try:
+            values[key.strip().replace("-", "_")] = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError) as err:
+            raise ConfigError(
+                f"--option {pair!r}: {text!r} is no YAML value ({str(err).splitlines()[0]}); quote it, as in "
+                f"--option '{key}=\"...\"'"
+            ) from err
     return values

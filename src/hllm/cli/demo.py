@@ -29,7 +29,7 @@ def demo(
 
     start = time.monotonic()
     pick_device(device)  # mistakes are answered before the long work
-    overwrite = _is_other_run(out)
+    again = _check_out(out)
     config = load_config("demo", overrides={"item_llm": item_llm, "seed": seed})
     console.note("1/5 fetch and prepare MovieLens-100K")
     data = load_dataset("ml-100k")
@@ -40,7 +40,7 @@ def demo(
         f"{made.stats['encoded']:,} texts encoded, {made.stats['reused']:,} reused; source {made.spec['source']}"
     )
     console.note("3/5 train and evaluate")
-    metrics = train_one(data, config, out, device=device, overwrite=overwrite)
+    metrics = train_one(data, config, out, device=device, overwrite=again, go_on="the same command")
     console.note("4/5 recommend for three users")
     recommender = Recommender.from_pretrained(out, device)
     _show(recommender, recommender.recommend(users=data.user_ids[:3], k=5))
@@ -53,8 +53,17 @@ def demo(
     )
 
 
-def _is_other_run(out: Path) -> bool:
-    """A finished run is made again (the demo is there to be seen), an interrupted one is continued."""
-    from hllm.train.run import run_state
+def _check_out(out: Path) -> bool:
+    """Whether `out` holds a finished demo, which is made again: the demo is there to be seen.
 
-    return run_state(out) == "finished"
+    An interrupted one is continued. Raises ArtifactError for a run that another command made.
+    """
+    from hllm.errors import ArtifactError
+    from hllm.train.run import read_record, run_state
+
+    if run_state(out) != "finished":
+        return False
+    command = read_record(out)["command"]
+    if "demo" not in command.split()[1:2]:
+        raise ArtifactError(f"{out} holds the run of another command ({command}); choose another --out")
+    return True

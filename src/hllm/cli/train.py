@@ -49,17 +49,27 @@ def train(
 
 
 def train_one(
-    data: Dataset, config: Config, folder: Path, *, device: str, resume: bool = False, overwrite: bool = False
+    data: Dataset,
+    config: Config,
+    folder: Path,
+    *,
+    device: str,
+    resume: bool = False,
+    overwrite: bool = False,
+    go_on: str = "the same command and --resume",
 ) -> dict[str, Any]:
-    """Train, or continue, or just show, one run; returns its metrics document."""
-    from hllm.hardware import pick_device
+    """Train, or continue, or just show, one run; returns its metrics document. `go_on`: what to type after Ctrl-C."""
+    from hllm.errors import DeviceError
+    from hllm.hardware import is_out_of_memory, pick_device
     from hllm.items.request import describe_spec
     from hllm.pipeline import Recommender
     from hllm.train.run import check_identity, identity_of, run_state, saved_identity
     from hllm.train.trainer import Stopped
 
     pick_device(device)  # a mistake is answered before anything is told or done
-    state = "new" if run_state(folder) != "new" and overwrite else run_state(folder)
+    state = run_state(folder)
+    if overwrite and not (resume and state == "unfinished"):
+        state = "new"
     embeddings = _embeddings(data, config)
     if state != "new" and (saved := saved_identity(folder)) is not None:
         check_identity(folder, saved, identity_of(data, config, embeddings))
@@ -77,9 +87,14 @@ def train_one(
     try:
         recommender.fit(data, out=folder, device=device, resume=state == "unfinished")
     except Stopped as stop:
-        raise KeyboardInterrupt(
-            f"{stop}; everything is saved. Go on with the same command and --resume"
-        ) from stop
+        raise KeyboardInterrupt(f"{stop}; everything is saved. Go on with {go_on}") from stop
+    except (RuntimeError, MemoryError) as err:
+        if not is_out_of_memory(err):
+            raise
+        raise DeviceError(
+            f"out of memory on {device} with batch_tokens={config.batch_tokens}, max_len={config.max_len}; try "
+            f"--set batch_tokens={max(1, config.batch_tokens // 2)}, a smaller max_len or d_model, or --device cpu"
+        ) from err
     return finish_run(recommender, folder)
 
 
@@ -111,11 +126,12 @@ def _train_seeds(data: Dataset, config: Config, folder: Path, seeds: int, **opti
     import statistics
 
     from hllm.artifacts import write_json
+    from hllm.config import make_config
 
     documents = []
     for seed in range(config.seed, config.seed + seeds):
         console.note(f"seed {seed}")
-        one = config.model_copy(update={"seed": seed})
+        one = make_config({**config.model_dump(), "seed": seed})
         documents.append(train_one(data, one, folder / f"seed-{seed}", **options))
     rows, summary = [], {}
     for split in ("validation", "test"):
@@ -126,7 +142,14 @@ def _train_seeds(data: Dataset, config: Config, folder: Path, seeds: int, **opti
                 summary[f"{split} {name}"] = {"mean": mean, "deviation": deviation, "values": values}
                 rows.append([f"{split} {name}", mean, deviation, ", ".join(f"{v:.4f}" for v in values)])
     write_json(folder / "seeds.json", summary)
-    console.table(f"{seeds} seeds of {config.preset}", ["metric", "mean", "deviation", "values"], rows)
+    caption = (
+        f"{config.preset} | {data.meta['name']} {data.fingerprint[:12]} | candidates interacted | seen filtered | "
+        f"{data.n_candidates:,} items | seeds {config.seed}-{config.seed + seeds - 1} | "
+        f"best validation {config.valid_metric}"
+    )
+    console.table(
+        f"{seeds} seeds of {config.preset}", ["metric", "mean", "deviation", "values"], rows, caption=caption
+    )
 
 
 def _embeddings(data: Dataset, config: Config) -> Any:

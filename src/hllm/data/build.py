@@ -203,8 +203,8 @@ def _fingerprints(
     text_fields: list[str],
     arrays: dict[str, np.ndarray],
     identity: dict[str, Any],
-) -> dict[str, str]:
-    """Identity of the whole dataset, and of the items alone (what embeddings depend on)."""
+) -> dict[str, Any]:
+    """Identity of the whole dataset, of the items alone (what embeddings depend on), and of other columns."""
     items = frames["items"]
     texts = [_digest_column(items[c]) for c in text_fields]
     items_fingerprint = digest("items", _digest_column(items[ITEM_ID]), json.dumps(text_fields), *texts)
@@ -217,7 +217,13 @@ def _fingerprints(
         json.dumps(identity, sort_keys=True),
         *(part for key, array in sorted(arrays.items()) for part in (key, array)),
     )
-    return {"fingerprint": fingerprint, "items_fingerprint": items_fingerprint}
+    others = [c for c in items.columns if c != ITEM_ID and c not in text_fields]
+    return {
+        "fingerprint": fingerprint,
+        "items_fingerprint": items_fingerprint,
+        # Embeddings may be asked for of these, too.
+        "column_digests": {c: _digest_column(items[c]) for c in others},
+    }
 
 
 def _digest_column(values: pl.Series) -> str:

@@ -180,6 +180,12 @@ class Dataset:
     def items_fingerprint(self) -> str:
         return str(self.meta["items_fingerprint"])
 
+    def texts_fingerprint(self, fields: Sequence[str]) -> str:
+        """Identity of what the item columns `fields` say: `items_fingerprint`, and columns that are not in it."""
+        others: dict[str, str] = self.meta.get("column_digests", {})
+        more = [others[name] for name in fields if name in others]
+        return artifacts.digest(self.items_fingerprint, *more) if more else self.items_fingerprint
+
     @property
     def embeddings_dir(self) -> Path:
         """Where the embedding store of these items lives."""

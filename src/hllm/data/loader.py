@@ -20,6 +20,10 @@ from hllm.data.windows import Windows as Windows
 from hllm.data.windows import every_target, joined, pieces
 from hllm.packing import Batch, offsets_of, positions_in_segment, segment_ids
 
+QUERY_TOKENS = (
+    1 << 15
+)  # events of a batch to rank for: with long histories, what bounds the memory of ranking
+
 if TYPE_CHECKING:
     from hllm.data.dataset import Dataset, Histories
 
@@ -194,10 +198,12 @@ def history_queries(histories: list[list[int]], times: list[list[int]] | None = 
 def query_batches(
     queries: Queries, max_len: int | None, batch_users: int = 512, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[slice, Batch]]:
-    """Yield (slice of the queries, Batch of their last `max_len` events). Histories may be empty."""
+    """Yield (slice of the queries, Batch of their last `max_len` events). Histories may be empty.
+
+    A batch has at most `batch_users` queries and QUERY_TOKENS events, or one query.
+    """
     unit = UNITS_PER_SECOND[queries.time_unit]
-    for first in range(0, len(queries), batch_users):
-        part = slice(first, min(first + batch_users, len(queries)))
+    for part in _parts(np.asarray(queries.ends) - np.asarray(queries.starts), max_len, batch_users):
         ends = torch.from_numpy(np.array(queries.ends[part]))
         lengths = ends - torch.from_numpy(np.array(queries.starts[part]))
         if max_len is not None:
@@ -214,6 +220,18 @@ def query_batches(
             host_lengths=lengths,
         )
         yield part, batch.to(device)
+
+
+def _parts(lengths: np.ndarray, max_len: int | None, batch_users: int) -> Iterator[slice]:
+    """Slices of neighbouring queries, whose events together fit into a batch."""
+    total = np.cumsum(lengths if max_len is None else np.minimum(lengths, max_len))
+    first = 0
+    while first < len(lengths):
+        before = total[first - 1] if first else 0
+        last = int(np.searchsorted(total, before + QUERY_TOKENS, side="right"))
+        last = min(max(last, first + 1), first + batch_users)
+        yield slice(first, min(last, len(lengths)))
+        first = last
 
 
 def _flat_index(starts: Tensor, lengths: Tensor, device: torch.device | str) -> Tensor:

@@ -65,6 +65,6 @@ def _other_type(value: Any) -> Any:
     """The integer that a string writes exactly, or the string of an integer."""
     if isinstance(value, str):
         digits = value.removeprefix("-")
-        is_integer = digits.isascii() and digits.isdigit() and str(int(value)) == value
+        is_integer = digits.isascii() and digits.isdigit() and len(digits) < 20 and str(int(value)) == value
         return int(value) if is_integer else None
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else None

@@ -106,14 +106,14 @@ def _ranks(recs: pl.DataFrame, name: str) -> pl.Series:
     wanted = RANK if RANK in recs.columns else SCORE
     if wanted not in recs.columns:
         return recs.select(pl.int_range(1, pl.len() + 1).over(USER_ID).alias(RANK)).to_series()
-    kind = pl.Int64 if wanted == RANK else pl.Float64
-    numbers = recs[wanted].cast(kind, strict=False)
-    if numbers.null_count() or (kind == pl.Float64 and not numbers.is_finite().all()):
+    numbers = recs[wanted].cast(pl.Float64, strict=False)
+    whole = wanted != RANK or (numbers == numbers.floor()).all()
+    if numbers.null_count() or not numbers.is_finite().all() or not whole:
         raise DataError(
             f"{name} column {wanted!r} has values that are no {'whole ' * (wanted == RANK)}numbers"
         )
     if wanted == RANK:
-        return numbers
+        return numbers.cast(pl.Int64)
     scored = recs.select(USER_ID, numbers)
     return scored.select(
         pl.col(SCORE).rank("ordinal", descending=True).over(USER_ID).cast(pl.Int64).alias(RANK)

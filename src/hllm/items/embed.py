@@ -101,7 +101,7 @@ def embed(
         return f"item {item_id!r} ({texts[key].removeprefix(request.prompt)[:60]!r})"
 
     encoded, encode_seconds = complete_store(folder, spec, texts, load, batch_size, name_of, progress)
-    write_index(folder, dataset.items_fingerprint, keys)
+    write_index(folder, dataset.texts_fingerprint(request.fields), keys)
     result = _read(dataset, spec["key"])
     result.stats.update(
         encoded=encoded,
@@ -151,7 +151,7 @@ def _new_spec(
         "precision": precision,
         "max_tokens": request.max_tokens,
         # The statistics of TF-IDF are those of one catalogue.
-        "catalogue": dataset.items_fingerprint if request.model == "tfidf" else None,
+        "catalogue": dataset.texts_fingerprint(request.fields) if request.model == "tfidf" else None,
     }
     made_with = {"device": str(device), "versions": hardware.describe_versions()}
     return {"key": spec_key(spec), **spec, "made_with": made_with}
@@ -179,7 +179,7 @@ def load_embeddings(
 def _read(dataset: Dataset, key: str) -> ItemEmbeddings:
     folder = dataset.embeddings_dir / key
     spec = artifacts.read_json(folder / SPEC_FILE)
-    keys = read_index(folder, dataset.items_fingerprint)
+    keys = read_index(folder, dataset.texts_fingerprint(spec["fields"]))
     store = Store(folder)
     lost = sum(key is not None and key not in store.rows for key in keys)
     if len(keys) != dataset.n_catalogue or lost:

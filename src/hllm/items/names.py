@@ -35,8 +35,12 @@ def canonical(name: str, must_exist: bool = True) -> str:
     lowered = name.lower()
     if lowered in SHORT_NAMES or lowered in CONTROLS:
         return lowered
-    path = Path(name).expanduser()
-    if name and path.exists():
+    try:
+        path = Path(name).expanduser()
+        exists = bool(name) and path.exists()
+    except (RuntimeError, OSError, ValueError) as err:  # no such user's home; a name too long for a file
+        raise ConfigError(f"item LLM {name[:80]!r} is no usable path: {err}") from err
+    if exists:
         return str(path.resolve())
     if lowered in _BY_HUB_NAME:
         return _BY_HUB_NAME[lowered]

@@ -96,9 +96,8 @@ def find_spec(dataset: Any, request: Request | str) -> dict[str, Any]:
     else:
         found, what = matching_specs(dataset.embeddings_dir, request), describe_request(request)
         command = request.command(dataset.path)
-    done = [
-        s for s in found if index_path(dataset.embeddings_dir / s["key"], dataset.items_fingerprint).is_file()
-    ]
+    root = dataset.embeddings_dir
+    done = [s for s in found if index_path(root / s["key"], dataset.texts_fingerprint(s["fields"])).is_file()]
     if len(done) == 1:
         return done[0]
     if done:

@@ -71,9 +71,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def matmul_wide(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """`a @ b` with the result in `dtype`, accumulated there even where a and b are narrower."""
+    """`a @ b` in `dtype`, accumulated there even where a and b are narrower."""
     if a.dtype == dtype:
         return a @ b
     if a.is_cuda:
         return torch.mm(a, b, out_dtype=dtype)
-    return (a @ b).to(dtype)
+    return a.to(dtype) @ b.to(dtype)

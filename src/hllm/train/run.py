@@ -25,6 +25,7 @@ from hllm.data.dataset import Dataset
 from hllm.data.loader import TrainLoader
 from hllm.errors import ArtifactError, DataError
 from hllm.evaluate.evaluation import evaluate, parse_max_len
+from hllm.items.whitening import EPSILON
 from hllm.models.hllm import HLLM
 from hllm.train.build import build_network, empty_network
 from hllm.train.checkpoint import read_identity
@@ -218,7 +219,7 @@ def clear_run(folder: Path) -> None:
 
 def write_run(folder: Path, network: HLLM, config: Config, data: Dataset, record: RunRecord) -> None:
     """Write a finished run; `config.json`, its mark, last."""
-    if run_state(folder) == "finished" and read_json(folder / "config.json").get("created") != record.created:
+    if _is_another(folder, config, data, record):
         check_folder(data, folder)
         clear_run(folder)  # metrics and report of another run would not be this one's
     (folder / "config.json").unlink(missing_ok=True)
@@ -226,7 +227,20 @@ def write_run(folder: Path, network: HLLM, config: Config, data: Dataset, record
         data.copy_to(folder / "data")
     write_tensors(folder / "model.safetensors", network.state_dict())
     document = {"format": FORMAT, "version": VERSION, "config": config.model_dump(), **asdict(record)}
+    if network.source.whitening is not None and config.whiten == "whiten":
+        document["whitening"] = {"rank": network.source.whitening.basis.shape[1], "epsilon": EPSILON}
     write_json(folder / "config.json", document)
+
+
+def _is_another(folder: Path, config: Config, data: Dataset, record: RunRecord) -> bool:
+    """Whether `folder` holds another run, finished or not."""
+    state = run_state(folder)
+    if state == "finished":
+        return bool(read_json(folder / "config.json").get("created") != record.created)
+    saved = saved_identity(folder)
+    key = (record.embeddings or {}).get("key")
+    own = {"config": config.model_dump(), "dataset": data.fingerprint, "embeddings": key}
+    return saved is not None and saved != own
 
 
 def read_run(folder: Path, device: torch.device) -> tuple[HLLM, Config, Dataset, RunRecord]:

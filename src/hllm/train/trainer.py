@@ -202,7 +202,8 @@ class Trainer:
             self._check_health(epoch)
             values = self.validate(self.network)
             value = values[self.config.valid_metric]
-            if self.state.best_value is None or value > self.state.best_value:
+            better = self.state.best_value is None or value > self.state.best_value
+            if better and not self.state.flat_validations:
                 self.state.best_value, self.state.best_epoch, self.state.stale_epochs = value, epoch, 0
                 self.best = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
             else:
@@ -220,8 +221,11 @@ class Trainer:
             check_vectors(queries, "user", epoch)
         except TrainingError:
             # After few steps every user may still be predicted what is popular; only what lasts is a collapse.
+            # Until then the weights are no candidates for the best.
             self.state.flat_validations += 1
-            if self.state.flat_validations >= FLAT_VALIDATIONS or not bool(torch.isfinite(queries).all()):
+            lasts = self.state.flat_validations >= FLAT_VALIDATIONS
+            last = self.state.epoch >= self.config.epochs and self.best is None
+            if lasts or last or not bool(torch.isfinite(queries).all()):
                 raise
         else:
             self.state.flat_validations = 0

@@ -44,7 +44,10 @@ def test_csv(tmp_path: Path) -> None:
     assert tables.text_fields == ["title"]  # the year is a number
     assert tables.users is not None
     assert tables.users.rows() == [("u1", 30, "02460"), ("u2", 41, "85711")]
-    assert (tables.time_unit, tables.notes) == ("s", [])
+    assert (tables.time_unit, tables.notes) == (
+        "s",
+        ["timestamps look like clock times in seconds: time_unit=s"],
+    )
 
 
 def test_identifiers_keep_their_zeros(tmp_path: Path) -> None:
@@ -163,11 +166,11 @@ def test_file_order_as_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("times", "expected", "unit", "noted"),
     [
-        (("1700000000", "1700000001"), [1_700_000_000, 1_700_000_001], "s", False),
+        (("1700000000", "1700000001"), [1_700_000_000, 1_700_000_001], "s", True),
         (("1700000000001", "1700000000000"), [1_700_000_000_001, 1_700_000_000_000], "ms", True),
         (("1700000000000001", "1"), [1_700_000_000_000_001, 1], "us", True),
         (("3", "0"), [3, 0], "index", True),
-        (("978300060.0", "978300055.0"), [978_300_060, 978_300_055], "s", False),
+        (("978300060.0", "978300055.0"), [978_300_060, 978_300_055], "s", True),
         (("2024-05-31 18:00:00", "2024-06-01"), [1_717_178_400_000_000, 1_717_200_000_000_000], "us", False),
         (("2024-05-31T18:00:00Z", "2024-05-31T18:00:00.5Z"),
          [1_717_178_400_000_000, 1_717_178_400_500_000], "us", False),

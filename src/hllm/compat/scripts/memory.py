@@ -10,6 +10,7 @@ import torch
 
 from hllm.compat.scripts.entry import warn
 from hllm.errors import DeviceError
+from hllm.hardware import is_out_of_memory
 
 T = TypeVar("T")
 ADVICE = "a smaller --max_seq_len, a smaller --model_type, or --device cpu"
@@ -34,16 +35,6 @@ def padded_memory(batch: int, max_len: int, n_items: int, d_model: int, n_layers
     scores = 4 * batch * max_len * n_items
     activations = batch * max_len * n_layers * (20 * d_model + 4 * n_heads * max_len)
     return 4.0 * (scores + activations + 4 * n_items * d_model)
-
-
-def is_out_of_memory(err: BaseException) -> bool:
-    """Whether an exception says that the GPU's memory, or the machine's, is used up."""
-    if isinstance(err, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(err)
-    return isinstance(err, RuntimeError) and (
-        "out of memory" in text.lower() or "can't allocate memory" in text or "not enough memory" in text
-    )
 
 
 def fits(step: Callable[[], object]) -> bool:

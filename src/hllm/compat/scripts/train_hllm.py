@@ -31,7 +31,8 @@ from hllm.errors import ConfigError
 from hllm.formats.rechub import write_model
 from hllm.items.names import canonical
 from hllm.pipeline import Recommender, evaluate_run
-from hllm.train.run import new_record, train_network
+from hllm.train.run import identity_of, new_record, run_state, saved_identity, train_network
+from hllm.train.trainer import Stopped
 
 if TYPE_CHECKING:
     from hllm.data.dataset import Dataset
@@ -116,7 +117,13 @@ def _run(family: Family, parser: Parser, here: Path, arguments: Sequence[str] | 
     def train(batch_size: int) -> Recommender:
         chosen = config.model_copy(update={"batch_tokens": batch_size})
         record = new_record(data, chosen, embeddings)
-        network, result = train_network(data, chosen, embeddings, device, out, args.resume)
+        resume = args.resume or saved_identity(out) == identity_of(data, chosen, embeddings)
+        if resume and run_state(out) == "unfinished":
+            say(f"{out} holds this training, interrupted; going on from its last checkpoint")
+        try:
+            network, result = train_network(data, chosen, embeddings, device, out, resume)
+        except Stopped as stop:
+            raise KeyboardInterrupt(f"{stop}; everything is saved. Go on with the same command") from stop
         recommender = Recommender(chosen, network, data, record.finished(result))
         recommender.save_pretrained(out)
         return recommender
@@ -212,6 +219,7 @@ def _probe(data: Dataset, config: Config, embeddings: ItemEmbeddings, device: to
         config.seed,
         device,
         config.windows,
+        config.passes,
     )
     step = make_step(network, make_optimizer(network, config), config, loader)
     for batch in islice(loader.epoch(0), PROBE_STEPS):

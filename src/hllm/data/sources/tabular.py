@@ -98,6 +98,12 @@ def read_tabular(
         )
     except DataError as err:
         raise DataError(_with_file(str(err), paths, reading.header, frames)) from err
+    if (
+        time_unit is None
+        and tables.time_unit == "s"
+        and tables.interactions[schema.TIMESTAMP].max() is not None
+    ):
+        tables.notes.append("timestamps look like clock times in seconds: time_unit=s")
     tables.notes += notes
     return tables
 
