@@ -111,6 +111,14 @@ def test_weights_of_a_flat_validation_are_no_candidates(
     assert result.best_epoch >= 3
 
 
+def test_patience_does_not_count_before_there_is_a_best(
+    train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "_check_health", flat_until(3))
+    _, result = train(epochs=4, patience=1)
+    assert result.best_epoch >= 3
+
+
 def flat_until(first: int) -> Callable[[Trainer, int], None]:
     """A health check that finds user vectors flat before epoch `first`."""
 

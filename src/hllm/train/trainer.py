@@ -206,7 +206,7 @@ class Trainer:
             if better and not self.state.flat_validations:
                 self.state.best_value, self.state.best_epoch, self.state.stale_epochs = value, epoch, 0
                 self.best = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
-            else:
+            elif self.best is not None:  # before there is a best one, patience does not count
                 self.state.stale_epochs += 1
         return values
 
