@@ -25,15 +25,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rechub_presets import TwinRanker
-from rechub_speed import COLUMNS, our_loader, their_windows, torch_rechub_version
+from rechub_speed import model_shape, our_loader, their_training, their_windows, torch_rechub_version
 
 from hllm import hardware
 from hllm.artifacts import write_json
 from hllm.compat.rechub import HLLMModel
-from hllm.config import Config, heads_of, load_config
+from hllm.config import Config, load_config
 from hllm.data.dataset import Dataset
 from hllm.evaluate.evaluation import evaluate
 from hllm.items.embed import load_embeddings
@@ -45,9 +44,8 @@ from hllm.train.step import make_step
 METRICS = ("ndcg@10", "hr@10")
 STRIDE = 20  # batches between two looks at the clock
 
-Side = tuple[
-    Callable[[], int], Callable[[], Any]
-]  # trains STRIDE batches and counts targets; the ranker so far
+# Trains STRIDE batches and counts targets; gives the ranker so far.
+Side = tuple[Callable[[], int], Callable[[], Any]]
 
 
 def packed(data: Dataset, config: Config, item_llm: str, device: str) -> Side:
@@ -71,24 +69,10 @@ def packed(data: Dataset, config: Config, item_llm: str, device: str) -> Side:
 
 def torch_rechub(data: Dataset, config: Config, item_llm: str, device: str, batch_size: int) -> Side:
     """torch-rechub's model, loader and trainer; counts windows."""
-    from torch_rechub.models.generative.hllm import HLLMModel as TheirModel
-    from torch_rechub.trainers import SeqTrainer
-    from torch_rechub.utils.data import SequenceDataGenerator
-
-    vectors = torch.from_numpy(np.array(load_embeddings(data, item_llm, pooling="last").vectors))
-    windows = their_windows(data, config)
-    rows = windows.arrays()
-    loader = SequenceDataGenerator(*(rows[name] for name in COLUMNS)).generate_dataloader(batch_size)[0]
-    width = vectors.shape[1]
-    shape = (vectors, len(vectors), width, heads_of(width, config.n_heads), config.n_layers, windows.width)
-    model, copy = TheirModel(*shape, config.dropout), HLLMModel(*shape, config.dropout).to(device)
-    trainer = SeqTrainer(
-        model,
-        optimizer_params={"lr": config.learning_rate, "weight_decay": config.weight_decay},
-        device=device,
-        loss_type="nce",
-        loss_params={"temperature": 1.0, "ignore_index": 0},
-    )
+    embeddings = load_embeddings(data, item_llm, pooling="last")
+    rows = their_windows(data, config).arrays()
+    loader, model, trainer = their_training(rows, embeddings, config, device, batch_size)
+    copy = HLLMModel(*model_shape(embeddings, config)).to(device)  # equal, and ranks packed queries
     drawn: Iterator[Any] = itertools.chain.from_iterable(loader for _ in itertools.count())
 
     def train() -> int:

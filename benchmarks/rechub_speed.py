@@ -71,28 +71,10 @@ def their_batches(
     data: Dataset, embeddings: ItemEmbeddings, config: Config, device: str, batch_size: int, n_batches: int
 ) -> Timed:
     """`n_batches` of torch-rechub's HLLMModel, SequenceDataGenerator and SeqTrainer; windows count."""
-    from torch_rechub.models.generative.hllm import HLLMModel
-    from torch_rechub.trainers import SeqTrainer
-    from torch_rechub.utils.data import SequenceDataGenerator
-
-    vectors = torch.from_numpy(np.array(embeddings.vectors))
-    width = vectors.shape[1]
     windows = their_windows(data, config)
     # What is timed and no more: a random sample, as the shuffling loader takes it.
     chosen = np.random.default_rng(0).permutation(len(windows))[: n_batches * batch_size]
-    rows = windows.rows(chosen)
-    loader = SequenceDataGenerator(*(rows[name] for name in COLUMNS)).generate_dataloader(batch_size)[0]
-    model = HLLMModel(
-        vectors, len(vectors), width, heads_of(width, config.n_heads), config.n_layers, windows.width,
-        config.dropout,
-    )  # fmt: skip
-    trainer = SeqTrainer(
-        model,
-        optimizer_params={"lr": config.learning_rate, "weight_decay": config.weight_decay},
-        device=device,
-        loss_type="nce",
-        loss_params={"temperature": 1.0, "ignore_index": 0},
-    )
+    loader, _, trainer = their_training(windows.rows(chosen), embeddings, config, device, batch_size)
     drawn = iter(loader)
     while True:
         started = time.perf_counter()
@@ -102,6 +84,33 @@ def their_batches(
         with contextlib.redirect_stderr(io.StringIO()):  # a progress bar each
             trainer.train_one_epoch([batch])  # reads the loss, too
         yield time.perf_counter() - started, len(batch[0])
+
+
+def their_training(
+    rows: dict[str, np.ndarray], embeddings: ItemEmbeddings, config: Config, device: str, batch_size: int
+) -> tuple[Any, Any, Any]:
+    """torch-rechub's loader of the windows `rows`, its HLLMModel, and its SeqTrainer for it."""
+    from torch_rechub.models.generative.hllm import HLLMModel
+    from torch_rechub.trainers import SeqTrainer
+    from torch_rechub.utils.data import SequenceDataGenerator
+
+    loader = SequenceDataGenerator(*(rows[name] for name in COLUMNS)).generate_dataloader(batch_size)[0]
+    model = HLLMModel(*model_shape(embeddings, config), config.dropout)
+    trainer = SeqTrainer(
+        model,
+        optimizer_params={"lr": config.learning_rate, "weight_decay": config.weight_decay},
+        device=device,
+        loss_type="nce",
+        loss_params={"temperature": 1.0, "ignore_index": 0},
+    )
+    return loader, model, trainer
+
+
+def model_shape(embeddings: ItemEmbeddings, config: Config) -> tuple[Any, ...]:
+    """HLLMModel's arguments before dropout: item vectors, vocabulary, width, heads, layers, window."""
+    vectors = torch.from_numpy(np.array(embeddings.vectors))
+    n, width = vectors.shape
+    return vectors, n, width, heads_of(width, config.n_heads), config.n_layers, config.max_len
 
 
 def their_windows(data: Dataset, config: Config) -> Windows:
