@@ -32,6 +32,17 @@ def is_out_of_memory(err: BaseException) -> bool:
     )
 
 
+def release_memory() -> None:
+    """Give back what is no longer used, the GPU's too."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def pick_device(name: str | torch.device = "auto") -> torch.device:
     """Return the torch device called `name`: "auto", "cpu", "cuda" or "cuda:N".
 

@@ -42,6 +42,33 @@ def test_ranks_and_lists_equal_brute_force(
         assert top.ranks.tolist() == [r + 1 for row in expected[2] for r in range(len(row[:k]))]
 
 
+def test_a_block_that_does_not_fit_is_ranked_in_halves(make_dataset, coarse_scores, matrix_ranker) -> None:
+    dataset = make_dataset()
+    scores = coarse_scores(dataset)
+    options = RankOptions(candidate_tokens(dataset))
+    queries = eval_queries(dataset, "test")
+
+    class Small(matrix_ranker):
+        def query(self, batch):
+            if batch.n_users > room:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 72.00 MiB")
+            blocks.append(batch.n_users)
+            return super().query(batch)
+
+    room, blocks = 9, []
+    expected, found = (
+        target_ranks(kind(scores), queries, options).ranks.tolist() for kind in (matrix_ranker, Small)
+    )
+    assert found == expected
+    assert len(blocks) > 3 and sum(blocks) == len(queries)
+    blocks.clear()
+    full, split = (top_k(kind(scores), queries, options, 7) for kind in (matrix_ranker, Small))
+    assert split.rows.tolist() == full.rows.tolist() and split.tokens.tolist() == full.tokens.tolist()
+    room = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        target_ranks(Small(scores), queries, options)
+
+
 @given(seed=st.integers(0, 10_000), tile=st.integers(1, 50), keep=st.booleans(), levels=st.integers(1, 500))
 def test_top_k_agrees_with_target_ranks(seed: int, tile: int, keep: bool, levels: int) -> None:
     """Without a tie at the target both say the same rank; with one, the list is kinder, never harsher."""

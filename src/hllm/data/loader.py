@@ -202,28 +202,13 @@ def query_batches(
 
     A batch has at most `batch_users` queries and QUERY_TOKENS events, or one query.
     """
-    unit = UNITS_PER_SECOND[queries.time_unit]
-    for part in _parts(np.asarray(queries.ends) - np.asarray(queries.starts), max_len, batch_users):
-        ends = torch.from_numpy(np.array(queries.ends[part]))
-        lengths = ends - torch.from_numpy(np.array(queries.starts[part]))
-        if max_len is not None:
-            lengths = lengths.clamp(max=max_len)
-        index = _flat_index(ends - lengths, lengths, "cpu").numpy()
-        tokens = torch.from_numpy(np.asarray(queries.tokens[index], dtype=np.int64))
-        times = torch.from_numpy(np.asarray(queries.times[index], dtype=np.int64) // unit)
-        batch = Batch(
-            users=torch.from_numpy(np.array(queries.users[part])),
-            tokens=tokens,
-            times=times,
-            targets=torch.zeros_like(tokens),
-            offsets=offsets_of(lengths),
-            host_lengths=lengths,
-        )
-        yield part, batch.to(device)
+    for part in query_parts(queries, max_len, batch_users):
+        yield part, query_batch(queries, part, max_len, device)
 
 
-def _parts(lengths: np.ndarray, max_len: int | None, batch_users: int) -> Iterator[slice]:
+def query_parts(queries: Queries, max_len: int | None, batch_users: int = 512) -> Iterator[slice]:
     """Slices of neighbouring queries, whose events together fit into a batch."""
+    lengths = np.asarray(queries.ends) - np.asarray(queries.starts)
     total = np.cumsum(lengths if max_len is None else np.minimum(lengths, max_len))
     first = 0
     while first < len(lengths):
@@ -232,6 +217,28 @@ def _parts(lengths: np.ndarray, max_len: int | None, batch_users: int) -> Iterat
         last = min(max(last, first + 1), first + batch_users)
         yield slice(first, min(last, len(lengths)))
         first = last
+
+
+def query_batch(
+    queries: Queries, part: slice, max_len: int | None, device: torch.device | str = "cpu"
+) -> Batch:
+    """The last `max_len` events of the queries in `part`, packed."""
+    ends = torch.from_numpy(np.array(queries.ends[part]))
+    lengths = ends - torch.from_numpy(np.array(queries.starts[part]))
+    if max_len is not None:
+        lengths = lengths.clamp(max=max_len)
+    index = _flat_index(ends - lengths, lengths, "cpu").numpy()
+    tokens = torch.from_numpy(np.asarray(queries.tokens[index], dtype=np.int64))
+    unit = UNITS_PER_SECOND[queries.time_unit]
+    batch = Batch(
+        users=torch.from_numpy(np.array(queries.users[part])),
+        tokens=tokens,
+        times=torch.from_numpy(np.asarray(queries.times[index], dtype=np.int64) // unit),
+        targets=torch.zeros_like(tokens),
+        offsets=offsets_of(lengths),
+        host_lengths=lengths,
+    )
+    return batch.to(device)
 
 
 def _flat_index(starts: Tensor, lengths: Tensor, device: torch.device | str) -> Tensor:

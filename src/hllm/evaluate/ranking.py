@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hllm.data.loader import query_batches
+from hllm.data.loader import query_batch, query_parts
 from hllm.errors import ConfigError, DataError, HLLMError, unknown
+from hllm.hardware import is_out_of_memory, release_memory
 
 if TYPE_CHECKING:
     from hllm.data.dataset import Dataset
@@ -151,20 +152,34 @@ def scan(
         raise ConfigError(f"k={k}: ask for at least one item")
     candidates = _Candidates(options)
     with _evaluating(ranker):
-        for part, batch in query_batches(queries, options.max_len, options.batch_users, options.device):
-            with torch.no_grad():
-                yield _scan_block(ranker, queries, part, batch, candidates, targets, k)
+        for part in query_parts(queries, options.max_len, options.batch_users):
+            yield from _scan_part(ranker, queries, part, candidates, targets, k)
+
+
+def _scan_part(
+    ranker: Ranker, queries: Queries, part: slice, candidates: _Candidates, targets: bool, k: int | None
+) -> Iterator[ScannedBlock]:
+    """Rank `part` as one block; where memory runs out, as two halves, and so on."""
+    try:
+        with torch.no_grad():
+            block = _scan_block(ranker, queries, part, candidates, targets, k)
+    except (RuntimeError, MemoryError) as err:
+        if part.stop - part.start == 1 or not is_out_of_memory(err):
+            raise
+    else:
+        yield block
+        return
+    # Out of the handler, whose traceback keeps the block's tensors alive.
+    release_memory()
+    middle = (part.start + part.stop) // 2
+    for half in (slice(part.start, middle), slice(middle, part.stop)):
+        yield from _scan_part(ranker, queries, half, candidates, targets, k)
 
 
 def _scan_block(
-    ranker: Ranker,
-    queries: Queries,
-    part: slice,
-    batch: Batch,
-    candidates: _Candidates,
-    targets: bool,
-    k: int | None,
+    ranker: Ranker, queries: Queries, part: slice, candidates: _Candidates, targets: bool, k: int | None
 ) -> ScannedBlock:
+    batch = query_batch(queries, part, candidates.options.max_len, candidates.options.device)
     block = _Block(ranker, batch, candidates, *candidates.hidden(queries, part))
     count = _TargetCount(block, candidates.positions(queries.targets[part])) if targets else None
     best = None if k is None else _Best(batch.n_users, k, block.device)

@@ -113,6 +113,25 @@ def test_the_largest_batch_that_fits_is_taken():
         with_fitting_batch(work, work, 1000, auto=False)
 
 
+def test_where_the_whole_needs_more_than_its_first_steps_the_next_size_has_its_turn():
+    tried = []
+
+    def work(size):
+        tried.append(size)
+        if size > 20:
+            raise MemoryError
+        return size
+
+    def probe(size):
+        if size > 100:
+            raise MemoryError
+
+    assert with_fitting_batch(work, probe, 400, auto=True) == 12
+    assert tried == [400, 100, 50, 25, 12]
+    with pytest.raises(DeviceError, match="100 fits"):
+        with_fitting_batch(work, probe, 400, auto=False)
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from typing import TypeVar
 
-import torch
-
 from hllm.compat.scripts.entry import warn
 from hllm.errors import DeviceError
-from hllm.hardware import is_out_of_memory
+from hllm.hardware import is_out_of_memory, release_memory
 
 T = TypeVar("T")
 ADVICE = "a smaller --max_seq_len, a smaller --model_type, or --device cpu"
@@ -46,7 +43,7 @@ def fits(step: Callable[[], object]) -> bool:
             raise
         return False
     finally:
-        release()
+        release_memory()
     return True
 
 
@@ -55,31 +52,25 @@ def with_fitting_batch(
 ) -> T:
     """`work(batch_size)`; where memory runs out, with the largest half, quarter, ... for which `probe` runs.
 
-    Without `auto` DeviceError names that size instead. `probe(size)` takes one step with a batch of
-    that size.
+    Without `auto` DeviceError names that size instead. `probe(size)` takes a few steps with a batch of
+    that size; where the whole work needs more than they did, the next size has its turn.
     """
-    try:
-        return work(batch_size)
-    except (RuntimeError, MemoryError) as err:
-        if not is_out_of_memory(err):
-            raise
-    release()
-    smaller = batch_size // 2
-    while smaller and not fits(lambda size=smaller: probe(size)):  # type: ignore[misc]
-        smaller //= 2
-    if not smaller:
-        raise DeviceError(f"out of memory, with a batch of 1 as well; use {ADVICE}")
-    if not auto:
-        raise DeviceError(
-            f"out of memory with --batch_size {batch_size}; {smaller} fits: type --batch_size {smaller}, or "
-            f"--auto-batch to have it taken; else {ADVICE}"
-        )
-    warn(f"out of memory with --batch_size {batch_size}; going on with {smaller}, which fits")
-    return work(smaller)
-
-
-def release() -> None:
-    """Give back what is no longer used."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    size = batch_size
+    while True:
+        try:
+            return work(size)
+        except (RuntimeError, MemoryError) as err:
+            if not is_out_of_memory(err):
+                raise
+        release_memory()
+        size //= 2
+        while size and not fits(lambda size=size: probe(size)):  # type: ignore[misc]
+            size //= 2
+        if not size:
+            raise DeviceError(f"out of memory, with a batch of 1 as well; use {ADVICE}")
+        if not auto:
+            raise DeviceError(
+                f"out of memory with --batch_size {batch_size}; {size} fits: type --batch_size {size}, or "
+                f"--auto-batch to have it taken; else {ADVICE}"
+            )
+        warn(f"out of memory with --batch_size {batch_size}; going on with {size}, which fits")

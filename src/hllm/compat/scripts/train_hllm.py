@@ -114,8 +114,16 @@ def _run(family: Family, parser: Parser, here: Path, arguments: Sequence[str] | 
     _describe(data, embeddings, config, device)
     out = Path(args.save_dir).expanduser() / f"hllm-{family.name}-{_label(args.model_type)}"
 
+    def sized(batch_size: int) -> Config:
+        return config.model_copy(update={"batch_tokens": batch_size})
+
+    def interrupted(batch_size: int) -> bool:
+        return run_state(out) == "unfinished" and saved_identity(out) == identity_of(
+            data, sized(batch_size), embeddings
+        )
+
     def train(batch_size: int) -> Recommender:
-        chosen = config.model_copy(update={"batch_tokens": batch_size})
+        chosen = sized(batch_size)
         record = new_record(data, chosen, embeddings)
         resume = args.resume or saved_identity(out) == identity_of(data, chosen, embeddings)
         if resume and run_state(out) == "unfinished":
@@ -128,11 +136,11 @@ def _run(family: Family, parser: Parser, here: Path, arguments: Sequence[str] | 
         recommender.save_pretrained(out)
         return recommender
 
+    # The size that an interrupted training had found to fit, or the one asked for.
+    halves = [args.batch_size >> n for n in range(args.batch_size.bit_length())]
+    first = next((size for size in halves if args.auto_batch and interrupted(size)), args.batch_size)
     recommender = with_fitting_batch(
-        train,
-        lambda size: _probe(data, config.model_copy(update={"batch_tokens": size}), embeddings, device),
-        args.batch_size,
-        args.auto_batch,
+        train, lambda size: _probe(data, sized(size), embeddings, device), first, args.auto_batch
     )
     _finish(folder, recommender, out, Path(args.save_dir).expanduser())
 
