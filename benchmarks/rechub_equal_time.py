@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import datetime
 import io
 import itertools
@@ -37,7 +38,7 @@ from hllm.data.dataset import Dataset
 from hllm.evaluate.evaluation import evaluate
 from hllm.items.embed import load_embeddings
 from hllm.train.build import build_network
-from hllm.train.optim import make_optimizer
+from hllm.train.optim import WeightAverage, make_optimizer
 from hllm.train.run import train_network
 from hllm.train.step import make_step
 
@@ -49,11 +50,13 @@ Side = tuple[Callable[[], int], Callable[[], Any]]
 
 
 def packed(data: Dataset, config: Config, item_llm: str, device: str) -> Side:
-    """The preset on the packed engine; counts tokens."""
+    """The preset on the packed engine, its rate constant: the clock, not a schedule, ends it. Counts tokens."""
     embeddings = load_embeddings(data, item_llm, pooling="last")
     network = build_network(data, config, embeddings).to(device).train()
     loader = our_loader(data, config, device)
     step = make_step(network, make_optimizer(network, config), config, loader)
+    average = WeightAverage(network, config.ema_decay)
+    averaged = copy.deepcopy(network)
     drawn = itertools.chain.from_iterable(loader.epoch(epoch) for epoch in itertools.count())
 
     def train() -> int:
@@ -61,10 +64,16 @@ def packed(data: Dataset, config: Config, item_llm: str, device: str) -> Side:
         batches = list(itertools.islice(drawn, STRIDE))
         for batch in batches:
             loss = step(batch)
+            average.update()
         float(loss)  # waits for the device
         return sum(batch.n_tokens for batch in batches)
 
-    return train, network.eval
+    def ranker() -> Any:
+        with average.applied():
+            averaged.load_state_dict(network.state_dict())
+        return averaged.eval()
+
+    return train, ranker
 
 
 def torch_rechub(data: Dataset, config: Config, item_llm: str, device: str, batch_size: int) -> Side:
@@ -72,7 +81,7 @@ def torch_rechub(data: Dataset, config: Config, item_llm: str, device: str, batc
     embeddings = load_embeddings(data, item_llm, pooling="last")
     rows = their_windows(data, config).arrays()
     loader, model, trainer = their_training(rows, embeddings, config, device, batch_size)
-    copy = HLLMModel(*model_shape(embeddings, config)).to(device)  # equal, and ranks packed queries
+    ranked = HLLMModel(*model_shape(embeddings, config)).to(device)  # equal, and ranks packed queries
     drawn: Iterator[Any] = itertools.chain.from_iterable(loader for _ in itertools.count())
 
     def train() -> int:
@@ -82,8 +91,8 @@ def torch_rechub(data: Dataset, config: Config, item_llm: str, device: str, batc
         return sum(len(batch[0]) for batch in batches)
 
     def ranker() -> TwinRanker:
-        copy.load_state_dict(model.state_dict())
-        return TwinRanker(copy)
+        ranked.load_state_dict(model.state_dict())
+        return TwinRanker(ranked)
 
     return train, ranker
 
