@@ -51,16 +51,16 @@ def limited(limit: int, step):
 
 
 def test_q1_out_of_memory_names_the_batch_size_that_fits(prepared, monkeypatch):
-    monkeypatch.setattr(train_hllm, "train_network", limited(40, train_hllm.train_network))
-    monkeypatch.setattr(train_hllm, "_probe", limited(40, train_hllm._probe))
+    monkeypatch.setattr(train_hllm, "train_network", limited(40 * 8, train_hllm.train_network))
+    monkeypatch.setattr(train_hllm, "_probe", limited(40 * 8, train_hllm._probe))
     line = refused(prepared, f"{TRAIN} --batch_size 512")
     assert "out of memory with --batch_size 512; 32 fits: type --batch_size 32, or --auto-batch" in line
     assert "--max_seq_len" in line and "--device cpu" in line
 
 
 def test_q1_auto_batch_takes_it(prepared, monkeypatch, clone):
-    monkeypatch.setattr(train_hllm, "train_network", limited(40, train_hllm.train_network))
-    monkeypatch.setattr(train_hllm, "_probe", limited(40, train_hllm._probe))
+    monkeypatch.setattr(train_hllm, "train_network", limited(40 * 8, train_hllm.train_network))
+    monkeypatch.setattr(train_hllm, "_probe", limited(40 * 8, train_hllm._probe))
     prepared.type(f"{TRAIN} --batch_size 512 --auto-batch")
     assert "warning: out of memory with --batch_size 512; going on with 32" in prepared.errors
     assert (clone / "model.pth").is_file()
@@ -198,10 +198,12 @@ def test_q5_slow_training_says_why(prepared, monkeypatch, clone):
     args = train_hllm.Parser("")
     train_hllm._flags(args, 1)
     embeddings = data.item_embeddings("tfidf")
-    config = train_hllm.settings(args.parse(["--model_type", "tfidf"]), embeddings.vectors.shape[1])
+    config = train_hllm.settings(
+        args.parse(["--model_type", "tfidf", "--state", "rechub-doc"]), embeddings.vectors.shape[1]
+    )
     said: list[str] = []
     monkeypatch.setattr(train_hllm, "warn", said.append)
-    train_hllm._describe(data.data, embeddings, config, torch.device("cuda"))
+    train_hllm._describe(data.data, embeddings, config, torch.device("cuda"), 64)
     assert "--batch_size 64 leaves a GPU mostly idle" in said[0]
 
 
@@ -279,7 +281,12 @@ def test_an_interruption_ends_with_130(prepared, monkeypatch):
     assert prepared.errors.endswith("interrupted\n")
 
 
-def test_after_an_interruption_the_same_command_goes_on(prepared, monkeypatch):
+@pytest.mark.parametrize("batch", ["--batch_size 1", "--batch_size 4 --auto-batch"])
+def test_after_an_interruption_the_same_command_goes_on(prepared, monkeypatch, batch):
+    """Also with the batch that was found to fit, without trying the larger one, which would start anew."""
+    train = train_hllm.train_network
+    monkeypatch.setattr(train_hllm, "train_network", limited(8, train))
+    monkeypatch.setattr(train_hllm, "_probe", limited(8, train_hllm._probe))
     step = trainer.Trainer._step
 
     def interrupted(self, *arguments):
@@ -290,9 +297,10 @@ def test_after_an_interruption_the_same_command_goes_on(prepared, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "CHECKPOINT_SECONDS", -1.0)
         patch.setattr(trainer.Trainer, "_step", interrupted)
-        prepared.type(TRAIN, expect=130)
+        prepared.type(f"{TRAIN} {batch}", expect=130)
     assert "everything is saved. Go on with the same command" in prepared.errors
-    assert "going on from its last checkpoint" in prepared.type(TRAIN)
+    assert "going on from its last checkpoint" in prepared.type(f"{TRAIN} {batch}")
+    assert "out of memory" not in prepared.errors
 
 
 def test_overwrite_replaces_raw_files(shell, clone, raw_files, monkeypatch, tmp_path):

@@ -78,7 +78,9 @@ def amazon_beauty(here: Path, arguments: Sequence[str] | None = None) -> None:
 def _flags(parser: Parser, epochs: int) -> None:
     model_flags(parser)
     parser.flag("--epochs", "--epoch", type=positive, default=epochs, help=f"passes over the data [{epochs}]")
-    parser.flag("--batch_size", type=positive, default=64, help="targets a step [64]")
+    parser.flag(
+        "--batch_size", type=positive, default=64, help="windows a step, each with one new target [64]"
+    )
     parser.flag("--learning_rate", type=float, default=1e-3, help="of Adam [1e-3]")
     parser.flag("--weight_decay", type=float, default=1e-5, help="L2 penalty [1e-5]")
     parser.flag("--n_layers", type=positive, default=2, help="Transformer blocks [2]")
@@ -111,11 +113,11 @@ def _run(family: Family, parser: Parser, here: Path, arguments: Sequence[str] | 
     data = _split(folder.data, args)
     embeddings = folder.item_embeddings(args.model_type)
     config = settings(args, embeddings.vectors.shape[1])
-    _describe(data, embeddings, config, device)
+    _describe(data, embeddings, config, device, args.batch_size)
     out = Path(args.save_dir).expanduser() / f"hllm-{family.name}-{_label(args.model_type)}"
 
     def sized(batch_size: int) -> Config:
-        return config.model_copy(update={"batch_tokens": batch_size})
+        return config.model_copy(update={"batch_tokens": tokens_of(batch_size, config.passes)})
 
     def interrupted(batch_size: int) -> bool:
         return run_state(out) == "unfinished" and saved_identity(out) == identity_of(
@@ -154,7 +156,6 @@ def settings(args: argparse.Namespace, width: int) -> Config:
     changes: dict[str, Any] = {
         "item_llm": _canonical(args.model_type),
         "epochs": args.epochs,
-        "batch_tokens": args.batch_size,
         "learning_rate": args.learning_rate,
         "weight_decay": args.weight_decay,
         "n_layers": args.n_layers,
@@ -168,7 +169,16 @@ def settings(args: argparse.Namespace, width: int) -> Config:
     }
     if args.temperature is not None:
         changes["temperature" if args.state == "rechub" else "loss_temperature"] = args.temperature
-    return load_config(args.state, overrides=changes)
+    passes = load_config(args.state).passes
+    return load_config(args.state, overrides={**changes, "batch_tokens": tokens_of(args.batch_size, passes)})
+
+
+def tokens_of(batch_size: int, passes: int) -> int:
+    """Targets of a step that stand for `batch_size` windows, so that an epoch has as many steps as theirs.
+
+    Their epoch has one window a target; ours goes over the targets `passes` times.
+    """
+    return batch_size * passes
 
 
 def _split(data: Dataset, args: argparse.Namespace) -> Dataset:
@@ -185,7 +195,9 @@ def _split(data: Dataset, args: argparse.Namespace) -> Dataset:
     )
 
 
-def _describe(data: Dataset, embeddings: ItemEmbeddings, config: Config, device: torch.device) -> None:
+def _describe(
+    data: Dataset, embeddings: ItemEmbeddings, config: Config, device: torch.device, batch_size: int
+) -> None:
     dim = embeddings.vectors.shape[1]
     n_heads = heads_of(dim, config.n_heads)
     assert isinstance(config.max_len, int)
@@ -202,12 +214,11 @@ def _describe(data: Dataset, embeddings: ItemEmbeddings, config: Config, device:
         n_heads,
         config.max_len,
     )
-    check_memory(
-        device, needed, f"--batch_size {max(1, config.batch_tokens // 2)}, --auto-batch, or {ADVICE}"
-    )
+    check_memory(device, needed, f"--batch_size {max(1, batch_size // 2)}, --auto-batch, or {ADVICE}")
     if device.type == "cuda" and config.batch_tokens < SMALL_BATCH:
+        enough = -(-4 * SMALL_BATCH // config.passes)
         warn(
-            f"--batch_size {config.batch_tokens} leaves a GPU mostly idle, which is slow; --batch_size 1024 does not"
+            f"--batch_size {batch_size} leaves a GPU mostly idle, which is slow; --batch_size {enough} does not"
         )
 
 
