@@ -121,9 +121,9 @@ _RECHUB: dict[str, Any] = {
     "optimizer": "adam",
     "epochs": 5,
     # The original trains each target once in every window that holds it, and so has some ten times the
-    # targets a step; more of them a step, averaged weights and a rate that falls make up for it.
-    "passes": 8,
-    "batch_tokens": 1024,
+    # targets a step for as many steps; averaged weights and a rate that falls make up for fewer.
+    "passes": 9,
+    "batch_tokens": 576,
     "learning_rate": 1e-3,
     "weight_decay": 1e-5,
     "warmup_ratio": 0.05,

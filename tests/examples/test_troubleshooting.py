@@ -51,16 +51,16 @@ def limited(limit: int, step):
 
 
 def test_q1_out_of_memory_names_the_batch_size_that_fits(prepared, monkeypatch):
-    monkeypatch.setattr(train_hllm, "train_network", limited(40 * 8, train_hllm.train_network))
-    monkeypatch.setattr(train_hllm, "_probe", limited(40 * 8, train_hllm._probe))
+    monkeypatch.setattr(train_hllm, "train_network", limited(40 * 9, train_hllm.train_network))
+    monkeypatch.setattr(train_hllm, "_probe", limited(40 * 9, train_hllm._probe))
     line = refused(prepared, f"{TRAIN} --batch_size 512")
     assert "out of memory with --batch_size 512; 32 fits: type --batch_size 32, or --auto-batch" in line
     assert "--max_seq_len" in line and "--device cpu" in line
 
 
 def test_q1_auto_batch_takes_it(prepared, monkeypatch, clone):
-    monkeypatch.setattr(train_hllm, "train_network", limited(40 * 8, train_hllm.train_network))
-    monkeypatch.setattr(train_hllm, "_probe", limited(40 * 8, train_hllm._probe))
+    monkeypatch.setattr(train_hllm, "train_network", limited(40 * 9, train_hllm.train_network))
+    monkeypatch.setattr(train_hllm, "_probe", limited(40 * 9, train_hllm._probe))
     prepared.type(f"{TRAIN} --batch_size 512 --auto-batch")
     assert "warning: out of memory with --batch_size 512; going on with 32" in prepared.errors
     assert (clone / "model.pth").is_file()
@@ -285,8 +285,8 @@ def test_an_interruption_ends_with_130(prepared, monkeypatch):
 def test_after_an_interruption_the_same_command_goes_on(prepared, monkeypatch, batch):
     """Also with the batch that was found to fit, without trying the larger one, which would start anew."""
     train = train_hllm.train_network
-    monkeypatch.setattr(train_hllm, "train_network", limited(8, train))
-    monkeypatch.setattr(train_hllm, "_probe", limited(8, train_hllm._probe))
+    monkeypatch.setattr(train_hllm, "train_network", limited(9, train))
+    monkeypatch.setattr(train_hllm, "_probe", limited(9, train_hllm._probe))
     step = trainer.Trainer._step
 
     def interrupted(self, *arguments):
