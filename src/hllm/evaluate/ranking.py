@@ -146,7 +146,8 @@ def scan(
 ) -> Iterator[ScannedBlock]:
     """Rank block by block, so that not even the results need to fit in memory.
 
-    `targets` asks for ranks of held-out items, `k` for lists; both come from one computation.
+    `targets` asks for ranks of held-out items, `k` for lists; both come from one computation. A block
+    that memory does not hold is ranked in halves, whose scores may differ in the last bit.
     """
     if k is not None and k < 1:
         raise ConfigError(f"k={k}: ask for at least one item")

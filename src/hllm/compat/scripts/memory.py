@@ -63,14 +63,14 @@ def with_fitting_batch(
             if not is_out_of_memory(err):
                 raise
         release_memory()
-        size //= 2
+        tried, size = size, size // 2
         while size and not fits(lambda size=size: probe(size)):  # type: ignore[misc]
             size //= 2
         if not size:
             raise DeviceError(f"out of memory, with a batch of 1 as well; use {ADVICE}")
         if not auto:
             raise DeviceError(
-                f"out of memory with --batch_size {batch_size}; {size} fits: type --batch_size {size}, or "
+                f"out of memory with --batch_size {tried}; {size} fits: type --batch_size {size}, or "
                 f"--auto-batch to have it taken; else {ADVICE}"
             )
-        warn(f"out of memory with --batch_size {batch_size}; going on with {size}, which fits")
+        warn(f"out of memory with --batch_size {tried}; going on with {size}, which fits")
