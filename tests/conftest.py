@@ -23,6 +23,19 @@ settings.register_profile("hllm", deadline=None, max_examples=60, derandomize=Tr
 settings.load_profile("hllm")
 
 
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Ids that never depend on a value's bytes: what is compressed, say, holds the second of the day.
+
+    Parallel processes collect one by one, and pytest-xdist stops where their ids differ
+    (tests/test_collection.py). pytest numbers equal ids.
+    """
+    if isinstance(val, bytes | bytearray) or (
+        isinstance(val, str) and not (len(val) <= 60 and val.isprintable())
+    ):
+        return argname
+    return None
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's cache; those of one process share a folder."""

@@ -242,7 +242,7 @@ META_2023 = {
             "X.csv",
             b"user_id,parent_asin,rating,timestamp\nAGKASBHYZPGTEPO6LWZPVJWB2BVA,B01CUPMQZE,3.0,1452647382000\n",
         ),
-        ("X.csv.gz", gzip.compress(b"AGKASBHYZPGTEPO6LWZPVJWB2BVA,B01CUPMQZE,3.0,1452647382000\n")),
+        ("X.csv.gz", gzip.compress(b"AGKASBHYZPGTEPO6LWZPVJWB2BVA,B01CUPMQZE,3.0,1452647382000\n", mtime=0)),
         (
             "X.jsonl",
             jsons(
