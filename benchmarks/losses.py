@@ -26,13 +26,13 @@ import torch
 from hllm import hardware
 from hllm.artifacts import write_json
 from hllm.config import load_config
+from hllm.data.batches.training import TrainLoader
 from hllm.data.dataset import Dataset
-from hllm.data.loader import TrainLoader
 from hllm.evaluate.evaluation import evaluate
 from hllm.items.embed import load_embeddings
-from hllm.train.build import build_network
+from hllm.runs.build import build_network
+from hllm.runs.run import train_network
 from hllm.train.optim import make_optimizer
-from hllm.train.run import train_network
 from hllm.train.step import make_step
 
 LOSSES: dict[str, dict[str, Any]] = {

@@ -37,9 +37,9 @@ from hllm.config import Config, load_config
 from hllm.data.dataset import Dataset
 from hllm.evaluate.evaluation import evaluate
 from hllm.items.embed import load_embeddings
-from hllm.train.build import build_network
+from hllm.runs.build import build_network
+from hllm.runs.run import train_network
 from hllm.train.optim import WeightAverage, make_optimizer
-from hllm.train.run import train_network
 from hllm.train.step import make_step
 
 METRICS = ("ndcg@10", "hr@10")

@@ -31,10 +31,10 @@ from hllm import hardware
 from hllm.artifacts import write_json
 from hllm.compat.rechub.windows import Windows, leave_last_out
 from hllm.config import Config, heads_of, load_config
+from hllm.data.batches.training import TrainLoader
 from hllm.data.dataset import Dataset
-from hllm.data.loader import TrainLoader
 from hllm.items.embed import ItemEmbeddings, load_embeddings
-from hllm.train.build import build_network
+from hllm.runs.build import build_network
 from hllm.train.optim import make_optimizer
 from hllm.train.step import make_step
 

@@ -17,10 +17,10 @@ import torch
 
 from hllm import Dataset, hardware
 from hllm.config import load_config, parse_assignments
-from hllm.data.loader import TrainLoader
+from hllm.data.batches.training import TrainLoader
 from hllm.evaluate.evaluation import parse_max_len
 from hllm.items.embed import load_embeddings
-from hllm.train.build import build_network
+from hllm.runs.build import build_network
 from hllm.train.optim import make_optimizer
 from hllm.train.step import GraphedStep, Step, make_step
 

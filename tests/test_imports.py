@@ -24,6 +24,7 @@ LAYERS = [
     ["models", "losses"],
     ["baselines", "evaluate"],
     ["train"],
+    ["runs"],
     ["recommend"],
     ["pipeline"],
     ["report", "export", "serve", "bench", "testing"],
@@ -84,8 +85,8 @@ def test_no_upward_import() -> None:
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("data.dataset", "from hllm.items.store import Store"),
-        ("models.hllm", "from hllm.data.loader import TrainLoader"),
+        ("data.dataset", "from hllm.items.store.shards import Store"),
+        ("models.hllm", "from hllm.data.batches.training import TrainLoader"),
         ("errors", "def f():\n    import hllm.config"),
         ("config", "from hllm import cli"),
     ],
@@ -141,9 +142,9 @@ def test_training_needs_no_table_library(run_python) -> None:
     """Datasets, embeddings and runs are read with numpy and safetensors alone."""
     wanted = [
         "data.dataset",
-        "data.loader",
+        "data.batches.training",
         "items.embed",
-        "items.source",
+        "items.source.frozen",
         "train.trainer",
         "evaluate.ranking",
     ]

@@ -112,6 +112,13 @@ def positions_in_segment(offsets: Tensor, total: int) -> Tensor:
     return torch.arange(total, device=offsets.device) - starts
 
 
+def flat_index(starts: Tensor, lengths: Tensor, device: torch.device | str) -> Tensor:
+    """Flat positions int64 (T,) of the pieces [start, start + length), laid end to end."""
+    total = int(lengths.sum())
+    offsets = offsets_of(lengths).to(device)
+    return starts.to(device)[segment_ids(offsets, total)] + positions_in_segment(offsets, total)
+
+
 def last_positions(offsets: Tensor) -> Tensor:
     """Flat index int64 (U,) of each sequence's last element. Sequences must not be empty."""
     return offsets[1:].long() - 1

@@ -20,7 +20,7 @@ from hllm.recommend.frames import to_frame
 from hllm.recommend.queries import queries_of_histories, queries_of_titles, queries_of_users
 from hllm.recommend.rules import make_rules
 from hllm.recommend.topk import recommend
-from hllm.train.run import RunRecord, new_record, read_run, train_network, write_run
+from hllm.runs.run import RunRecord, new_record, read_run, train_network, write_run
 
 if TYPE_CHECKING:
     import polars as pl
@@ -147,7 +147,7 @@ class Recommender:
 
         `items` is a table with `item_id` and the text columns the model reads. Known ids are refused.
         """
-        from hllm.items.new_items import encode_new_items
+        from hllm.items.store.new_items import encode_new_items
         from hllm.recommend.additions import added_dataset, check_new_items
 
         network, data = self._ready()

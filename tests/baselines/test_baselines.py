@@ -15,8 +15,8 @@ from hllm.baselines.fit import BASELINES, fit_baseline
 from hllm.baselines.markov import Markov
 from hllm.baselines.popularity import Popularity
 from hllm.baselines.random import Random
+from hllm.data.batches.queries import eval_queries, history_queries, query_batches
 from hllm.data.dataset import Dataset
-from hllm.data.loader import eval_queries, history_queries, query_batches
 from hllm.errors import ConfigError
 from hllm.evaluate.evaluation import evaluate
 

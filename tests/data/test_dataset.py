@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from hllm.data.dataset import Dataset
-from hllm.data.schema import Tables
+from hllm.data.tables.schema import Tables
 from hllm.errors import ArtifactError, ConfigError, DataError
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from hllm.data.dataset import Dataset
 from hllm.data.describe import describe, render
-from hllm.data.events import duplicate_events, owners, repeated_events, tied_events
+from hllm.data.tables.events import duplicate_events, owners, repeated_events, tied_events
 
 
 @given(

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hllm.data.batches.training import TrainLoader
+from hllm.data.batches.windows import every_target
 from hllm.data.dataset import Histories
-from hllm.data.loader import TrainLoader
-from hllm.data.windows import every_target
 from hllm.testing import world
 
 

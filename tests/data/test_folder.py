@@ -234,8 +234,9 @@ def test_training_reads_a_folder_without_a_table_library(tmp_path, run_python):
 import sys
 sys.modules["polars"] = sys.modules["pandas"] = sys.modules["pyarrow"] = None  # an import would fail
 from hllm.data.dataset import Dataset
-from hllm.data.loader import TrainLoader, eval_queries, query_batches
-from hllm.data.windows import pieces
+from hllm.data.batches.queries import eval_queries, query_batches
+from hllm.data.batches.training import TrainLoader
+from hllm.data.batches.windows import pieces
 data = Dataset.load(sys.argv[1] + "/set")
 data.copy_to(sys.argv[1] + "/run")
 histories = data.train_histories()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from hllm.data.loader import Queries, eval_queries, history_queries
+from hllm.data.batches.queries import Queries, eval_queries, history_queries
 from hllm.errors import ConfigError, DataError, HLLMError
 from hllm.evaluate.ranking import RankOptions, candidate_tokens, target_ranks, top_k
 

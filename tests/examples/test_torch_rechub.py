@@ -115,7 +115,7 @@ def test_model_pth_scores_as_the_run_does_where_windows_are_full(shell, raw_file
     Where a window is not full, its model lets events attend to padding, and ours does not.
     """
     from hllm.compat.rechub import load_model
-    from hllm.data.loader import eval_queries, query_batches
+    from hllm.data.batches.queries import eval_queries, query_batches
 
     raw_files["ml-1m"](clone / ML)
     shell.type(f"{PREPARE}{tiny_llm}".replace("hstu.py", f"hstu.py --state {state}"))

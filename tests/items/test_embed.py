@@ -16,8 +16,8 @@ from hllm import artifacts
 from hllm.data.dataset import Dataset
 from hllm.errors import AmbiguousError, ArtifactError, ConfigError, DataError, DeviceError
 from hllm.items import embed as module
-from hllm.items import encode
 from hllm.items.embed import embed, load_embeddings
+from hllm.items.store import encode
 from hllm.text.template import OFFICIAL_PROMPT
 
 
@@ -57,7 +57,7 @@ def test_rows_are_the_items_own_texts(make_dataset, llama, pooling):
     assert not result.vectors[0].any()
     import torch
 
-    from hllm.items.backbones import load_backbone
+    from hllm.items.encoders.backbones import load_backbone
 
     backbone = load_backbone(llama, "fp32", torch.device("cpu"))
     for row, title, genres in data.items.select("item_id", "title", "genres").iter_rows():
@@ -354,7 +354,7 @@ print(load_embeddings(Dataset.load({str(data.path)!r}), {str(llama)!r}).vectors.
 
 KILLED = """
 import sys, time
-from hllm.items import store
+from hllm.items.store.shards import shards as store
 write, written = store.write_shard, []
 def slow(*arguments):
     write(*arguments)
@@ -392,8 +392,8 @@ def test_killed_and_run_again_it_ends_with_the_same_bits(make_dataset, llama, co
 
 
 def test_the_package_store_goes_on_without_asking_the_hub(make_dataset, llama, monkeypatch):
-    from hllm.items import hub
-    from hllm.items.hub import ModelFolder, weights_digest
+    from hllm.items.encoders import hub
+    from hllm.items.encoders.hub import ModelFolder, weights_digest
 
     asked = []
 

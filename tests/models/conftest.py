@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from hllm.config import load_config
-from hllm.items.source import FrozenItemSource
-from hllm.items.whitening import Whitening
+from hllm.items.source.frozen import FrozenItemSource
+from hllm.items.source.whitening import Whitening
 from hllm.models.hllm import HLLM
 from hllm.packing import Batch, offsets_of
 

@@ -15,8 +15,8 @@ from hllm.compat.rechub import HLLMModel, load_model, score_windows
 from hllm.config import load_config
 from hllm.errors import ArtifactError, ConfigError
 from hllm.formats.rechub import read_model, write_model
-from hllm.items.source import FrozenItemSource
-from hllm.items.whitening import Whitening
+from hllm.items.source.frozen import FrozenItemSource
+from hllm.items.source.whitening import Whitening
 from hllm.models.hllm import HLLM
 from hllm.models.rechub import load_rechub_weights, rechub_weights, window_ends
 from hllm.packing import Batch, Rows, make_rows, offsets_of

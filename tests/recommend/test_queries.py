@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from hllm.data.batches.queries import Queries, eval_queries
 from hllm.data.dataset import Dataset
-from hllm.data.loader import Queries, eval_queries
 from hllm.errors import ConfigError, DataError
 from hllm.recommend.queries import queries_of_histories, queries_of_titles, queries_of_users, title_column
 from hllm.testing import world

@@ -9,8 +9,8 @@ import torch
 
 from hllm.baselines.popularity import Popularity
 from hllm.baselines.random import Random
+from hllm.data.batches.queries import eval_queries, history_queries, last_queries
 from hllm.data.dataset import Dataset
-from hllm.data.loader import eval_queries, history_queries, last_queries
 from hllm.errors import DataError
 from hllm.evaluate.evaluation import evaluate
 from hllm.recommend.rules import Rules, make_rules

@@ -5,8 +5,8 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
+from hllm.data.batches.queries import eval_queries
 from hllm.data.dataset import Dataset
-from hllm.data.loader import eval_queries
 from hllm.pipeline import Recommender
 from hllm.report.examples import N_HISTORY, N_RECOMMENDED, example_users, title_of
 from hllm.testing import world

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from hllm.config import Config, load_config
+from hllm.data.batches.training import TrainLoader
 from hllm.data.dataset import Dataset
-from hllm.data.loader import TrainLoader
 from hllm.items.embed import embed
 from hllm.losses.objective import make_objective, users_of_tokens
 from hllm.packing import Batch, make_rows
-from hllm.train.build import build_network
+from hllm.runs.build import build_network
 from hllm.train.step import GraphedStep
 
 

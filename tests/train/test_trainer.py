@@ -11,16 +11,16 @@ import torch
 
 from hllm.artifacts import read_json, read_jsonl, read_tensors
 from hllm.config import Config
+from hllm.data.batches.training import TrainLoader
 from hllm.data.dataset import Dataset
-from hllm.data.loader import TrainLoader
 from hllm.errors import ArtifactError
 from hllm.models.hllm import HLLM
 from hllm.pipeline import Recommender
+from hllm.runs.build import build_network
+from hllm.runs.run import run_state
 from hllm.testing import chain
 from hllm.train import trainer as module
-from hllm.train.build import build_network
 from hllm.train.optim import learning_rate
-from hllm.train.run import run_state
 from hllm.train.trainer import FitResult, Stopped, Trainer
 
 Train = Callable[..., tuple[HLLM, FitResult]]

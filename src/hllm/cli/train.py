@@ -61,9 +61,9 @@ def train_one(
     """Train, or continue, or just show, one run; returns its metrics document. `go_on`: what to type after Ctrl-C."""
     from hllm.errors import DeviceError
     from hllm.hardware import is_out_of_memory, pick_device
-    from hllm.items.request import describe_spec
+    from hllm.items.store.request import describe_spec
     from hllm.pipeline import Recommender
-    from hllm.train.run import check_identity, identity_of, run_state, saved_identity
+    from hllm.runs.run import check_identity, identity_of, run_state, saved_identity
     from hllm.train.trainer import Stopped
 
     pick_device(device)  # a mistake is answered before anything is told or done

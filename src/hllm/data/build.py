@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 
 from hllm.artifacts import digest
-from hllm.data.events import duplicate_events, owners, repeated_events, tied_events
-from hllm.data.filters import Filters, apply_filters
 from hllm.data.folder import FORMAT, VERSION
-from hllm.data.schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, Tables
 from hllm.data.splits import TIES, Packed, Split, SplitOptions, history_order, make_split
-from hllm.data.vocab import compress, encode, item_vocabulary
+from hllm.data.tables.events import duplicate_events, owners, repeated_events, tied_events
+from hllm.data.tables.filters import Filters, apply_filters
+from hllm.data.tables.schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, Tables
+from hllm.data.tables.vocab import compress, encode, item_vocabulary
 from hllm.errors import ConfigError, unknown
 
 if TYPE_CHECKING:

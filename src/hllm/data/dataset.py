@@ -16,7 +16,7 @@ import numpy as np
 
 from hllm import artifacts
 from hllm.data import folder
-from hllm.data.schema import ITEM_ID, UNITS_PER_SECOND, USER_ID, Tables, to_tables
+from hllm.data.tables.schema import ITEM_ID, UNITS_PER_SECOND, USER_ID, Tables, to_tables
 from hllm.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -249,13 +249,13 @@ class Dataset:
 
     def token_of(self, item_id: Any) -> int:
         """Token of an item; DataError names an unknown one."""
-        from hllm.data.vocab import lookup
+        from hllm.data.tables.vocab import lookup
 
         return lookup(self._tokens_by_id, item_id, ITEM_ID)
 
     def row_of(self, user_id: Any) -> int:
         """Row of a user; DataError names an unknown one."""
-        from hllm.data.vocab import lookup
+        from hllm.data.tables.vocab import lookup
 
         hint = "; for someone new pass history=[[item_id, ...]] instead"
         return lookup(self._rows_by_id, user_id, USER_ID, hint)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hllm.data.events import repeated_events, tied_events
-from hllm.data.schema import UNITS_PER_SECOND
+from hllm.data.tables.events import repeated_events, tied_events
+from hllm.data.tables.schema import UNITS_PER_SECOND
 
 if TYPE_CHECKING:
     from rich.table import Table

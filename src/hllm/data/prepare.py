@@ -16,8 +16,8 @@ from hllm.data.sources.download import fetch_source
 from hllm.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
-    from hllm.data.schema import Tables
     from hllm.data.sources.spec import Source
+    from hllm.data.tables.schema import Tables
 
 
 def prepare(

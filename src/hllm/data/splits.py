@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from hllm.data.events import owners
+from hllm.data.tables.events import owners
 from hllm.errors import ConfigError, DataError, unknown
 
 TIES = ("file", "shuffle")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hllm.data.loader import eval_queries
+from hllm.data.batches.queries import eval_queries
 from hllm.errors import ConfigError, DataError, unknown
 from hllm.evaluate.metrics import DEFAULT_KS, EvalProtocol, Metrics, check_ks, metric_names, summarise
 from hllm.evaluate.ranking import (
@@ -24,8 +24,8 @@ from hllm.evaluate.ranking import (
 from hllm.evaluate.slices import slices
 
 if TYPE_CHECKING:
+    from hllm.data.batches.queries import Queries
     from hllm.data.dataset import Dataset
-    from hllm.data.loader import Queries
 
 
 def evaluate(

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hllm.data.columns import canonical_ids
-from hllm.data.schema import ITEM_ID, USER_ID
-from hllm.data.sources.delimited import read_delimited
-from hllm.data.sources.textfiles import read_utf8
+from hllm.data.reading.delimited import read_delimited
+from hllm.data.reading.textfiles import read_utf8
+from hllm.data.tables.columns import canonical_ids
+from hllm.data.tables.schema import ITEM_ID, USER_ID
 from hllm.errors import DataError, nearest
 from hllm.evaluate.lists import ListMetrics, evaluate_pairs
 from hllm.evaluate.metrics import DEFAULT_KS

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hllm.data.loader import query_batch, query_parts
+from hllm.data.batches.queries import query_batch, query_parts
 from hllm.errors import ConfigError, DataError, HLLMError, unknown
 from hllm.hardware import is_out_of_memory, release_memory
 
 if TYPE_CHECKING:
+    from hllm.data.batches.queries import Queries
     from hllm.data.dataset import Dataset
-    from hllm.data.loader import Queries
     from hllm.packing import Batch
 
 BATCH_USERS = 512

@@ -13,8 +13,8 @@ import numpy as np
 from hllm.evaluate.metrics import summarise
 
 if TYPE_CHECKING:
+    from hllm.data.batches.queries import Queries
     from hllm.data.dataset import Dataset
-    from hllm.data.loader import Queries
 
 GROUPS = 5
 SLICE_METRIC = "ndcg@10"

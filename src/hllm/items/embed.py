@@ -12,18 +12,18 @@ import numpy as np
 
 from hllm import artifacts, hardware
 from hllm.errors import ArtifactError, ConfigError, DataError
-from hllm.items.encode import complete_store, make_encoder
-from hllm.items.names import is_local
-from hllm.items.precision import auto_precision, check_precision
-from hllm.items.request import Request, find_spec, is_store_key, make_request, matching_specs
-from hllm.items.store import SPEC_FILE, Store, read_index, spec_key, text_key, write_index
+from hllm.items.encoders.names import is_local
+from hllm.items.encoders.precision import auto_precision, check_precision
+from hllm.items.store.encode import complete_store, make_encoder
+from hllm.items.store.request import Request, find_spec, is_store_key, make_request, matching_specs
+from hllm.items.store.shards import SPEC_FILE, Store, read_index, spec_key, text_key, write_index
 
 if TYPE_CHECKING:
     import torch
 
     from hllm.data.dataset import Dataset
-    from hllm.items.encoders import Encoder
-    from hllm.items.hub import ModelFolder
+    from hllm.items.encoders.hub import ModelFolder
+    from hllm.items.encoders.text import Encoder
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _specify(
     earlier = matching[0] if len(matching) == 1 else None
     if earlier and not is_local(request.model) and texts.keys() <= Store(root / earlier["key"]).rows.keys():
         return earlier, None
-    from hllm.items.hub import find_model
+    from hllm.items.encoders.hub import find_model
 
     source, revision = (earlier["source"], earlier["revision"]) if earlier else (None, None)
     model = find_model(request.model, trust_remote_code, source, revision)

@@ -3,7 +3,7 @@
     tokens (T,) -> item vectors (T, d) -> gated blocks -> hidden (T, d) -> cosine scores
 
 Histories are packed end to end (T tokens of U users, see packing.py). Every position predicts
-its next item. Item vectors come from an item source (items/source.py): text through an adapter,
+its next item. Item vectors come from an item source (items/source/frozen.py): text through an adapter,
 plus an ID embedding; the same vectors are the model's inputs and its output classes.
 Paper: HLLM (Chen et al., 2024, arXiv:2409.12740).
 """
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from hllm.config import Config, heads_of
 from hllm.errors import DataError
-from hllm.items.source import FrozenItemSource
+from hllm.items.source.frozen import FrozenItemSource
 from hllm.models.attention import attention_mask
 from hllm.models.block import GatedBlock, RMSNorm
-from hllm.models.heads import make_scorer
 from hllm.models.rechub import RechubUserModel
+from hllm.models.scorers import make_scorer
 from hllm.packing import Batch, last_positions, make_rows
 
 

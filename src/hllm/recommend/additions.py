@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from hllm.data.schema import ITEM_ID, canonical
+from hllm.data.tables.schema import ITEM_ID, canonical
 from hllm.errors import DataError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hllm.artifacts import atomic, write_table
-from hllm.data.schema import ITEM_ID, USER_ID
+from hllm.data.tables.schema import ITEM_ID, USER_ID
 from hllm.errors import ConfigError
 
 if TYPE_CHECKING:

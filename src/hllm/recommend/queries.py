@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hllm.data.loader import Queries, eval_queries, history_queries, last_queries
+from hllm.data.batches.queries import Queries, eval_queries, history_queries, last_queries
 from hllm.errors import ConfigError, DataError, nearest, unknown
 
 if TYPE_CHECKING:

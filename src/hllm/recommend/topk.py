@@ -11,7 +11,7 @@ from hllm.evaluate.evaluation import device_of
 from hllm.evaluate.ranking import BATCH_USERS, Ranker, RankOptions, TopK, scan, top_k
 
 if TYPE_CHECKING:
-    from hllm.data.loader import Queries
+    from hllm.data.batches.queries import Queries
     from hllm.recommend.rules import Rules
 
 

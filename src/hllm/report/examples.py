@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hllm.data.loader import Queries, eval_queries
+from hllm.data.batches.queries import Queries, eval_queries
 from hllm.errors import DataError
 from hllm.evaluate.evaluation import parse_max_len
 from hllm.recommend.queries import title_column

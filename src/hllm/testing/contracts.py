@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from hllm.data.loader import eval_queries, query_batches
+from hllm.data.batches.queries import eval_queries, query_batches
 from hllm.evaluate.ranking import RankOptions, candidate_tokens, top_k
 
 if TYPE_CHECKING:

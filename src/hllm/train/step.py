@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hllm.config import Config
-from hllm.data.loader import TrainLoader
+from hllm.data.batches.training import TrainLoader
 from hllm.losses.objective import make_objective
 from hllm.models.hllm import HLLM
 from hllm.packing import Batch, Rows, make_rows

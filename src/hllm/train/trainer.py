@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hllm.artifacts import write_jsonl
 from hllm.config import Config
-from hllm.data.loader import TrainLoader
+from hllm.data.batches.training import TrainLoader
 from hllm.errors import TrainingError
 from hllm.models.hllm import HLLM
 from hllm.packing import Batch

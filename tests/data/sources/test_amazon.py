@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 
 from hllm.data.dataset import Dataset
+from hllm.data.reading.thinning import thin
 from hllm.data.sources import amazon
 from hllm.data.sources.amazon import read_amazon, read_amazon_beauty, read_amazon_books
-from hllm.data.sources.thinning import thin
 from hllm.errors import ConfigError, DataError
 
 RATINGS = (

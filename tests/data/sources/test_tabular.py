@@ -9,8 +9,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from hllm.data.schema import Tables
 from hllm.data.sources.tabular import read_tabular
+from hllm.data.tables.schema import Tables
 from hllm.errors import ConfigError, DataError, HLLMError
 
 EVENTS = "user_id,item_id,timestamp\nu1,a,1700000000\nu1,b,1700000005\nu2,c,1700000003\n"

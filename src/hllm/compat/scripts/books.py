@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from hllm.compat.scripts.entry import say
 from hllm.compat.scripts.raw import need_raw
-from hllm.data.schema import ITEM_ID, TIMESTAMP, USER_ID
+from hllm.data.reading.catalogue import Field, read_catalogue, read_item_csv
+from hllm.data.reading.event_files import COLUMN_NAMES, first_fields, read_events
+from hllm.data.reading.lines import optional_file
 from hllm.data.sources.amazon import DESCRIPTION, USER_FIRST, title_text
 from hllm.data.sources.bytedance import NAMES
-from hllm.data.sources.catalogue import Field, read_catalogue, read_item_csv
-from hllm.data.sources.event_files import COLUMN_NAMES, first_fields, read_events
-from hllm.data.sources.lines import optional_file
+from hllm.data.tables.schema import ITEM_ID, TIMESTAMP, USER_ID
 from hllm.errors import DataError
 
 if TYPE_CHECKING:

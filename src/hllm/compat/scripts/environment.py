@@ -16,7 +16,7 @@ from hllm.compat.scripts.entry import say, warn
 from hllm.compat.scripts.families import Family
 from hllm.errors import ArtifactError, DeviceError
 from hllm.formats.rechub import embeddings_path
-from hllm.items.names import CONTROLS, SHORT_NAMES, canonical, is_local
+from hllm.items.encoders.names import CONTROLS, SHORT_NAMES, canonical, is_local
 
 GIB = 2**30
 # Memory that encoding takes, from the document where it has it, else weights in 16 bits and a half more.

@@ -17,7 +17,7 @@ from hllm.compat.scripts.entry import Parser, positive, raw_flags, say, split_fl
 from hllm.compat.scripts.families import BEAUTY, BOOKS, MOVIELENS, Family
 from hllm.compat.scripts.raw import need_raw
 from hllm.compat.scripts.sequences import Sequences, pack, write_folder
-from hllm.data.schema import RATING
+from hllm.data.tables.schema import RATING
 from hllm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -129,9 +129,9 @@ def amazon_beauty(here: Path, arguments: Sequence[str] | None = None) -> None:
     raw = need_raw(
         "amazon-beauty", data_dir, (name,), download=not args.no_download, overwrite=args.overwrite
     )
+    from hllm.data.reading.event_files import read_reviews
+    from hllm.data.reading.lines import first_file
     from hllm.data.sources.amazon import OLD_REVIEWS
-    from hllm.data.sources.event_files import read_reviews
-    from hllm.data.sources.lines import first_file
 
     def rule(users: np.ndarray, items: np.ndarray, times: np.ndarray) -> histories.Histories:
         return histories.beauty(users, items, times, args.min_seq_len)

@@ -17,7 +17,7 @@ from hllm.compat.scripts.families import Family, check_sequences
 from hllm.compat.scripts.resplit import Split, with_split
 from hllm.compat.scripts.sequences import DATASET, is_current, load_dataset, write_record
 from hllm.data.dataset import Dataset
-from hllm.data.schema import ITEM_ID, TIMESTAMP, USER_ID, to_tables
+from hllm.data.tables.schema import ITEM_ID, TIMESTAMP, USER_ID, to_tables
 from hllm.errors import ArtifactError, HLLMError
 from hllm.formats.rechub import (
     TEXT_MAPS,

@@ -19,8 +19,8 @@ from hllm.compat.rechub.histories import Histories
 from hllm.compat.rechub.windows import Windows
 from hllm.compat.scripts.resplit import Split, with_split
 from hllm.data.dataset import Dataset
-from hllm.data.schema import ITEM_ID, TIMESTAMP, UNITS_PER_SECOND, USER_ID, Tables, guess_time_unit
-from hllm.data.vocab import encode
+from hllm.data.tables.schema import ITEM_ID, TIMESTAMP, UNITS_PER_SECOND, USER_ID, Tables, guess_time_unit
+from hllm.data.tables.vocab import encode
 from hllm.errors import ArtifactError
 from hllm.formats.rechub import SPLITS, write_single_files, write_vocab, write_windows
 from hllm.formats.streams import write_object

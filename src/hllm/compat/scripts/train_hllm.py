@@ -29,9 +29,9 @@ from hllm.compat.scripts.resplit import resplit
 from hllm.config import Config, heads_of, load_config
 from hllm.errors import ConfigError
 from hllm.formats.rechub import write_model
-from hllm.items.names import canonical
+from hllm.items.encoders.names import canonical
 from hllm.pipeline import Recommender, evaluate_run
-from hllm.train.run import identity_of, new_record, run_state, saved_identity, train_network
+from hllm.runs.run import identity_of, new_record, run_state, saved_identity, train_network
 from hllm.train.trainer import Stopped
 
 if TYPE_CHECKING:
@@ -224,9 +224,9 @@ def _describe(
 
 def _probe(data: Dataset, config: Config, embeddings: ItemEmbeddings, device: torch.device) -> None:
     """A few training steps, to see whether they fit."""
-    from hllm.data.loader import TrainLoader
+    from hllm.data.batches.training import TrainLoader
     from hllm.evaluate.evaluation import parse_max_len
-    from hllm.train.build import build_network
+    from hllm.runs.build import build_network
     from hllm.train.optim import make_optimizer
     from hllm.train.step import make_step
 

@@ -21,7 +21,7 @@ from hllm.compat.scripts.memory import ADVICE, padded_memory, with_fitting_batch
 from hllm.compat.scripts.preprocess import SHARES
 from hllm.compat.scripts.processed import Processed, open_folder
 from hllm.compat.scripts.resplit import resplit
-from hllm.data.schema import UNITS_PER_SECOND
+from hllm.data.tables.schema import UNITS_PER_SECOND
 
 KS = (10, 50, 200)
 # By state: what the flags have where they are not given. Settings of 0.9 alone are not in the older state.

@@ -66,9 +66,9 @@ def amazon_beauty(here: Path, arguments: Sequence[str] | None = None) -> None:
     """`preprocess_amazon_beauty_hllm.py`: item_text_map.pkl and item_embeddings_{model}.pt."""
 
     def read(args: argparse.Namespace, data_dir: Path, wanted: set[str]) -> Catalogue:
+        from hllm.data.reading.catalogue import read_catalogue
+        from hllm.data.reading.lines import first_file
         from hllm.data.sources.amazon import EDITIONS
-        from hllm.data.sources.catalogue import read_catalogue
-        from hllm.data.sources.lines import first_file
 
         name, layout = "meta_Beauty.json", EDITIONS["2014"]
         raw = need_raw(

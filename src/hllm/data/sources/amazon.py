@@ -17,20 +17,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hllm.data.schema import ITEM_ID, RATING, TIMESTAMP, USER_ID
-from hllm.data.sources.catalogue import Field, read_catalogue
-from hllm.data.sources.cleaning import clean_text
-from hllm.data.sources.event_files import read_events, read_reviews
-from hllm.data.sources.lines import first_file, optional_file
-from hllm.data.sources.pairs import check_catalogue, finish, need_folder, wanted_items
+from hllm.data.reading.catalogue import Field, read_catalogue
+from hllm.data.reading.cleaning import clean_text
+from hllm.data.reading.event_files import read_events, read_reviews
+from hllm.data.reading.lines import first_file, optional_file
+from hllm.data.reading.pairs import check_catalogue, finish, need_folder, wanted_items
+from hllm.data.reading.thinning import check_rule, thin
 from hllm.data.sources.spec import Source
-from hllm.data.sources.thinning import check_rule, thin
+from hllm.data.tables.schema import ITEM_ID, RATING, TIMESTAMP, USER_ID
 from hllm.errors import ConfigError, DataError, unknown
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from hllm.data.schema import Tables
+    from hllm.data.tables.schema import Tables
 
 EVENTS = ("auto", "ratings", "reviews")
 USER_FIRST = (USER_ID, ITEM_ID, RATING, TIMESTAMP)

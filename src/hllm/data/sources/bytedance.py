@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hllm.data.sources.catalogue import Field
-from hllm.data.sources.pairs import read_pair
+from hllm.data.reading.catalogue import Field
+from hllm.data.reading.pairs import read_pair
 from hllm.data.sources.spec import Source
 
 if TYPE_CHECKING:
-    from hllm.data.schema import Tables
+    from hllm.data.tables.schema import Tables
 
 HUB = "https://huggingface.co/ByteDance/HLLM/resolve/main"
 # The last three are the names that torch-rechub's scripts give to the same files.
@@ -50,6 +50,6 @@ SOURCES = (
         text_fields=tuple(FIELDS),
         page="https://huggingface.co/ByteDance/HLLM",
         max_len=50,  # MAX_ITEM_LIST_LENGTH of its scripts
-        check="hllm.data.sources.pairs:check_options",
+        check="hllm.data.reading.pairs:check_options",
     ),
 )

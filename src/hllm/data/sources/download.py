@@ -7,9 +7,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from hllm import artifacts
+from hllm.data.reading.textfiles import find_file
 from hllm.data.sources import get_source
 from hllm.data.sources.spec import Source
-from hllm.data.sources.textfiles import find_file
 from hllm.errors import ConfigError
 from hllm.fetch import fetch, first_of
 from hllm.unpack import is_archive, unpack

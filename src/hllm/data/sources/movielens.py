@@ -17,8 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hllm.data.sources.spec import Source
-from hllm.data.sources.textfiles import (
+from hllm.data.reading.textfiles import (
     bad_line,
     check_columns,
     check_encoding,
@@ -26,12 +25,13 @@ from hllm.data.sources.textfiles import (
     read_utf8,
     split_lines,
 )
+from hllm.data.sources.spec import Source
 from hllm.errors import DataError
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from hllm.data.schema import Tables
+    from hllm.data.tables.schema import Tables
 
 GENRES_100K = (
     *("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary"),
@@ -84,7 +84,7 @@ def read_ml_1m(folder: Path, *, natural_titles: bool = False, encoding: str | No
 
 def read_ml_csv(folder: Path, *, natural_titles: bool = False, encoding: str | None = None) -> Tables:
     """Read ratings.csv and movies.csv, as published since ML-20M; they have no user attributes."""
-    from hllm.data.sources.delimited import read_delimited
+    from hllm.data.reading.delimited import read_delimited
 
     advice = "It comes with `hllm data fetch ml-latest-small` (or ml-20m, ml-25m, ml-32m)"
     events = _events(_need(folder, "ratings.csv", advice), b",")
@@ -132,7 +132,7 @@ def _need(folder: Path, name: str, advice: str) -> Path:
 def _tables(
     events: tuple[pl.DataFrame, list[str]], items: pl.DataFrame, users: pl.DataFrame | None
 ) -> Tables:
-    from hllm.data.schema import to_tables
+    from hllm.data.tables.schema import to_tables
 
     tables = to_tables(events[0], items, users, text_fields=["title", "genres"])
     tables.notes += events[1]

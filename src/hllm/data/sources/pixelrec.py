@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hllm.data.sources.catalogue import Field
-from hllm.data.sources.pairs import read_pair
+from hllm.data.reading.catalogue import Field
+from hllm.data.reading.pairs import read_pair
 from hllm.data.sources.spec import Source
 
 if TYPE_CHECKING:
-    from hllm.data.schema import Tables
+    from hllm.data.tables.schema import Tables
 
 FIELDS = {"title": Field(("title",)), "tag": Field(("tag",)), "description": Field(("description",))}
 PAGE = "https://github.com/westlake-repl/PixelRec"
@@ -50,7 +50,7 @@ SOURCES = tuple(
         text_fields=tuple(FIELDS),
         page=PAGE,
         max_len=10,  # MAX_ITEM_LIST_LENGTH of ByteDance's scripts
-        check="hllm.data.sources.pairs:check_options",
+        check="hllm.data.reading.pairs:check_options",
     )
     for size, (numbers, gigabytes) in SIZES.items()
 )

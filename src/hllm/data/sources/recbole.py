@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hllm.data.schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, Tables, to_tables
-from hllm.data.sources.cleaning import clean_text
-from hllm.data.sources.event_files import REQUIRED, checked_row
-from hllm.data.sources.lines import decode, read_line_blocks
+from hllm.data.reading.cleaning import clean_text
+from hllm.data.reading.event_files import REQUIRED, checked_row
+from hllm.data.reading.lines import decode, read_line_blocks
+from hllm.data.reading.pairs import need_folder
+from hllm.data.reading.textfiles import bad_line, check_columns
 from hllm.data.sources.movielens import natural_title
-from hllm.data.sources.pairs import need_folder
 from hllm.data.sources.spec import Source
-from hllm.data.sources.textfiles import bad_line, check_columns
+from hllm.data.tables.schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, Tables, to_tables
 from hllm.errors import DataError, unknown
 
 if TYPE_CHECKING:

@@ -13,16 +13,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hllm.data.sources.cleaning import clean_text
-from hllm.data.sources.delimited import check_delimiter, read_delimited
+from hllm.data.reading.cleaning import clean_text
+from hllm.data.reading.delimited import check_delimiter, read_delimited
+from hllm.data.reading.textfiles import bad_line, check_encoding, find_file, read_utf8, split_lines
 from hllm.data.sources.spec import Source
-from hllm.data.sources.textfiles import bad_line, check_encoding, find_file, read_utf8, split_lines
 from hllm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from hllm.data.schema import Tables
+    from hllm.data.tables.schema import Tables
 
 PARQUET, JSON = (".parquet", ".pq"), (".jsonl", ".ndjson", ".json")
 DELIMITED = (".csv", ".tsv", ".txt", ".tab", ".dat", ".data")
@@ -64,7 +64,7 @@ def read_tabular(
 
     Raises DataError for files, columns or values that cannot be used.
     """
-    from hllm.data import schema
+    from hllm.data.tables import schema
 
     check_options(time_unit=time_unit, delimiter=delimiter, encoding=encoding, time_col=time_col)
     reading = _Reading(delimiter, encoding, {"interactions": header, "items": items_header})
@@ -117,7 +117,7 @@ def check_options(
     **others: Any,
 ) -> None:
     """ConfigError for values of the reader's options that cannot be, before anything is read."""
-    from hllm.data.schema import check_unit
+    from hllm.data.tables.schema import check_unit
 
     check_unit(time_unit)
     check_encoding(encoding)
@@ -242,7 +242,7 @@ def _json_objects(path: Path, data: bytes) -> list[dict[str, Any]]:
 def _row_number_times(events: pl.DataFrame) -> pl.DataFrame:
     import polars as pl
 
-    from hllm.data.schema import TIMESTAMP
+    from hllm.data.tables.schema import TIMESTAMP
 
     events = events.drop(TIMESTAMP, strict=False)
     return events.with_columns(pl.int_range(events.height, dtype=pl.Int64).alias(TIMESTAMP))

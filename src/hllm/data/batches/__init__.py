@@ -1,0 +1,1 @@
+"""What training and ranking read: windows, token-budget batches, queries."""

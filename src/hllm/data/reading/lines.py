@@ -1,0 +1,83 @@
+"""Files too large for memory, as blocks of lines: plain or gzip, one pass.
+
+Lines end at a line feed only (a description may hold U+2028 or a form feed); a carriage return
+before it goes, and so does a byte-order mark. Each block comes with the number of its first
+line, so that an error can say where it is.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from hllm.data.reading.textfiles import find_file, open_binary, refuse_binary
+from hllm.errors import DataError
+
+BLOCK = 1 << 22  # bytes read at a time
+
+
+def first_file(folder: Path | str, names: Sequence[str], advice: str = "") -> Path:
+    """The first of `names` (or `name.gz`) in `folder` or one level inside it.
+
+    DataError, listing all names and what is there instead, if none is.
+    """
+    found = optional_file(folder, names)
+    if found is not None:
+        return found
+    others = f"any of {', '.join(names)} will do" if len(names) > 1 else ""
+    find_file(folder, names[0], advice="; ".join(part for part in (others, advice) if part))
+    raise AssertionError("find_file raises for a missing file")
+
+
+def optional_file(folder: Path | str, names: Sequence[str]) -> Path | None:
+    """As `first_file`, but None if there is none."""
+    found = (find_file(folder, name, required=False) for name in names)
+    return next((path for path in found if path is not None), None)
+
+
+def read_blocks(path: Path, size: int = BLOCK) -> Iterator[bytes]:
+    """Yield the file's bytes, decompressed, in blocks of whole lines, without the byte-order mark.
+
+    Only the last block may lack its final line feed. Raises DataError for an empty or binary
+    file and where a gzip file is damaged or cut short.
+    """
+    rest, first = b"", True
+    with open_binary(path) as file:
+        while data := file.read(size):
+            if first:
+                refuse_binary(path, data[:512])
+                data, first = data.removeprefix(codecs.BOM_UTF8), False
+            cut = data.rfind(b"\n") + 1
+            if cut:
+                yield rest + data[:cut]
+                rest = data[cut:]
+            else:
+                rest += data
+    if first:
+        raise DataError(f"{path} is empty")
+    if rest:
+        yield rest
+
+
+def read_line_blocks(path: Path, size: int = BLOCK) -> Iterator[tuple[int, list[bytes]]]:
+    """Yield (number of the first line, lines without their ends), counting lines from 1."""
+    number = 1
+    for block in read_blocks(path, size):
+        lines = (block.replace(b"\r\n", b"\n") if b"\r\n" in block else block).split(b"\n")
+        if not lines[-1]:
+            lines.pop()
+        yield number, lines
+        number += len(lines)
+
+
+def decode(raw: bytes) -> str:
+    """UTF-8, or Windows-1252 where a text is not valid UTF-8: old catalogues mix both (case D2)."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        pass
+    try:
+        return raw.decode("cp1252")
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")

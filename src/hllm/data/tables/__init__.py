@@ -1,0 +1,1 @@
+"""Canonical tables: column names and types, values, filters, identifiers to numbers."""

@@ -1,0 +1,1 @@
+"""Item encoders: language models and controls, from texts to vectors."""

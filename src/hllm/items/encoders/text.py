@@ -1,0 +1,101 @@
+"""Text in, vectors out: what every item encoder offers, and the encoder that is a language model."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hllm.errors import DeviceError
+from hllm.items.encoders.backbones import Backbone
+from hllm.items.encoders.pooling import pool
+from hllm.items.encoders.prefix import SharedPrefix, common_prefix, share_prefix
+
+
+class Encoder(Protocol):
+    """`prepare` sees all texts of a catalogue once; `encode` then returns the vectors of some of them."""
+
+    dim: int
+    truncated: np.ndarray  # bool (n,): prepared texts that were cut to max_tokens
+
+    def prepare(self, texts: list[str]) -> np.ndarray:
+        """Take in the whole catalogue; return the length int64 (n,) of each text, for batching."""
+
+    def encode(self, rows: np.ndarray) -> np.ndarray:
+        """Vectors float32 (m, dim) of the prepared texts `rows` int64 (m,), one batch."""
+
+
+class LanguageModelEncoder:
+    """Mean or last-token states of a causal, encoder or encoder-decoder model's last layer.
+
+    Texts are padded on the right by hidden, existing ids, whatever side or token the tokenizer
+    prefers; the pooled vector does not depend on it. `max_tokens` counts tokens beside the prompt.
+    Truncation cuts the end of the text and keeps the special tokens that the tokenizer adds after it.
+    """
+
+    def __init__(self, backbone: Backbone, pooling: str, prompt: str = "", max_tokens: int = 256) -> None:
+        self.backbone, self.pooling = backbone, pooling
+        self.dim = backbone.dim
+        self.truncated = np.zeros(0, dtype=bool)
+        self.max_length = min(backbone.max_length, len(self._tokenize([prompt])[0]) + max_tokens)
+        self.prefix: SharedPrefix | None = None
+
+    def prepare(self, texts: list[str]) -> np.ndarray:
+        """Tokenise `texts` (whole, so that no token boundary depends on the prompt) and find their prefix."""
+        sequences = self._tokenize(texts)
+        long = [i for i, ids in enumerate(sequences) if len(ids) > self.max_length]
+        self.truncated = np.zeros(len(texts), dtype=bool)
+        if long:
+            self.truncated[long] = True
+            cut = self._tokenize([texts[i] for i in long], truncation=True, max_length=self.max_length)
+            for i, ids in zip(long, cut, strict=True):
+                sequences[i] = ids
+        lengths = np.array([len(ids) for ids in sequences], dtype=np.int64)
+        self.offsets = np.concatenate(([0], lengths.cumsum()))
+        self.flat = np.fromiter(
+            (t for ids in sequences for t in ids), dtype=np.int64, count=int(lengths.sum())
+        )
+        self.prefix = self._find_prefix(lengths)
+        return lengths
+
+    @torch.inference_mode()
+    def encode(self, rows: np.ndarray) -> np.ndarray:
+        """One forward for `rows`. DeviceError if the device's memory does not hold the batch."""
+        skip = self.prefix.n_tokens if self.prefix else 0
+        ids, mask = self._padded(rows, skip)
+        try:
+            if self.prefix is not None:
+                hidden, mask = self.prefix.hidden(ids, mask)
+            else:
+                hidden = self.backbone.hidden(ids, mask).last_hidden_state
+            return pool(hidden, mask, self.pooling).cpu().numpy()
+        except torch.OutOfMemoryError as err:
+            raise DeviceError(
+                f"{self.backbone.device} has too little memory for {len(rows)} texts of "
+                f"{ids.shape[1] + skip} tokens; use --batch-size {max(1, len(rows) // 4)} or --device cpu"
+            ) from err
+
+    def _tokenize(self, texts: list[str], **options: Any) -> list[list[int]]:
+        tokenizer = self.backbone.tokenizer
+        tokenizer.truncation_side = "right"
+        encoded = tokenizer(texts, return_attention_mask=False, verbose=False, **options)["input_ids"]
+        # A text of nothing but characters unknown to the tokenizer may have no token at all.
+        return [ids or [self.backbone.pad_id] for ids in encoded]
+
+    @torch.inference_mode()
+    def _find_prefix(self, lengths: np.ndarray) -> SharedPrefix | None:
+        n_tokens = common_prefix(self.flat, self.offsets)
+        ends = np.array([lengths.argmin(), lengths.argmax()])  # two lengths, so that padding is tried too
+        return share_prefix(self.backbone, *self._padded(ends, 0), n_tokens)
+
+    def _padded(self, rows: np.ndarray, skip: int) -> tuple[Tensor, Tensor]:
+        """Ids and mask int64 (m, longest) of `rows` less their first `skip` tokens, padded on the right."""
+        starts, ends = self.offsets[rows] + skip, self.offsets[rows + 1]
+        width = int((ends - starts).max())
+        index = starts[:, None] + np.arange(width)
+        mask = index < ends[:, None]
+        ids = np.where(mask, self.flat[np.where(mask, index, 0)], self.backbone.pad_id)
+        device = self.backbone.device
+        return torch.from_numpy(ids).to(device), torch.from_numpy(mask.astype(np.int64)).to(device)

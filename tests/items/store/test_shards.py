@@ -1,0 +1,154 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from hllm.errors import ArtifactError
+from hllm.items.store import shards as stores
+from hllm.items.store.shards import Shard, Store, locked, read_index, spec_key, text_key, write_index
+
+SPEC = {
+    "model": "m",
+    "weights": "w",
+    "prompt": "p",
+    "fields": ["title"],
+    "pooling": "mean",
+    "precision": "fp32",
+}
+
+
+def shard(*texts, dim=4):
+    keys = [text_key(t) for t in texts]
+    vectors = np.stack([np.random.default_rng(len(t)).standard_normal(dim) for t in texts]).astype(np.float32)
+    return Shard(vectors, keys, np.array([len(t) > 3 for t in texts]))
+
+
+def files(folder):
+    return sorted(p.name for p in folder.glob("shard-*"))
+
+
+def test_rows_are_found_by_their_text_in_any_order(tmp_path):
+    a, b = shard("x", "yy"), shard("zzzz")
+    written = Store(tmp_path)
+    written.append(a)
+    written.append(b)
+    keys = [text_key("zzzz"), text_key("x"), text_key("zzzz")]
+    for store in (written, Store(tmp_path)):
+        np.testing.assert_array_equal(
+            store.vectors(keys), np.stack([b.vectors[0], a.vectors[0], b.vectors[0]])
+        )
+        assert store.truncated(keys).tolist() == [True, False, True]
+        assert text_key("other") not in store.rows
+
+
+def test_compaction_keeps_every_row_and_gives_the_same_bytes_whatever_the_history(tmp_path):
+    one, two = Store(tmp_path / "one"), Store(tmp_path / "two")
+    for folder in (one.folder, two.folder):
+        folder.mkdir()
+    for part in (shard("x", "yy"), shard("zzzz")):
+        one.append(part)
+    for part in (shard("zzzz", "x"), shard("yy")):
+        two.append(part)
+    one.compact()
+    two.compact()
+    assert files(one.folder) == files(two.folder) == ["shard-000002.safetensors"]
+    a, b = Store(one.folder), Store(two.folder)
+    keys = [text_key(t) for t in ("x", "yy", "zzzz")]
+    np.testing.assert_array_equal(a.vectors(keys), b.vectors(keys))
+    assert next(iter(a.shards.values())).keys == next(iter(b.shards.values())).keys
+
+
+def test_large_shards_are_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "SMALL_SHARD", 40)
+    monkeypatch.setattr(stores, "LARGE_SHARD", 40)
+    store = Store(tmp_path)
+    store.append(shard("a", "bb", "ccc"))  # 48 bytes
+    for text in ("dddd", "eeeee", "ffffff"):
+        store.append(shard(text))  # 16 bytes each: two fit into one
+    store.compact()
+    assert sorted(len(s.keys) for s in Store(tmp_path).shards.values()) == [1, 2, 3]
+    assert len(Store(tmp_path).rows) == 6
+
+
+def test_a_merge_interrupted_before_the_old_shards_were_deleted(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    store.append(shard("x"))
+    store.append(shard("yy"))
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.unlink", lambda *a, **k: None)
+        store.compact()
+    assert len(files(tmp_path)) == 3
+    again = Store(tmp_path)
+    again.compact()
+    assert len(files(tmp_path)) == 1
+    assert Store(tmp_path).rows.keys() == {text_key("x"), text_key("yy")}
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text"])
+def test_a_damaged_shard_is_noticed_and_its_rows_count_as_missing(tmp_path, damage):
+    store = Store(tmp_path)
+    store.append(shard("x"))
+    store.append(shard("yy"))
+    path = tmp_path / "shard-000000.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1
+    path.write_bytes({"cut": data[:-9], "flip": data, "empty": b"", "text": b"hello"}[damage])
+    opened = Store(tmp_path)
+    assert opened.damaged == [path]
+    assert opened.rows.keys() == {text_key("yy")}
+    with pytest.warns(UserWarning, match=r"shard-000000\.safetensors.* damaged.* encoded again"):
+        opened.drop_damaged()
+    opened.append(shard("x"))
+    assert files(tmp_path) == ["shard-000001.safetensors", "shard-000002.safetensors"]
+
+
+def test_a_shard_of_another_store_is_not_read(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    Store(tmp_path / "one").append(shard("x"))
+    os.rename(tmp_path / "one" / "shard-000000.safetensors", tmp_path / "two" / "shard-000000.safetensors")
+    assert not Store(tmp_path / "two").rows
+
+
+def test_the_key_depends_on_what_decides_the_vectors_and_on_nothing_else():
+    key = spec_key(SPEC)
+    assert len(key) == 16
+    assert spec_key({**SPEC, "dim": 3, "made_with": {"device": "cuda"}, "source": "hub"}) == key
+    for name in SPEC:
+        assert spec_key({**SPEC, name: "other"}) != key
+    assert spec_key({**SPEC, "model": "/a/tiny"}) == spec_key({**SPEC, "model": "/elsewhere/tiny"})
+
+
+def test_index_round_trip(tmp_path):
+    keys = [text_key("a"), None, text_key("a"), text_key("b")]
+    write_index(tmp_path, "f" * 64, keys)
+    assert read_index(tmp_path, "f" * 64) == keys
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from hllm.items.store.shards import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_writer_is_refused_until_the_first_is_dead(tmp_path, run_python):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as other:
+        assert other.stdout.readline() == "held\n"
+        with (
+            pytest.raises(ArtifactError, match=f"process {other.pid} is writing.* same command again"),
+            locked(tmp_path),
+        ):
+            pass
+        other.kill()
+    (tmp_path / ".shard-000000.safetensors.123.tmp").write_bytes(b"left over")
+    with locked(tmp_path):
+        assert not list(tmp_path.glob(".*.tmp"))
+        assert (tmp_path / ".lock").read_text() == str(os.getpid())

@@ -1,0 +1,165 @@
+"""Run folders: what counts as one, what is refused and left alone, and what is cleared."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+
+from hllm.artifacts import read_json, write_json, write_text
+from hllm.data.dataset import Dataset
+from hllm.errors import ArtifactError, DataError
+from hllm.pipeline import Recommender
+from hllm.runs.run import RunRecord, clear_run, is_run, read_record, read_run, run_state, write_run
+from hllm.testing import world
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def recommender(data: Dataset, make_config: Callable[..., Any]) -> Recommender:
+    return Recommender(make_config(epochs=1)).fit(data, device="cpu", progress=False)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_states(tmp_path: Path, recommender: Recommender) -> None:
+    assert run_state(tmp_path / "none") == "new"
+    assert run_state(tmp_path) == "new"
+    recommender.save_pretrained(tmp_path / "run")
+    assert run_state(tmp_path / "run") == "finished"
+    (tmp_path / "run" / "config.json").unlink()
+    assert run_state(tmp_path / "run") == "unfinished"
+    (tmp_path / "run" / "data" / ".tokens.npy.123.tmp").touch()  # of a killed process
+    assert run_state(tmp_path / "run") == "unfinished"
+    clear_run(tmp_path / "run")
+    assert run_state(tmp_path / "run") == "new"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["notes.txt"],
+        ["README.md"],
+        ["data/ratings.csv"],
+        ["data/raw/ratings.csv", "README.md"],
+        ["checkpoints/epoch-1.pt"],
+        ["config.json", "model.safetensors", "README.md"],  # a model of the hub
+        ["data"],
+    ],
+)
+def test_foreign_folders_are_refused_and_left_alone(
+    tmp_path: Path, data: Dataset, recommender: Recommender, make_config: Callable[..., Any], files: list[str]
+) -> None:
+    for name in files:
+        write_text(tmp_path / name, "{}")
+    before = tree(tmp_path)
+    with pytest.raises(ArtifactError, match=r"is not empty and holds no run .*choose another --out"):
+        run_state(tmp_path)
+    with pytest.raises(ArtifactError):
+        Recommender(make_config()).fit(data, out=tmp_path, device="cpu", progress=False)
+    with pytest.raises(ArtifactError):
+        recommender.save_pretrained(tmp_path)
+    assert tree(tmp_path) == before
+    (tmp_path / "file").touch()
+    with pytest.raises(ArtifactError, match="is a file"):
+        run_state(tmp_path / "file")
+
+
+def test_the_dataset_itself_is_never_cleared(
+    tmp_path: Path, recommender: Recommender, make_config: Callable[..., Any]
+) -> None:
+    recommender.save_pretrained(tmp_path / "run")
+    before = tree(tmp_path / "run")
+    with pytest.raises(ArtifactError, match="holds the dataset to train on"):
+        Recommender(make_config()).fit(
+            Dataset.load(tmp_path / "run" / "data"), out=tmp_path / "run", device="cpu"
+        )
+    assert tree(tmp_path / "run") == before
+
+
+def test_a_run_reads_back_as_it_was(tmp_path: Path, recommender: Recommender) -> None:
+    recommender.save_pretrained(tmp_path / "run")
+    network, config, data, record = read_run(tmp_path / "run", CPU)
+    assert config == recommender.config
+    assert record == recommender.record
+    assert data.fingerprint == recommender.dataset.fingerprint
+    assert not network.training
+    for name, value in recommender.network.state_dict().items():
+        assert torch.equal(network.state_dict()[name], value), name
+    saved = read_json(tmp_path / "run" / "config.json")
+    assert (saved["format"], saved["version"]) == ("hllm-run", 1)
+    assert saved["best"]["epoch"] == 1 and saved["seconds"] > 0
+    assert saved["dataset"]["n_users"] == 40 and "torch" in saved["versions"]
+    write_run(tmp_path / "again", network, config, data, record)
+    assert tree(tmp_path / "again") == tree(tmp_path / "run")
+
+
+def test_saving_over_another_run_leaves_none_of_it(tmp_path: Path, recommender: Recommender) -> None:
+    recommender.save_pretrained(tmp_path / "run")
+    for name in ("metrics.json", "report.html", "README.md", "history.jsonl"):
+        write_text(tmp_path / "run" / name, "of the first")
+    recommender.save_pretrained(tmp_path / "run")  # the same run once more: its metrics still hold
+    assert (tmp_path / "run" / "metrics.json").exists()
+    recommender.record = dataclasses.replace(recommender.record, created="later")
+    recommender.save_pretrained(tmp_path / "run")
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        "config.json",
+        "data",
+        "model.safetensors",
+    ]
+
+
+def test_what_is_no_run_says_what_to_do(tmp_path: Path, data: Dataset, recommender: Recommender) -> None:
+    def message(folder: Path) -> str:
+        with pytest.raises(ArtifactError) as error:
+            read_record(folder)
+        return str(error.value)
+
+    assert "no run at" in message(tmp_path / "none") and "hllm train DATASET --out" in message(
+        tmp_path / "none"
+    )
+    assert "is not a run folder" in message(tmp_path)
+    data.save(tmp_path / "data set")
+    assert "is a dataset, not a run; train on it" in message(tmp_path / "data set")
+    write_text(tmp_path / "run" / "checkpoints" / "last.safetensors", "")
+    assert "not finished; go on with the same hllm train command" in message(tmp_path / "run")
+    recommender.save_pretrained(tmp_path / "old")
+    record = read_json(tmp_path / "old" / "config.json")
+    write_json(tmp_path / "old" / "config.json", {**record, "version": 99})
+    assert is_run(tmp_path / "old")
+    assert "run version 99, this hllm reads 1" in message(tmp_path / "old")
+
+
+def test_weights_of_another_shape_are_named(tmp_path: Path, recommender: Recommender) -> None:
+    recommender.save_pretrained(tmp_path / "run")
+    record = read_json(tmp_path / "run" / "config.json")
+    write_json(tmp_path / "run" / "config.json", {**record, "config": {**record["config"], "n_layers": 2}})
+    with pytest.raises(ArtifactError, match=r"model\.safetensors does not fit its config\.json"):
+        read_run(tmp_path / "run", CPU)
+
+
+def test_nothing_to_train_on_or_to_validate_on(make_config: Callable[..., Any], tmp_path: Path) -> None:
+    def fit(data: Dataset) -> None:
+        Recommender(make_config()).fit(data, out=tmp_path / "run", device="cpu", progress=False)
+
+    rows = [(u, i, i) for u in range(5) for i in range(u, u + 3)]
+    short = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    with pytest.raises(DataError, match="no user of tables has two training events"):
+        fit(Dataset.from_tables(short, time_unit="index"))
+    data = world(n_users=20)
+    blind = dataclasses.replace(data, queries={**data.queries, "validation": data.queries["validation"][:0]})
+    with pytest.raises(DataError, match="no validation users"):
+        fit(blind)
+    assert not (tmp_path / "run").exists()
+
+
+def test_records_default_to_nothing_known() -> None:
+    assert RunRecord().embeddings is None and RunRecord().best == {}
