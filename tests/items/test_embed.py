@@ -354,7 +354,7 @@ print(load_embeddings(Dataset.load({str(data.path)!r}), {str(llama)!r}).vectors.
 
 KILLED = """
 import sys, time
-from hllm.items.store.shards import shards as store
+from hllm.items.store import shards as store
 write, written = store.write_shard, []
 def slow(*arguments):
     write(*arguments)
