@@ -31,7 +31,7 @@ from hllm.data.dataset import Dataset
 from hllm.evaluate.evaluation import evaluate
 from hllm.items.embed import load_embeddings
 from hllm.runs.build import build_network
-from hllm.runs.run import train_network
+from hllm.runs.train import train_network
 from hllm.train.optim import make_optimizer
 from hllm.train.step import make_step
 

@@ -39,7 +39,7 @@ from hllm.items.embed import ItemEmbeddings, load_embeddings
 from hllm.models.hllm import HLLM
 from hllm.models.rechub import rechub_weights
 from hllm.packing import Batch, segment_ids
-from hllm.runs.run import train_network
+from hllm.runs.train import train_network
 
 METRICS = ("ndcg@10", "hr@10")
 

@@ -145,6 +145,18 @@ def read_tensors(path: Path | str, device: str = "cpu") -> tuple[dict[str, torch
     return _read(path, load)
 
 
+def read_metadata(path: Path | str) -> dict[str, Any]:
+    """The metadata that `write_tensors` put into a file's header; the tensors are not read."""
+    from safetensors import safe_open
+
+    def load(p: Path) -> dict[str, Any]:
+        with safe_open(str(p), framework="pt") as file:
+            metadata: dict[str, Any] = json.loads((file.metadata() or {}).get("json", "{}"))
+            return metadata
+
+    return _read(path, load)
+
+
 def write_table(path: Path | str, frame: pl.DataFrame) -> None:
     """Write a polars frame as zstd Parquet."""
     with atomic(path) as temporary:

@@ -15,12 +15,14 @@ from hllm.data.dataset import Dataset
 from hllm.errors import AmbiguousError, ArtifactError, ConfigError, HLLMError
 from hllm.evaluate.evaluation import evaluate, parse_max_len
 from hllm.evaluate.metrics import DEFAULT_KS, Metrics
-from hllm.models.hllm import HLLM
+from hllm.models.hllm import Network
 from hllm.recommend.frames import to_frame
 from hllm.recommend.queries import queries_of_histories, queries_of_titles, queries_of_users
 from hllm.recommend.rules import make_rules
 from hllm.recommend.topk import recommend
-from hllm.runs.run import RunRecord, new_record, read_run, train_network, write_run
+from hllm.runs.record import RunRecord, new_record
+from hllm.runs.save import read_run, write_run
+from hllm.runs.train import train_network
 
 if TYPE_CHECKING:
     import polars as pl
@@ -39,7 +41,7 @@ class Recommender:
     """
 
     config: Config
-    network: HLLM | None = None
+    network: Network | None = None
     dataset: Dataset | None = None  # the run's own copy of what recommending needs
     record: RunRecord = field(default_factory=RunRecord)
 
@@ -175,7 +177,7 @@ class Recommender:
         network, config, data, record = read_run(Path(path), hardware.pick_device(device))
         return cls(config, network, data, record)
 
-    def _ready(self) -> tuple[HLLM, Dataset]:
+    def _ready(self) -> tuple[Network, Dataset]:
         if self.network is None or self.dataset is None:
             raise HLLMError(
                 "this recommender is not trained yet: call fit(data), or Recommender.from_pretrained(RUN)"

@@ -24,8 +24,14 @@ PLAIN_INTERVAL = 5.0  # seconds between two plain lines
 class Bar(Protocol):
     """What a loop reports to."""
 
+    def start(self, done: int) -> None:
+        """Begin with `done` units that an earlier run did; they do not count for the speed."""
+
     def advance(self, n: int = 1) -> None:
         """Count `n` more units as done."""
+
+    def within(self, share: float, text: str) -> None:
+        """Say that `share` in [0, 1] of the next unit is done; `text` names it, and is shown where units are long."""
 
     def note(self, text: str) -> None:
         """Show a short `text` beside the counts (the loss, the current file); replaces the last one."""
@@ -88,6 +94,12 @@ def duration(seconds: float) -> str:
 
 
 class _Silent:
+    def start(self, done: int) -> None:
+        pass
+
+    def within(self, share: float, text: str) -> None:
+        pass
+
     def advance(self, n: int = 1) -> None:
         pass
 
@@ -98,30 +110,40 @@ class _Silent:
 class _Plain:
     def __init__(self, stream: IO[str], description: str, total: int | None, unit: str) -> None:
         self.stream, self.description, self.total, self.unit = stream, description, total, unit
-        self.done, self.text = 0, ""
-        self.start = self.printed = time.monotonic()
+        self.done, self.earlier, self.text = 0, 0, ""
+        self.begun = self.printed = time.monotonic()
+
+    def start(self, done: int) -> None:
+        self.done = self.earlier = done
 
     def advance(self, n: int = 1) -> None:
         self.done += n
-        now = time.monotonic()
-        if now - self.printed >= PLAIN_INTERVAL:
-            self.printed = now
-            self._print(self._line(now - self.start))
+        self._say(self.done, "")
+
+    def within(self, share: float, text: str) -> None:
+        self._say(self.done + share, f", {text}")
 
     def note(self, text: str) -> None:
         self.text = text
 
     def finish(self) -> None:
-        elapsed = time.monotonic() - self.start
-        rate = f" ({rate_text(self.done, elapsed, self.unit)})" if elapsed > 0.05 and self.done else ""
+        elapsed, done = time.monotonic() - self.begun, self.done - self.earlier
+        rate = f" ({rate_text(done, elapsed, self.unit)})" if elapsed > 0.05 and done else ""
         self._print(f"{self.done:,} {self.unit} in {duration(elapsed)}{rate}")
 
-    def _line(self, elapsed: float) -> str:
-        rate = rate_text(self.done, elapsed, self.unit)
+    def _say(self, done: float, detail: str) -> None:
+        now = time.monotonic()
+        if now - self.printed >= PLAIN_INTERVAL:
+            self.printed = now
+            self._print(self._line(done, now - self.begun) + detail)
+
+    def _line(self, done: float, elapsed: float) -> str:
+        new = done - self.earlier
+        rate = rate_text(new, elapsed, self.unit)
         if not self.total:
             return f"{self.done:,} {self.unit}, {rate}"
-        left = (self.total - self.done) * elapsed / self.done if self.done else 0.0
-        share = self.done / self.total
+        left = (self.total - done) * elapsed / new if new else 0.0
+        share = done / self.total
         return f"{self.done:,}/{self.total:,} {self.unit} ({share:.0%}), {rate}, {duration(left)} left"
 
     def _print(self, line: str) -> None:
@@ -132,16 +154,22 @@ class _Plain:
 class _Rich:
     def __init__(self, display: Progress, description: str, total: int | None) -> None:
         self.display = display
-        self.task = display.add_task(description, total=total, text="")
+        self.task = display.add_task(description, total=total, text="", detail="")
+
+    def start(self, done: int) -> None:
+        self.display.update(self.task, completed=done)
+
+    def within(self, share: float, text: str) -> None:
+        self.display.update(self.task, detail=text)
 
     def advance(self, n: int = 1) -> None:
-        self.display.advance(self.task, n)
+        self.display.update(self.task, advance=n, detail="")
 
     def note(self, text: str) -> None:
         self.display.update(self.task, text=text)
 
 
-def rate_text(done: int, seconds: float, unit: str) -> str:
+def rate_text(done: float, seconds: float, unit: str) -> str:
     """Speed with three figures: `1,210 items/s`, `45.2 items/s`, `19.8 s/epoch`."""
     rate = done / seconds if seconds > 0 else 0.0
     if 0 < rate < 1:
@@ -172,6 +200,6 @@ def _rich_progress(stream: IO[str], unit: str) -> Progress:
         MofNCompleteColumn(),
         Rate(),
         TimeRemainingColumn(elapsed_when_finished=True),
-        TextColumn("{task.fields[text]}", markup=False),
+        TextColumn("{task.fields[detail]} {task.fields[text]}", markup=False),
     ]
     return Progress(*columns, console=Console(file=stream))

@@ -17,7 +17,8 @@ from hllm.config import load_config
 from hllm.errors import TrainingError
 from hllm.items.embed import ItemEmbeddings
 from hllm.losses.sampled import draw, history_keys, sampled_softmax
-from hllm.runs.run import run_state, train_network
+from hllm.runs.folder import run_state
+from hllm.runs.train import train_network
 from hllm.testing import chain
 
 T, K, M, D, USERS = 37, 23, 19, 5, 6

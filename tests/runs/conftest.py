@@ -12,7 +12,7 @@ import torch
 from hllm.config import Config, load_config
 from hllm.data.dataset import Dataset
 from hllm.models.hllm import HLLM
-from hllm.runs.run import train_network
+from hllm.runs.train import train_network
 from hllm.testing import world
 from hllm.train import trainer
 from hllm.train.trainer import FitResult

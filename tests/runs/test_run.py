@@ -15,7 +15,9 @@ from hllm.artifacts import read_json, write_json, write_text
 from hllm.data.dataset import Dataset
 from hllm.errors import ArtifactError, DataError
 from hllm.pipeline import Recommender
-from hllm.runs.run import RunRecord, clear_run, is_run, read_record, read_run, run_state, write_run
+from hllm.runs.folder import clear_run, is_run, read_record, run_state
+from hllm.runs.record import RunRecord
+from hllm.runs.save import read_run, write_run
 from hllm.testing import world
 
 CPU = torch.device("cpu")

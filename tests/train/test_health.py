@@ -18,7 +18,7 @@ from hllm.data.dataset import Dataset
 from hllm.errors import ArtifactError, TrainingError
 from hllm.items.embed import embed
 from hllm.pipeline import Recommender
-from hllm.runs.run import run_state
+from hllm.runs.folder import run_state
 from hllm.train.health import check_loss, check_vectors, mean_cosine, spaced_rows
 from hllm.train.trainer import Trainer
 

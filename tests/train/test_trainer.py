@@ -17,7 +17,7 @@ from hllm.errors import ArtifactError
 from hllm.models.hllm import HLLM
 from hllm.pipeline import Recommender
 from hllm.runs.build import build_network
-from hllm.runs.run import run_state
+from hllm.runs.folder import run_state
 from hllm.testing import chain
 from hllm.train import trainer as module
 from hllm.train.optim import learning_rate

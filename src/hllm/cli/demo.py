@@ -59,7 +59,7 @@ def _check_out(out: Path) -> bool:
     An interrupted one is continued. Raises ArtifactError for a run that another command made.
     """
     from hllm.errors import ArtifactError
-    from hllm.runs.run import read_record, run_state
+    from hllm.runs.folder import read_record, run_state
 
     if run_state(out) != "finished":
         return False

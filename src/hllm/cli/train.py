@@ -63,7 +63,8 @@ def train_one(
     from hllm.hardware import is_out_of_memory, pick_device
     from hllm.items.store.request import describe_spec
     from hllm.pipeline import Recommender
-    from hllm.runs.run import check_identity, identity_of, run_state, saved_identity
+    from hllm.runs.folder import run_state, saved_identity
+    from hllm.runs.record import check_identity, identity_of
     from hllm.train.trainer import Stopped
 
     pick_device(device)  # a mistake is answered before anything is told or done

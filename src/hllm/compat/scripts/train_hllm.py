@@ -31,7 +31,9 @@ from hllm.errors import ConfigError
 from hllm.formats.rechub import write_model
 from hllm.items.encoders.names import canonical
 from hllm.pipeline import Recommender, evaluate_run
-from hllm.runs.run import identity_of, new_record, run_state, saved_identity, train_network
+from hllm.runs.folder import run_state, saved_identity
+from hllm.runs.record import identity_of, new_record
+from hllm.runs.train import train_network
 from hllm.train.trainer import Stopped
 
 if TYPE_CHECKING:
