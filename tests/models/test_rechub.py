@@ -31,18 +31,17 @@ def make_network() -> Callable[..., HLLM]:
 
     def make(preset: str, **settings: Any) -> HLLM:
         torch.manual_seed(1)
-        config = load_config(
-            preset,
-            overrides={"max_len": MAX_LEN, "n_heads": 3, "num_time_buckets": 40, "dropout": 0, **settings},
-        )
+        buckets = {} if settings.get("time_embedding") == "none" else {"num_time_buckets": 40}
+        overrides = {"max_len": MAX_LEN, "n_heads": 3, "dropout": 0, **buckets, **settings}
+        config = load_config(preset, overrides=overrides)
         raw = torch.randn(N_ITEMS + 1, D) * torch.linspace(0.5, 2, N_ITEMS + 1).unsqueeze(1)
         raw[[0, 4]] = 0  # padding, and an item without text
         has_text = raw.any(1)
         trained = torch.arange(N_ITEMS + 1) > 0
-        whitening = Whitening.fit(raw[1:], config.whiten, config.whiten_rank)
+        whitening = Whitening.fit(raw[1:], config.items.whiten, config.items.whiten_rank)
         source = FrozenItemSource(
-            trained, config.d_model, whitening.transform(raw, has_text), has_text, whitening,
-            config.adapter_hidden, config.id_embedding,
+            trained, config.users.d_model, whitening.transform(raw, has_text), has_text, whitening,
+            config.items.adapter_hidden, config.items.id_embedding,
         )  # fmt: skip
         network = HLLM(config, source)
         for parameter in network.user_model.parameters():

@@ -39,8 +39,11 @@ def static_batches(loader: TrainLoader) -> list[tuple[Batch, Batch]]:
 
 
 def loader_of(data: Dataset, config: Config) -> TrainLoader:
-    assert isinstance(config.max_len, int)
-    return TrainLoader(data.train_histories(), config.max_len, config.batch_tokens, 0, windows=config.windows)
+    training = config.training
+    assert isinstance(training.max_len, int)
+    return TrainLoader(
+        data.train_histories(), training.max_len, training.batch_tokens, 0, windows=training.windows
+    )
 
 
 def test_left_over_tokens_take_no_slot_of_a_real_one(

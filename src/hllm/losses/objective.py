@@ -27,30 +27,41 @@ class Objective(Protocol):
 
 def make_objective(config: Config, counts: Tensor) -> Objective:
     """The loss that `config` asks for; `counts` int64 (M,) training events of each item of the loss."""
-    if config.loss in ("cross_entropy", "nce"):
+    if config.objective.loss in ("cross_entropy", "nce"):
 
         def full(queries: Tensor, items: Tensor, targets: Tensor, batch: Batch, item_rows: Tensor) -> Tensor:
-            return cross_entropy(queries / config.loss_temperature, items, targets, config.label_smoothing)
+            scaled = queries / config.objective.loss_temperature
+            return cross_entropy(scaled, items, targets, config.objective.label_smoothing)
 
         return full
 
     share = counts.double() / counts.sum()
-    if config.loss == "sampled" and config.negatives_by == "uniform":
+    if config.objective.loss == "sampled" and config.objective.negatives_by == "uniform":
         share = torch.full_like(share, 1 / len(share))
-    log_q = share.log().float() if config.logq else None
+    log_q = share.log().float() if config.objective.logq else None
     cdf = share.cumsum(0)
 
     def with_negatives(
         queries: Tensor, items: Tensor, targets: Tensor, batch: Batch, item_rows: Tensor
     ) -> Tensor:
         users = users_of_tokens(batch)
-        seen = history_keys(users, item_rows[batch.tokens], len(items)) if config.mask_history else None
-        queries = queries / config.loss_temperature
-        if config.loss == "in_batch":
+        seen = (
+            history_keys(users, item_rows[batch.tokens], len(items))
+            if config.objective.mask_history
+            else None
+        )
+        queries = queries / config.objective.loss_temperature
+        if config.objective.loss == "in_batch":
             return in_batch(
-                queries, items, targets, users, n_negatives=config.n_negatives, log_q=log_q, seen=seen
+                queries,
+                items,
+                targets,
+                users,
+                n_negatives=config.objective.n_negatives,
+                log_q=log_q,
+                seen=seen,
             )
-        columns = draw(cdf, config.n_negatives or DRAWN)
+        columns = draw(cdf, config.objective.n_negatives or DRAWN)
         return sampled_softmax(queries, items, targets, columns, log_q=log_q, users=users, seen=seen)
 
     return with_negatives

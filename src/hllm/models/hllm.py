@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hllm.config import Config, heads_of
+from hllm.config import Config
 from hllm.errors import DataError
 from hllm.items.source.frozen import FrozenItemSource
 from hllm.models.attention import attention_mask
@@ -22,6 +22,7 @@ from hllm.models.block import GatedBlock, RMSNorm
 from hllm.models.rechub import RechubUserModel
 from hllm.models.scorers import make_scorer
 from hllm.packing import Batch, last_positions, make_rows
+from hllm.settings import heads_of
 
 
 class UserModel(nn.Module):
@@ -29,19 +30,19 @@ class UserModel(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        d = config.d_model
+        d = config.users.d_model
         assert d is not None  # without an adapter vectors are not of this model's making
-        n_heads = heads_of(d, config.n_heads)
-        ffn_hidden = config.ffn_hidden or -(-8 * d // 3 // 32) * 32
-        self.mask_prob = config.mask_prob
+        n_heads = heads_of(d, config.users.n_heads)
+        ffn_hidden = config.users.ffn_hidden or -(-8 * d // 3 // 32) * 32
+        self.mask_prob = config.users.mask_prob
         # Of the size of a normalised input. From zero, RMSNorm would blow its gradient up until
         # clipping leaves nothing of all the others'.
         self.mask_vector = nn.Parameter(torch.randn(d))
         self.input_norm = RMSNorm(d)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.users.dropout)
         self.blocks = nn.ModuleList(
-            GatedBlock(d, n_heads, ffn_hidden, config.max_distance, config.dropout)
-            for _ in range(config.n_layers)
+            GatedBlock(d, n_heads, ffn_hidden, config.users.max_distance, config.users.dropout)
+            for _ in range(config.users.n_layers)
         )
         self.norm = RMSNorm(d)
 
@@ -72,7 +73,9 @@ class HLLM(nn.Module):
         super().__init__()
         self.source = source
         self.user_model: UserModel | RechubUserModel = (
-            RechubUserModel(config, source.d_model) if config.user_model == "rechub" else UserModel(config)
+            RechubUserModel(config, source.d_model)
+            if config.users.user_model == "rechub"
+            else UserModel(config)
         )
         self.scorer = make_scorer(config)
         self._table: Tensor | None = None  # scored item vectors (n + 1, d), cached while ranking

@@ -23,11 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hllm.config import Config, heads_of
+from hllm.config import Config
 from hllm.errors import ArtifactError
 from hllm.models.attention import attend, attention_mask
 from hllm.models.relbias import by_distance_matrix
 from hllm.packing import Batch, Rows, make_rows
+from hllm.settings import heads_of
 
 if TYPE_CHECKING:
     from hllm.models.hllm import HLLM
@@ -76,21 +77,24 @@ class RechubUserModel(nn.Module):
 
     def __init__(self, config: Config, d_model: int) -> None:
         super().__init__()
-        assert isinstance(config.max_len, int)  # a position has a vector
-        n_heads = heads_of(d_model, config.n_heads)
-        self.max_len = config.max_len
-        self.unit = config.scorer == "cosine"
-        self.time_from = config.time_embedding
-        self.num_time_buckets, self.time_bucket_fn = config.num_time_buckets, config.time_bucket_fn
-        self.position_embedding = nn.Embedding(config.max_len, d_model)
+        assert isinstance(config.training.max_len, int)  # a position has a vector
+        n_heads = heads_of(d_model, config.users.n_heads)
+        self.max_len = config.training.max_len
+        self.unit = config.scorer.scorer == "cosine"
+        self.time_from = config.users.time_embedding
+        self.num_time_buckets, self.time_bucket_fn = (
+            config.users.num_time_buckets,
+            config.users.time_bucket_fn,
+        )
+        self.position_embedding = nn.Embedding(config.training.max_len, d_model)
         if self.time_from != "none":
             # Row 0 is "now". As in the original it is never trained, since padding shares it there.
-            self.time_embedding = nn.Embedding(config.num_time_buckets + 1, d_model, padding_idx=0)
+            self.time_embedding = nn.Embedding(config.users.num_time_buckets + 1, d_model, padding_idx=0)
         self.transformer_blocks = nn.ModuleList(
-            RechubBlock(d_model, n_heads, config.dropout) for _ in range(config.n_layers)
+            RechubBlock(d_model, n_heads, config.users.dropout) for _ in range(config.users.n_layers)
         )
-        self.rel_pos_bias = RelPosBias(n_heads, config.max_len)
-        self.dropout = nn.Dropout(config.dropout)
+        self.rel_pos_bias = RelPosBias(n_heads, config.training.max_len)
+        self.dropout = nn.Dropout(config.users.dropout)
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         if self.unit:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def build_network(dataset: Dataset, config: Config, embeddings: ItemEmbeddings | None) -> HLLM:
-    """A freshly initialised network on the CPU; the weights depend on `config.seed` alone.
+    """A freshly initialised network on the CPU; the weights depend on `config.training.seed` alone.
 
     Whitening is fitted on the items that have text and occur in training. Raises DataError if there
     is nothing to train on.
@@ -29,15 +29,21 @@ def build_network(dataset: Dataset, config: Config, embeddings: ItemEmbeddings |
             f"{dataset.meta['name']} has {int(trained.sum())} items with a training event; two are the least. "
             "Prepare it with weaker filters (--min-interactions) or another --split"
         )
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.training.seed)
     text = has_text = whitening = None
     if embeddings is not None:
         has_text = torch.from_numpy(embeddings.has_text)
         raw = torch.from_numpy(embeddings.vectors)
-        whitening = Whitening.fit(raw[trained & has_text], config.whiten, config.whiten_rank)
+        whitening = Whitening.fit(raw[trained & has_text], config.items.whiten, config.items.whiten_rank)
         text = whitening.transform(raw, has_text)
     source = FrozenItemSource(
-        trained, config.d_model, text, has_text, whitening, config.adapter_hidden, config.id_embedding
+        trained,
+        config.users.d_model,
+        text,
+        has_text,
+        whitening,
+        config.items.adapter_hidden,
+        config.items.id_embedding,
     )
     return HLLM(config, source)
 
@@ -54,6 +60,12 @@ def empty_network(config: Config, shapes: dict[str, torch.Size]) -> HLLM:
             torch.zeros(shapes["source.whitening.basis"], dtype=torch.float64),
         )
     source = FrozenItemSource(
-        trained, config.d_model, text, has_text, whitening, config.adapter_hidden, config.id_embedding
+        trained,
+        config.users.d_model,
+        text,
+        has_text,
+        whitening,
+        config.items.adapter_hidden,
+        config.items.id_embedding,
     )
     return HLLM(config, source)

@@ -20,10 +20,10 @@ import torch
 
 from hllm import hardware
 from hllm.artifacts import read_json, read_tensors, write_json, write_tensors
-from hllm.config import Config, make_config
+from hllm.config import Config, by_short_name, make_config
 from hllm.data.batches.training import TrainLoader
 from hllm.data.dataset import Dataset
-from hllm.errors import ArtifactError, DataError
+from hllm.errors import ArtifactError, ConfigError, DataError
 from hllm.evaluate.evaluation import evaluate, parse_max_len
 from hllm.items.source.whitening import EPSILON
 from hllm.models.hllm import HLLM
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from hllm.data.dataset import Histories
     from hllm.items.embed import ItemEmbeddings
 
-FORMAT, VERSION = "hllm-run", 1
+FORMAT, VERSION = "hllm-run", 2
+READABLE = (1, 2)  # 1: the settings flat, without sections
 OURS = {"config.json", "model.safetensors", "data", "history.jsonl", "checkpoints"}
 MADE_LATER = {"metrics.json", "ranks", "report.html", "examples.json", "README.md"}
 
@@ -94,16 +95,17 @@ def train_network(
     With `resume`, a checkpoint in `folder` is continued (there may be none yet); it must be of the
     same configuration and data. Raises ArtifactError where it is not.
     """
-    max_len = parse_max_len(config.max_len)
+    max_len = parse_max_len(config.training.max_len)
     histories = data.train_histories()
     check_trainable(data, histories)
     network = build_network(data, config, embeddings).to(device)
+    training = config.training
     loader = TrainLoader(
-        histories, max_len, config.batch_tokens, config.seed, device, config.windows, config.passes
+        histories, max_len, training.batch_tokens, training.seed, device, training.windows, training.passes
     )
 
     def validate(model: HLLM) -> dict[str, float]:
-        metric_k = int(config.valid_metric.partition("@")[2])
+        metric_k = int(config.training.valid_metric.partition("@")[2])
         ks = sorted({10, metric_k})
         return evaluate(model, data, "validation", ks, max_len=max_len, bootstrap=0, details=False).values
 
@@ -112,7 +114,7 @@ def train_network(
     if folder is not None:
         check_folder(data, folder)
         if resume and trainer.checkpoint is not None and trainer.checkpoint.is_file():
-            check_identity(folder, read_identity(trainer.checkpoint), identity)
+            check_identity(folder, _as_of_now(read_identity(trainer.checkpoint)), identity)
             trainer.resume()
         else:
             clear_run(folder)
@@ -146,9 +148,9 @@ def check_identity(folder: Path, saved: dict[str, Any], wanted: dict[str, Any]) 
     if saved == wanted:
         return
     changes = []
-    earlier = saved.get("config", {})
-    for key in {**earlier, **wanted["config"]}:  # another version of hllm may know other settings
-        before, value = earlier.get(key), wanted["config"].get(key)
+    earlier, now = by_short_name(saved.get("config", {})), by_short_name(wanted["config"])
+    for key in {**earlier, **now}:  # another version of hllm may know other settings
+        before, value = earlier.get(key), now.get(key)
         if before != value:
             changes.append(f"{key} {before!r} -> {value!r}")
     for key in ("dataset", "embeddings"):
@@ -201,10 +203,19 @@ def saved_identity(folder: Path) -> dict[str, Any] | None:
     """The identity of the run in `folder`, finished or not; None where no checkpoint tells it yet."""
     checkpoint = folder / "checkpoints" / "last.safetensors"
     if not is_run(folder):
-        return read_identity(checkpoint) if checkpoint.is_file() else None
+        return _as_of_now(read_identity(checkpoint)) if checkpoint.is_file() else None
     record = read_json(folder / "config.json")
     key = (record.get("embeddings") or {}).get("key")
-    return {"config": record["config"], "dataset": record["dataset"]["fingerprint"], "embeddings": key}
+    saved = {"config": record["config"], "dataset": record["dataset"]["fingerprint"], "embeddings": key}
+    return _as_of_now(saved)
+
+
+def _as_of_now(identity: dict[str, Any]) -> dict[str, Any]:
+    """An identity with its configuration as this version writes it; unchanged where it cannot be read."""
+    try:
+        return identity | {"config": make_config(identity["config"]).model_dump()}
+    except (ConfigError, KeyError):
+        return identity
 
 
 def clear_run(folder: Path) -> None:
@@ -226,8 +237,9 @@ def write_run(folder: Path, network: HLLM, config: Config, data: Dataset, record
     if data.path is None or data.path.resolve() != (folder / "data").resolve():
         data.copy_to(folder / "data")
     write_tensors(folder / "model.safetensors", network.state_dict())
-    document = {"format": FORMAT, "version": VERSION, "config": config.model_dump(), **asdict(record)}
-    if network.source.whitening is not None and config.whiten == "whiten":
+    document = {"format": FORMAT, "version": VERSION, "config": config.model_dump()}
+    document |= {"runtime": config.runtime.model_dump(), **asdict(record)}
+    if network.source.whitening is not None and config.items.whiten == "whiten":
         document["whitening"] = {"rank": network.source.whitening.basis.shape[1], "epsilon": EPSILON}
     write_json(folder / "config.json", document)
 
@@ -246,7 +258,7 @@ def _is_another(folder: Path, config: Config, data: Dataset, record: RunRecord) 
 def read_run(folder: Path, device: torch.device) -> tuple[HLLM, Config, Dataset, RunRecord]:
     """Load a finished run; ArtifactError says what the folder is instead and what to do."""
     document = read_record(folder)
-    config = make_config(document.pop("config"))
+    config = make_config(document["config"] | {"runtime": document.get("runtime", {})})
     tensors, _ = read_tensors(folder / "model.safetensors")
     network = empty_network(config, {name: value.shape for name, value in tensors.items()})
     try:
@@ -273,6 +285,8 @@ def read_record(folder: Path) -> dict[str, Any]:
             )
         raise ArtifactError(f"{folder} is not a run folder; make one with: hllm train DATASET --out RUN")
     document: dict[str, Any] = read_json(folder / "config.json")
-    if document.get("version") != VERSION:
-        raise ArtifactError(f"{folder} has run version {document.get('version')}, this hllm reads {VERSION}")
+    if document.get("version") not in READABLE:
+        raise ArtifactError(
+            f"{folder} has run version {document.get('version')}, this hllm reads {' and '.join(map(str, READABLE))}"
+        )
     return document

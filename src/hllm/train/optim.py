@@ -20,16 +20,18 @@ def make_optimizer(network: nn.Module, config: Config) -> torch.optim.Adam:
     matrices = [p for p in network.parameters() if p.requires_grad and p.ndim >= 2]
     vectors = [p for p in network.parameters() if p.requires_grad and p.ndim < 2]
     groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": matrices, "weight_decay": config.training.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
     # On CUDA the rate lives in a tensor, so that a captured step sees it change.
     cuda = next(network.parameters()).is_cuda
-    rate = torch.tensor(config.learning_rate, device="cuda") if cuda else config.learning_rate
-    if config.optimizer == "adam":
+    rate = (
+        torch.tensor(config.training.learning_rate, device="cuda") if cuda else config.training.learning_rate
+    )
+    if config.training.optimizer == "adam":
         trained = [p for p in network.parameters() if p.requires_grad]
         return torch.optim.Adam(
-            trained, lr=rate, weight_decay=config.weight_decay, fused=True, capturable=cuda
+            trained, lr=rate, weight_decay=config.training.weight_decay, fused=True, capturable=cuda
         )
     return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True, capturable=cuda)
 
@@ -48,11 +50,13 @@ def learning_rate(config: Config, progress: float) -> float:
 
     A function of the share, not of a step count, since token-budget epochs differ by a step or two.
     """
-    if progress < config.warmup_ratio:
-        return config.learning_rate * max(progress, 1e-3) / config.warmup_ratio
-    share = (progress - config.warmup_ratio) / max(1e-9, 1 - config.warmup_ratio)
+    if progress < config.training.warmup_ratio:
+        return config.training.learning_rate * max(progress, 1e-3) / config.training.warmup_ratio
+    share = (progress - config.training.warmup_ratio) / max(1e-9, 1 - config.training.warmup_ratio)
     cosine = 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
-    return config.learning_rate * (config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine)
+    return config.training.learning_rate * (
+        config.training.min_lr_ratio + (1 - config.training.min_lr_ratio) * cosine
+    )
 
 
 class WeightAverage:

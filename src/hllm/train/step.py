@@ -28,9 +28,9 @@ Step = Callable[[Batch], Tensor]
 
 def use_bf16(config: Config, device: torch.device) -> bool:
     """bf16 matrix products: where the GPU has them, unless the configuration says otherwise."""
-    if config.precision == "auto":
+    if config.runtime.precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return config.precision == "bf16"
+    return config.runtime.precision == "bf16"
 
 
 def make_step(network: HLLM, optimizer: torch.optim.Optimizer, config: Config, loader: TrainLoader) -> Step:
@@ -50,12 +50,12 @@ def make_step(network: HLLM, optimizer: torch.optim.Optimizer, config: Config, l
             loss = objective(queries, items, targets, batch, network.source.trained_rows)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if config.grad_clip is not None:
-            torch.nn.utils.clip_grad_norm_(network.parameters(), config.grad_clip)
+        if config.training.grad_clip is not None:
+            torch.nn.utils.clip_grad_norm_(network.parameters(), config.training.grad_clip)
         optimizer.step()
         return loss.detach()
 
-    return GraphedStep(step, loader) if device.type == "cuda" else step
+    return GraphedStep(step, loader) if device.type == "cuda" and config.runtime.capture else step
 
 
 def _training_events(network: HLLM, loader: TrainLoader) -> Tensor:

@@ -73,7 +73,9 @@ class Trainer:
         self.show = show
         self.device = loader.device
         self.optimizer = make_optimizer(network, config)
-        self.average = WeightAverage(network, config.ema_decay) if config.ema_decay else None
+        self.average = (
+            WeightAverage(network, config.training.ema_decay) if config.training.ema_decay else None
+        )
         self.state = Progress()
         self.best: dict[str, Tensor] | None = None
         self.step = make_step(network, self.optimizer, config, loader)
@@ -105,7 +107,7 @@ class Trainer:
         self._saved_at = time.monotonic()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        left = self.config.epochs - self.state.epoch
+        left = self.config.training.epochs - self.state.epoch
         with interruptible() as interruption, progress("train", left, "epochs", self.show) as bar:
             while not self.state.finished:
                 self._epoch(interruption, bar)
@@ -132,7 +134,7 @@ class Trainer:
         losses: list[Tensor] = []
         self.network.train()
         for batch in self.loader.epoch(state.epoch, skip=state.step_in_epoch):
-            share = (state.epoch + state.step_in_epoch / len(slices)) / self.config.epochs
+            share = (state.epoch + state.step_in_epoch / len(slices)) / self.config.training.epochs
             losses.append(self._step(batch, learning_rate(self.config, share)))
             state.step += 1
             state.step_in_epoch += 1
@@ -181,18 +183,23 @@ class Trainer:
             "loss": state.loss_sum / max(n_steps, 1),
             # Of the epoch's last step; not read from the optimiser, which a resumed run may not have
             # stepped in this epoch.
-            "learning_rate": learning_rate(config, (state.epoch + 1 - 1 / max(n_steps, 1)) / config.epochs),
+            "learning_rate": learning_rate(
+                config, (state.epoch + 1 - 1 / max(n_steps, 1)) / config.training.epochs
+            ),
         }
         state.epoch += 1
         state.step_in_epoch, state.loss_sum = 0, 0.0
-        if state.epoch % config.eval_every == 0 or state.epoch == config.epochs:
+        if state.epoch % config.training.eval_every == 0 or state.epoch == config.training.epochs:
             row |= self._validate(state.epoch)
         state.history.append(row)
-        out_of_patience = config.patience is not None and state.stale_epochs >= config.patience
-        state.finished = state.epoch >= config.epochs or out_of_patience
-        value = row.get(config.valid_metric)
+        out_of_patience = (
+            config.training.patience is not None and state.stale_epochs >= config.training.patience
+        )
+        state.finished = state.epoch >= config.training.epochs or out_of_patience
+        value = row.get(config.training.valid_metric)
         bar.note(
-            f"loss {row['loss']:.4f}" + (f", {config.valid_metric} {value:.4f}" if value is not None else "")
+            f"loss {row['loss']:.4f}"
+            + (f", {config.training.valid_metric} {value:.4f}" if value is not None else "")
         )
 
     def _validate(self, epoch: int) -> dict[str, float]:
@@ -201,7 +208,7 @@ class Trainer:
         with self.average.applied() if self.average is not None else nullcontext():
             self._check_health(epoch)
             values = self.validate(self.network)
-            value = values[self.config.valid_metric]
+            value = values[self.config.training.valid_metric]
             better = self.state.best_value is None or value > self.state.best_value
             if better and not self.state.flat_validations:
                 self.state.best_value, self.state.best_epoch, self.state.stale_epochs = value, epoch, 0
@@ -224,7 +231,7 @@ class Trainer:
             # Until then the weights are no candidates for the best.
             self.state.flat_validations += 1
             lasts = self.state.flat_validations >= FLAT_VALIDATIONS
-            last = self.state.epoch >= self.config.epochs and self.best is None
+            last = self.state.epoch >= self.config.training.epochs and self.best is None
             if lasts or last or not bool(torch.isfinite(queries).all()):
                 raise
         else:
