@@ -37,10 +37,13 @@ def main() -> None:
     args = parser.parse_args()
     data, device = Dataset.load(args.dataset), hardware.pick_device(args.device)
     config = load_config(args.preset, overrides=parse_assignments(args.set))
-    found = load_embeddings(data, config.item_llm, config.pooling) if config.item_llm else None
+    found = (
+        load_embeddings(data, config.items.item_llm, config.items.pooling) if config.items.item_llm else None
+    )
     network = build_network(data, config, found).to(device).train()
+    training = config.training
     loader = TrainLoader(
-        data.train_histories(), parse_max_len(config.max_len), config.batch_tokens, config.seed, device
+        data.train_histories(), parse_max_len(training.max_len), training.batch_tokens, training.seed, device
     )
     step = make_step(network, make_optimizer(network, config), config, loader)
     print(

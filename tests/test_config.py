@@ -20,13 +20,17 @@ def test_later_sources_win(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("epochs: 7\nseed: 3\n")
     config = load_config("demo", file, {"seed": 5})
-    assert (config.epochs, config.seed, config.d_model) == (7, 5, PRESETS["demo"]["d_model"])
+    assert (config.training.epochs, config.training.seed, config.users.d_model) == (
+        7,
+        5,
+        PRESETS["demo"]["d_model"],
+    )
 
 
 def test_file_names_the_preset(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("preset: sasrec\n")
-    assert load_config("demo", file).item_llm is None
+    assert load_config("demo", file).items.item_llm is None
 
 
 @pytest.mark.parametrize(
@@ -57,7 +61,10 @@ def test_assignments(pair: str, value: object) -> None:
 
 
 def test_scientific_notation_reaches_the_configuration() -> None:
-    assert load_config("demo", overrides=parse_assignments(["learning_rate=5e-4"])).learning_rate == 5e-4
+    assert (
+        load_config("demo", overrides=parse_assignments(["learning_rate=5e-4"])).training.learning_rate
+        == 5e-4
+    )
 
 
 @pytest.mark.parametrize(

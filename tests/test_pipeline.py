@@ -24,13 +24,15 @@ from hllm.pipeline import Recommender, evaluate_run
 from hllm.testing import check_ranker, world, world_tables
 
 SMALL = {
-    "d_model": 16, "n_layers": 1, "n_heads": 2, "epochs": 3, "batch_tokens": 200, "whiten_rank": 8,
-    "adapter_hidden": 16, "learning_rate": 1e-2,
+    "d_model": 16, "n_layers": 1, "n_heads": 2, "epochs": 3, "batch_tokens": 200, "learning_rate": 1e-2,
 }  # fmt: skip
+SMALL_TEXT = {"item_llm": "random", "adapter_hidden": 16}
 
 
 def fit(data: Dataset, preset: str = "demo", out: Path | None = None, **settings: Any) -> Recommender:
-    settings = {**SMALL, **({"item_llm": "random"} if preset == "demo" else {}), **settings}
+    text = SMALL_TEXT if preset == "demo" else {}
+    rank = {"whiten_rank": 8} if text and settings.get("whiten", "whiten") == "whiten" else {}
+    settings = {**SMALL, **text, **rank, **settings}
     return Recommender.from_preset(preset, **settings).fit(data, out=out, device="cpu", progress=False)
 
 

@@ -104,11 +104,11 @@ class Recommender:
             (k,) if isinstance(k, int) else tuple(k),
             keep_seen=keep_seen,
             candidates=candidates,
-            max_len=self.config.max_len,
+            max_len=self.config.training.max_len,
             bootstrap=bootstrap,
             name=self.config.preset,
-            seeds=(self.config.seed,),
-            checkpoint=f"best validation {self.config.valid_metric}",
+            seeds=(self.config.training.seed,),
+            checkpoint=f"best validation {self.config.training.valid_metric}",
         )
 
     def recommend(
@@ -141,7 +141,7 @@ class Recommender:
         else:
             queries, names = queries_of_users(data, users, split)
         rules = make_rules(data, candidates=candidates, exclude=exclude, keep_seen=keep_seen)
-        top = recommend(network, queries, rules, k, max_len=parse_max_len(self.config.max_len))
+        top = recommend(network, queries, rules, k, max_len=parse_max_len(self.config.training.max_len))
         return to_frame(top, names, data)
 
     def add_items(self, items: Any, device: str = "auto") -> Recommender:
@@ -212,14 +212,18 @@ def evaluate_run(
 
 def _embeddings(data: Dataset, config: Config, device: str, progress: bool) -> ItemEmbeddings | None:
     """The item embeddings a configuration asks for, made where they are missing."""
-    if config.item_llm is None:
+    if config.items.item_llm is None:
         return None
     from hllm.items.embed import embed, load_embeddings
 
-    options = {"pooling": config.pooling, "prompt": config.prompt, "text_fields": config.text_fields}
+    options = {
+        "pooling": config.items.pooling,
+        "prompt": config.items.prompt,
+        "text_fields": config.items.text_fields,
+    }
     try:
-        return load_embeddings(data, config.item_llm, **options)  # type: ignore[arg-type]
+        return load_embeddings(data, config.items.item_llm, **options)  # type: ignore[arg-type]
     except AmbiguousError:
         raise
     except ArtifactError:  # missing or unfinished
-        return embed(data, config.item_llm, device=device, progress=progress, **options)  # type: ignore[arg-type]
+        return embed(data, config.items.item_llm, device=device, progress=progress, **options)  # type: ignore[arg-type]

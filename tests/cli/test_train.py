@@ -64,7 +64,7 @@ def command(world_folder: Path, small: list[str]) -> Callable[..., list[str]]:
 def test_a_run_folder_holds_everything(run_folder: Path) -> None:
     assert {p.name for p in run_folder.iterdir()} == FILES
     record = read_json(run_folder / "config.json")
-    assert record["config"]["preset"] == "sasrec" and record["config"]["max_len"] == 12
+    assert record["config"]["preset"] == "sasrec" and record["config"]["training"]["max_len"] == 12
     assert record["best"]["epoch"] in (1, 2, 3)
     history = read_jsonl(run_folder / "history.jsonl")
     assert [row["epoch"] for row in history] == [1, 2, 3]
@@ -99,7 +99,7 @@ def test_settings_from_a_file_then_from_set(
     arguments = ["train", str(world_folder), "--config", str(file), "--out", str(tmp_path / "run")]
     assert main([*arguments, "--set", "epochs=1", "--set", "batch_tokens=300", "--device", "cpu"]) == 0
     config = read_json(tmp_path / "run" / "config.json")["config"]
-    assert (config["preset"], config["d_model"], config["epochs"]) == ("sasrec", 8, 1)
+    assert (config["preset"], config["users"]["d_model"], config["training"]["epochs"]) == ("sasrec", 8, 1)
 
 
 def test_a_finished_run_is_shown_again(
@@ -122,7 +122,7 @@ def test_a_finished_run_is_shown_again(
     assert (run / "model.safetensors").read_bytes() == weights
 
     assert main(command(run, "--set", "dropout=0.1", "--overwrite")) == 0
-    assert read_json(run / "config.json")["config"]["dropout"] == 0.1
+    assert read_json(run / "config.json")["config"]["users"]["dropout"] == 0.1
     assert (run / "model.safetensors").read_bytes() != weights
 
 
@@ -333,4 +333,4 @@ def test_the_default_run_folder(
         )
         == 0
     )
-    assert Recommender.from_pretrained("runs/world-sasrec", "cpu").config.epochs == 1
+    assert Recommender.from_pretrained("runs/world-sasrec", "cpu").config.training.epochs == 1

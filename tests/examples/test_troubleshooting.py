@@ -43,7 +43,7 @@ def limited(limit: int, step):
     """`step` on a machine whose memory holds `limit` targets a batch."""
 
     def run(data, config, *rest):
-        if config.batch_tokens > limit:
+        if config.training.batch_tokens > limit:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return step(data, config, *rest)
 

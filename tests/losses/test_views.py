@@ -95,5 +95,7 @@ def test_draws_follow_their_probabilities(by: str) -> None:
         ({"loss": "sampled", "label_smoothing": 0.0}, 1, WholeCatalogue),  # 512 negatives of 11 items
     ],
 )
-def test_the_cheaper_view_that_carries_the_loss(settings: dict[str, Any], batch_tokens: int, kind: type) -> None:
+def test_the_cheaper_view_that_carries_the_loss(
+    settings: dict[str, Any], batch_tokens: int, kind: type
+) -> None:
     assert type(make_views(COUNTS, ObjectiveConfig(**settings), batch_tokens, 0)) is kind

@@ -33,7 +33,9 @@ def gradients(network: Network) -> dict[str, torch.Tensor]:
     }
 
 
-def test_packed_equals_one_user_at_a_time(make_network: MakeNetwork, make_batch: MakeBatch, forward: Forward) -> None:
+def test_packed_equals_one_user_at_a_time(
+    make_network: MakeNetwork, make_batch: MakeBatch, forward: Forward
+) -> None:
     """Outputs and gradients in float64, to 1e-9."""
     network = make_network()
     packed = make_batch(HISTORIES)
@@ -57,7 +59,9 @@ def test_packed_equals_one_user_at_a_time(make_network: MakeNetwork, make_batch:
         )
 
 
-def test_changing_one_user_changes_no_other_bit(make_network: MakeNetwork, make_batch: MakeBatch, forward: Forward) -> None:
+def test_changing_one_user_changes_no_other_bit(
+    make_network: MakeNetwork, make_batch: MakeBatch, forward: Forward
+) -> None:
     network = make_network()
     before = forward(network, make_batch(HISTORIES))[0]
     changed = [list(history) for history in HISTORIES]
@@ -68,7 +72,9 @@ def test_changing_one_user_changes_no_other_bit(make_network: MakeNetwork, make_
     assert not torch.equal(before[owner == 3], after[owner == 3])
 
 
-def test_a_neighbour_gets_no_gradient(make_network: MakeNetwork, make_batch: MakeBatch, forward: Forward) -> None:
+def test_a_neighbour_gets_no_gradient(
+    make_network: MakeNetwork, make_batch: MakeBatch, forward: Forward
+) -> None:
     """The loss of one user reaches the inputs of that user alone."""
     network = make_network()
     batch = make_batch(HISTORIES)
@@ -92,14 +98,18 @@ def test_case_d16_on_the_cpu(make_network: MakeNetwork, make_batch: MakeBatch, f
         assert bool(torch.isfinite(gradient).all()), name
 
 
-def test_the_past_does_not_see_the_future(make_network: MakeNetwork, make_batch: MakeBatch, forward: Forward) -> None:
+def test_the_past_does_not_see_the_future(
+    make_network: MakeNetwork, make_batch: MakeBatch, forward: Forward
+) -> None:
     network = make_network()
     one, other = (forward(network, make_batch([[1, 2, 3, *end]]))[0] for end in ([4, 6], [9, 10]))
     assert torch.equal(one[:3], other[:3])
     assert not torch.allclose(one[3], other[3])
 
 
-def test_rows_planned_elsewhere_change_nothing(make_network: MakeNetwork, make_batch: MakeBatch, forward: Forward) -> None:
+def test_rows_planned_elsewhere_change_nothing(
+    make_network: MakeNetwork, make_batch: MakeBatch, forward: Forward
+) -> None:
     network = make_network()
     batch = make_batch(HISTORIES)
     for rows in (make_rows(batch, 24), make_rows(batch, 64, 3)):
@@ -108,7 +118,9 @@ def test_rows_planned_elsewhere_change_nothing(make_network: MakeNetwork, make_b
         )
 
 
-def test_the_training_softmax_holds_trained_items_only(make_network: MakeNetwork, make_batch: MakeBatch, forward: Forward) -> None:
+def test_the_training_softmax_holds_trained_items_only(
+    make_network: MakeNetwork, make_batch: MakeBatch, forward: Forward
+) -> None:
     """protocol.md, "Negatives"; and every target's row is its own item."""
     network = make_network()
     batch = make_batch(HISTORIES)
@@ -119,12 +131,12 @@ def test_the_training_softmax_holds_trained_items_only(make_network: MakeNetwork
     assert torch.equal(targets >= 0, batch.targets > 0)
     named = trained[targets.clamp(min=0)]
     assert torch.equal(named[targets >= 0], batch.targets[batch.targets > 0])
-    torch.testing.assert_close(
-        items, network.model.scorer.item(network.source.encode(trained))
-    )
+    torch.testing.assert_close(items, network.model.scorer.item(network.source.encode(trained)))
 
 
-def test_ranking_sees_what_training_computes(make_network: MakeNetwork, make_batch: MakeBatch, forward: Forward) -> None:
+def test_ranking_sees_what_training_computes(
+    make_network: MakeNetwork, make_batch: MakeBatch, forward: Forward
+) -> None:
     network = make_network().eval()
     batch = make_batch(HISTORIES)
     queries, items, _ = forward(network, batch)
@@ -134,7 +146,9 @@ def test_ranking_sees_what_training_computes(make_network: MakeNetwork, make_bat
     torch.testing.assert_close(scores, queries[last] @ items.T)
 
 
-def test_scores_follow_the_weights(make_network: MakeNetwork, make_batch: MakeBatch, forward: Forward) -> None:
+def test_scores_follow_the_weights(
+    make_network: MakeNetwork, make_batch: MakeBatch, forward: Forward
+) -> None:
     """The cached item table does not outlive a return to training."""
     network = make_network().eval()
     query, tokens = network.query(make_batch([[1, 2]])), torch.tensor([4, 11])
@@ -146,7 +160,9 @@ def test_scores_follow_the_weights(make_network: MakeNetwork, make_batch: MakeBa
     assert not torch.allclose(network.score(query, tokens), before)
 
 
-def test_masking_hides_inputs_in_training_only(make_network: MakeNetwork, make_batch: MakeBatch, forward: Forward) -> None:
+def test_masking_hides_inputs_in_training_only(
+    make_network: MakeNetwork, make_batch: MakeBatch, forward: Forward
+) -> None:
     network = make_network(mask_prob=0.5)
     batch = make_batch([[1, 2, 3, 4, 6, 7]])
     torch.manual_seed(1)
@@ -162,7 +178,9 @@ def test_masking_hides_inputs_in_training_only(make_network: MakeNetwork, make_b
     assert network.model.user_model.mask_vector.grad.any()
 
 
-def test_an_empty_history_is_refused(make_network: MakeNetwork, make_batch: MakeBatch, forward: Forward) -> None:
+def test_an_empty_history_is_refused(
+    make_network: MakeNetwork, make_batch: MakeBatch, forward: Forward
+) -> None:
     with pytest.raises(DataError, match="without any event"):
         make_network().query(make_batch([[1, 2], []]))
 

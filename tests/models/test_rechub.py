@@ -147,7 +147,9 @@ def test_neighbours_in_a_batch_change_nothing(
         torch.testing.assert_close(network.query(alone)[0], together[u])
 
 
-def test_gaps_since_the_event_before_are_causal_at_every_position(make_network: Callable[..., Network]) -> None:
+def test_gaps_since_the_event_before_are_causal_at_every_position(
+    make_network: Callable[..., Network],
+) -> None:
     """`window_end` is not, before a window's last event: the letter of the original."""
     batch = make_batch([MAX_LEN])
     later = batch.times.clone()

@@ -97,7 +97,7 @@ def test_a_run_reads_back_as_it_was(tmp_path: Path, recommender: Recommender) ->
     for name, value in recommender.network.state_dict().items():
         assert torch.equal(network.state_dict()[name], value), name
     saved = read_json(tmp_path / "run" / "config.json")
-    assert (saved["format"], saved["version"]) == ("hllm-run", 1)
+    assert (saved["format"], saved["version"]) == ("hllm-run", 2)
     assert saved["best"]["epoch"] == 1 and saved["seconds"] > 0
     assert saved["dataset"]["n_users"] == 40 and "torch" in saved["versions"]
     write_run(tmp_path / "again", network, config, data, record)
@@ -137,13 +137,14 @@ def test_what_is_no_run_says_what_to_do(tmp_path: Path, data: Dataset, recommend
     record = read_json(tmp_path / "old" / "config.json")
     write_json(tmp_path / "old" / "config.json", {**record, "version": 99})
     assert is_run(tmp_path / "old")
-    assert "run version 99, this hllm reads 1" in message(tmp_path / "old")
+    assert "run version 99, this hllm reads 1 and 2" in message(tmp_path / "old")
 
 
 def test_weights_of_another_shape_are_named(tmp_path: Path, recommender: Recommender) -> None:
     recommender.save_pretrained(tmp_path / "run")
     record = read_json(tmp_path / "run" / "config.json")
-    write_json(tmp_path / "run" / "config.json", {**record, "config": {**record["config"], "n_layers": 2}})
+    record["config"]["users"]["n_layers"] = 2
+    write_json(tmp_path / "run" / "config.json", record)
     with pytest.raises(ArtifactError, match=r"model\.safetensors does not fit its config\.json"):
         read_run(tmp_path / "run", CPU)
 

@@ -62,7 +62,9 @@ def test_every_tensor_is_copied(make: Any) -> None:
 def test_every_field_of_the_contracts_is_set_here() -> None:
     """A field that someone adds has to be in this test, and so in the step."""
     for value in (full_batch(1), view(1)):
-        assert [f.name for f in fields(value) if getattr(value, f.name) is None or getattr(value, f.name) == {}] == []
+        assert [
+            f.name for f in fields(value) if getattr(value, f.name) is None or getattr(value, f.name) == {}
+        ] == []
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,9 @@ OBJECTIVES: list[dict[str, Any]] = [
 def loader_of(data: Dataset, config: Config) -> TrainLoader:
     training = config.training
     assert isinstance(training.max_len, int)
-    return TrainLoader(data.train_histories(), training.max_len, training.batch_tokens, 0, windows=training.windows)
+    return TrainLoader(
+        data.train_histories(), training.max_len, training.batch_tokens, 0, windows=training.windows
+    )
 
 
 def padded_batches(loader: TrainLoader) -> list[tuple[Batch, Batch]]:
@@ -49,7 +51,9 @@ def padded_batches(loader: TrainLoader) -> list[tuple[Batch, Batch]]:
     return pairs  # type: ignore[return-value]
 
 
-def test_left_over_tokens_take_no_slot_of_a_real_one(data: Dataset, make_config: Callable[..., Config]) -> None:
+def test_left_over_tokens_take_no_slot_of_a_real_one(
+    data: Dataset, make_config: Callable[..., Config]
+) -> None:
     for batch, padded in padded_batches(loader_of(data, make_config(max_len=16, batch_tokens=160))):
         assert padded.rows is not None
         slots, segments = padded.rows.slots, padded.rows.segments.flatten()
@@ -77,7 +81,12 @@ class Still(Optimizer):
 def step_of(network: Network, config: Config) -> TrainStep:
     optimizer = Still(network, config.training)
     return TrainStep(
-        network, optimizer, make_objective(config.objective), config.training, config.runtime, torch.device("cpu")
+        network,
+        optimizer,
+        make_objective(config.objective),
+        config.training,
+        config.runtime,
+        torch.device("cpu"),
     )
 
 
@@ -111,7 +120,9 @@ def test_the_padded_batch_trains_as_the_plain_one_with_torch_rechubs_model(data:
 # ---------------------------------------------------------------------- lease against one plain graph
 
 
-def one_graph(network: Network, config: Config, batch: Batch, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
+def one_graph(
+    network: Network, config: Config, batch: Batch, views: Views
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and gradients with the source inside the graph: no lease."""
     network.zero_grad()
     view = views.view(batch, (0, 0))

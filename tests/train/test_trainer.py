@@ -39,7 +39,7 @@ def scripted(data: Dataset, make_config: Callable[..., Config]) -> Callable[...,
             seen.append(network.user_model.norm.weight.detach().clone())
             return {"ndcg@10": values[len(seen) - 1]}
 
-        loader = TrainLoader(data.train_histories(), 8, config.batch_tokens, config.seed)
+        loader = TrainLoader(data.train_histories(), 8, config.training.batch_tokens, config.training.seed)
         network = build_network(data, config, None)
         return Trainer(network, loader, config, validate, show=False), seen
 

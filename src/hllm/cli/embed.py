@@ -72,13 +72,13 @@ def embed(
 
 def train_command(dataset: Path, spec: dict[str, Any], fields: list[str] | None) -> str:
     """The command that trains on these embeddings, with a --set for each choice that is not the default."""
-    from hllm.config import Config
+    from hllm.items.config import ItemsConfig
     from hllm.text.template import OFFICIAL_PROMPT
 
     settings = {"item_llm": spec["model"]}
     if spec["source"] != "control":
         settings |= {"pooling": spec["pooling"], "prompt": json.dumps(spec["prompt"])}
-    defaults = {name: Config.model_fields[name].default for name in settings}
+    defaults = {name: ItemsConfig.model_fields[name].default for name in settings}
     defaults["prompt"] = json.dumps(OFFICIAL_PROMPT)
     if fields is not None:
         settings["text_fields"], defaults["text_fields"] = f"[{', '.join(fields)}]", None

@@ -29,6 +29,9 @@ def train(
         int, typer.Option(min=1, help="Train this many seeds, into OUT/seed-0, OUT/seed-1, ...")
     ] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    no_capture: Annotated[
+        bool, typer.Option("--no-capture", help="On a GPU, run each step plainly, not as a CUDA graph.")
+    ] = False,
 ) -> None:
     """Train a model on a dataset, then evaluate it and the baselines.
 
@@ -40,7 +43,8 @@ def train(
 
     hardware.pick_device(device)  # a wrong one fails before anything is said or written
     data = Dataset.load(dataset)
-    chosen = load_config(preset, config, _with_dataset_default(data, preset, config, parse_assignments(set_)))
+    given = parse_assignments(set_) | ({"capture": False} if no_capture else {})
+    chosen = load_config(preset, config, _with_dataset_default(data, preset, config, given))
     folder = out or Path("runs") / f"{dataset.resolve().name}-{chosen.preset}"
     if seeds == 1:
         train_one(data, chosen, folder, device=device, resume=resume, overwrite=overwrite)
@@ -92,9 +96,10 @@ def train_one(
     except (RuntimeError, MemoryError) as err:
         if not is_out_of_memory(err):
             raise
+        tokens, max_len = config.training.batch_tokens, config.training.max_len
         raise DeviceError(
-            f"out of memory on {device} with batch_tokens={config.batch_tokens}, max_len={config.max_len}; try "
-            f"--set batch_tokens={max(1, config.batch_tokens // 2)}, a smaller max_len or d_model, or --device cpu"
+            f"out of memory on {device} with batch_tokens={tokens}, max_len={max_len}; try "
+            f"--set batch_tokens={max(1, tokens // 2)}, a smaller max_len or d_model, or --device cpu"
         ) from err
     return finish_run(recommender, folder)
 
@@ -127,12 +132,11 @@ def _train_seeds(data: Dataset, config: Config, folder: Path, seeds: int, **opti
     import statistics
 
     from hllm.artifacts import write_json
-    from hllm.config import make_config
 
     documents = []
-    for seed in range(config.seed, config.seed + seeds):
+    for seed in range(config.training.seed, config.training.seed + seeds):
         console.note(f"seed {seed}")
-        one = make_config({**config.model_dump(), "seed": seed})
+        one = config.model_copy(update={"seed": seed})
         documents.append(train_one(data, one, folder / f"seed-{seed}", **options))
     rows, summary = [], {}
     for split in ("validation", "test"):
@@ -145,8 +149,8 @@ def _train_seeds(data: Dataset, config: Config, folder: Path, seeds: int, **opti
     write_json(folder / "seeds.json", summary)
     caption = (
         f"{config.preset} | {data.meta['name']} {data.fingerprint[:12]} | candidates interacted | seen filtered | "
-        f"{data.n_candidates:,} items | seeds {config.seed}-{config.seed + seeds - 1} | "
-        f"best validation {config.valid_metric}"
+        f"{data.n_candidates:,} items | seeds {config.training.seed}-{config.training.seed + seeds - 1} | "
+        f"best validation {config.training.valid_metric}"
     )
     console.table(
         f"{seeds} seeds of {config.preset}", ["metric", "mean", "deviation", "values"], rows, caption=caption
@@ -155,11 +159,12 @@ def _train_seeds(data: Dataset, config: Config, folder: Path, seeds: int, **opti
 
 def _embeddings(data: Dataset, config: Config) -> Any:
     """The embeddings to train on, which must be there already."""
-    if config.item_llm is None:
+    items = config.items
+    if items.item_llm is None:
         return None
     from hllm.items.embed import load_embeddings
 
-    return load_embeddings(data, config.item_llm, config.pooling, config.prompt, config.text_fields)
+    return load_embeddings(data, items.item_llm, items.pooling, items.prompt, items.text_fields)
 
 
 def _with_dataset_default(

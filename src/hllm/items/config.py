@@ -10,8 +10,6 @@ from pydantic import Field, model_validator
 from hllm.errors import ConfigError
 from hllm.settings import Settings
 
-CONTROLS = ("tfidf", "random")  # encoders without a language model
-
 
 class ItemsConfig(Settings):
     """Where item vectors come from.
@@ -56,10 +54,9 @@ class ItemsConfig(Settings):
                 "adapter_hidden": "adapt",
             }
             return {name: no_text + verb for name, verb in verbs.items()}
-        if self.item_llm.lower() in CONTROLS:
-            reason = f"item_llm={self.item_llm} reads words without a language model"
-            found |= dict.fromkeys(("pooling", "prompt"), reason)
-        elif is_store_key(self.item_llm):
+        # The controls `tfidf` and `random` do not pool either, but stand in for a language model in the
+        # same command, so `pooling` and `prompt` beside them are let pass.
+        if is_store_key(self.item_llm):
             reason = f"item_llm={self.item_llm} is the key of a store, which says it already"
             found |= dict.fromkeys(("pooling", "prompt", "text_fields"), reason)
         if self.whiten != "whiten":

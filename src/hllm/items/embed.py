@@ -12,10 +12,11 @@ import numpy as np
 
 from hllm import artifacts, hardware
 from hllm.errors import ArtifactError, ConfigError, DataError
+from hllm.items.config import is_store_key
 from hllm.items.encoders.names import is_local
 from hllm.items.encoders.precision import auto_precision, check_precision
 from hllm.items.store.encode import complete_store, make_encoder
-from hllm.items.store.request import Request, find_spec, is_store_key, make_request, matching_specs
+from hllm.items.store.request import Request, find_spec, make_request, matching_specs
 from hllm.items.store.shards import SPEC_FILE, Store, read_index, spec_key, text_key, write_index
 
 if TYPE_CHECKING:

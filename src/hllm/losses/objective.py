@@ -27,7 +27,9 @@ def make_objective(config: ObjectiveConfig) -> Objective:
 
         def full(queries: Tensor, classes: Tensor, batch: Batch, view: ItemView) -> Tensor:
             queries = queries / config.loss_temperature
-            return cross_entropy(queries, classes, view.targets, config.label_smoothing, count=batch.n_targets)
+            return cross_entropy(
+                queries, classes, view.targets, config.label_smoothing, count=batch.n_targets
+            )
 
         return full
 

@@ -1,6 +1,6 @@
 """The user model of `hllm-lite`: gated pre-norm transformer blocks over packed histories.
 
-    item vectors (T, d) -> norm -> masked inputs -> gated blocks -> norm -> hidden (T, d)
+item vectors (T, d) -> norm -> masked inputs -> gated blocks -> norm -> hidden (T, d)
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ class GatedUserModel(nn.Module):
         small = 0.02 / (2 * len(self.blocks)) ** 0.5
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=small if name.endswith(("attention.out", "ffn.down")) else 0.02)
+                nn.init.normal_(
+                    module.weight, std=small if name.endswith(("attention.out", "ffn.down")) else 0.02
+                )
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)

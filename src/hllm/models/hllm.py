@@ -86,7 +86,9 @@ class Network(nn.Module):
     def query(self, batch: Batch) -> Tensor:
         """Queries float32 (U, w): the scaled hidden state at each user's last event."""
         if batch.n_users and int(batch.lengths.min()) == 0:
-            raise DataError("a user without any event cannot be ranked for; give at least one item of history")
+            raise DataError(
+                "a user without any event cannot be ranked for; give at least one item of history"
+            )
         hidden = self.model.hidden(batch, self.table().raw[batch.tokens])
         return self.model.scorer.query(hidden[last_positions(batch.offsets)])
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hllm.artifacts import read_json
-from hllm.errors import ArtifactError
+from hllm.config import make_config
+from hllm.errors import ArtifactError, ConfigError
 from hllm.train.checkpoint import LAST, read_identity
 
 if TYPE_CHECKING:
@@ -76,10 +77,19 @@ def saved_identity(folder: Path) -> dict[str, Any] | None:
     """The identity of the run in `folder`, finished or not; None where no checkpoint tells it yet."""
     checkpoint = folder / "checkpoints" / LAST
     if not is_run(folder):
-        return read_identity(checkpoint) if checkpoint.is_file() else None
+        return as_of_now(read_identity(checkpoint)) if checkpoint.is_file() else None
     record = read_json(folder / "config.json")
     key = (record.get("embeddings") or {}).get("key")
-    return {"config": record["config"], "dataset": record["dataset"]["fingerprint"], "embeddings": key}
+    saved = {"config": record["config"], "dataset": record["dataset"]["fingerprint"], "embeddings": key}
+    return as_of_now(saved)
+
+
+def as_of_now(identity: dict[str, Any]) -> dict[str, Any]:
+    """An identity with its configuration as this version writes it; unchanged where it cannot be read."""
+    try:
+        return identity | {"config": make_config(identity["config"]).model_dump()}
+    except (ConfigError, KeyError):
+        return identity
 
 
 def clear_run(folder: Path) -> None:
@@ -108,5 +118,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise ArtifactError(f"{folder} is not a run folder; make one with: hllm train DATASET --out RUN")
     document: dict[str, Any] = read_json(folder / "config.json")
     if document.get("version") not in range(1, VERSION + 1):
-        raise ArtifactError(f"{folder} has run version {document.get('version')}, this hllm reads up to {VERSION}")
+        raise ArtifactError(
+            f"{folder} has run version {document.get('version')}, this hllm reads up to {VERSION}"
+        )
     return document

@@ -21,10 +21,14 @@ _MOVED = {
 }
 
 
-def upgraded(document: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def upgraded(
+    document: dict[str, Any], tensors: dict[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A version 1 `config.json` and its weights, as version 2 has them."""
     tensors = dict(tensors)
-    trained = tensors.pop("source.trained")  # bool (n + 1,): rows of other items were masked, now they are zero
+    trained = tensors.pop(
+        "source.trained"
+    )  # bool (n + 1,): rows of other items were masked, now they are zero
     new = {_new_name(name): value for name, value in tensors.items()}
     if "source.parts.ids.weight" in new:
         new["source.parts.ids.weight"] = new["source.parts.ids.weight"] * trained.unsqueeze(1)

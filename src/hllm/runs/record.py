@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hllm import hardware
+from hllm.config import by_short_name
 from hllm.errors import ArtifactError
 from hllm.train.trainer import FitResult
 
@@ -62,9 +63,9 @@ def check_identity(folder: Path, saved: dict[str, Any], wanted: dict[str, Any]) 
     if saved == wanted:
         return
     changes = []
-    earlier = saved.get("config", {})
-    for key in {**earlier, **wanted["config"]}:  # another version of hllm may know other settings
-        before, value = earlier.get(key), wanted["config"].get(key)
+    earlier, now = by_short_name(saved.get("config", {})), by_short_name(wanted["config"])
+    for key in {**earlier, **now}:  # another version of hllm may know other settings
+        before, value = earlier.get(key), now.get(key)
         if before != value:
             changes.append(f"{key} {before!r} -> {value!r}")
     for key in ("dataset", "embeddings"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -42,6 +41,7 @@ def write_run(folder: Path, network: Network, config: Config, data: Dataset, rec
         "format": FORMAT,
         "version": VERSION,
         "config": config.model_dump(),
+        "runtime": config.runtime.model_dump(),
         "source": network.source.spec(),
         **asdict(record),
     }
@@ -67,7 +67,7 @@ def read_run(folder: Path, device: torch.device) -> tuple[Network, Config, Datas
     tensors, _ = read_tensors(folder / "model.safetensors")
     if document["version"] == 1:
         document, tensors = upgraded(document, tensors)
-    config = make_config(document.pop("config"), saved=True)
+    config = make_config(document["config"] | {"runtime": document.get("runtime", {})})
     network = with_source(empty_source(document["source"]), config)
     try:
         network.load_state_dict(tensors)

@@ -17,7 +17,7 @@ from hllm.losses.objective import make_objective
 from hllm.losses.views import BatchItems, make_views
 from hllm.models.hllm import Network
 from hllm.runs.build import build_network
-from hllm.runs.folder import check_folder, clear_run
+from hllm.runs.folder import as_of_now, check_folder, clear_run
 from hllm.runs.record import check_identity, identity_of
 from hllm.train.checkpoint import read_identity
 from hllm.train.trainer import FitResult, Trainer
@@ -48,7 +48,7 @@ def train_network(
     if folder is not None:
         check_folder(data, folder)
         if resume and trainer.checkpoint is not None and trainer.checkpoint.is_file():
-            check_identity(folder, read_identity(trainer.checkpoint), identity)
+            check_identity(folder, as_of_now(read_identity(trainer.checkpoint)), identity)
             trainer.resume()
         else:
             clear_run(folder)

@@ -158,7 +158,9 @@ def check_user_model(model: UserModel, width: int, tolerance: float = 1e-9) -> N
     changed[at] += 1.0
     after = states(changed, whole)
     moved = (after - base).abs().amax(1) > tolerance
-    assert moved.nonzero().flatten().tolist() == [at], "an event changes states before it, or of another history"
+    assert moved.nonzero().flatten().tolist() == [at], (
+        "an event changes states before it, or of another history"
+    )
     leaf = x.clone().requires_grad_()
     (grad,) = torch.autograd.grad(states(leaf, whole).square().sum(), leaf)
     assert bool((grad.abs().amax(1) > 0).all()), "no gradient reaches an input"
@@ -182,4 +184,6 @@ def check_views(views: Views, batch: Batch, counts: torch.Tensor) -> None:
         other = views.view(batch, (3, 6)).negatives
         assert other is not None
         drawn = view.tokens[view.negatives]
-        assert not torch.equal(drawn, views.view(batch, (3, 6)).tokens[other]), "the same negatives at every step"
+        assert not torch.equal(drawn, views.view(batch, (3, 6)).tokens[other]), (
+            "the same negatives at every step"
+        )

@@ -19,7 +19,9 @@ class TinyLiveText(ItemSource):
 
     static = False
 
-    def __init__(self, n_items: int, width: int, chunk: int = 7, dropout: float = 0.1, cached: bool = True) -> None:
+    def __init__(
+        self, n_items: int, width: int, chunk: int = 7, dropout: float = 0.1, cached: bool = True
+    ) -> None:
         super().__init__()
         self.width = width
         self.chunk = chunk

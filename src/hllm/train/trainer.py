@@ -13,9 +13,9 @@ from torch import Tensor
 
 from hllm.artifacts import read_tensors, write_jsonl, write_tensors
 from hllm.data.batches.training import Plan, TrainLoader
-from hllm.losses.views import Views
 from hllm.errors import TrainingError
 from hllm.losses.objective import Objective
+from hllm.losses.views import Views
 from hllm.models.hllm import Network
 from hllm.packing import Batch
 from hllm.progress import Bar, progress
@@ -148,7 +148,10 @@ class Trainer:
         self._saved_at = time.monotonic()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        with interruptible() as interruption, progress("train", self.training.epochs, "epochs", self.show) as bar:
+        with (
+            interruptible() as interruption,
+            progress("train", self.training.epochs, "epochs", self.show) as bar,
+        ):
             bar.start(self.state.epoch)
             while not self.state.finished:
                 self._epoch(interruption, bar)
@@ -225,7 +228,9 @@ class Trainer:
             "loss": state.loss_sum / max(n_steps, 1),
             # Of the epoch's last step; not read from the optimiser, which a resumed run may not have
             # stepped in this epoch.
-            "learning_rate": learning_rate(training, (state.epoch + 1 - 1 / max(n_steps, 1)) / training.epochs),
+            "learning_rate": learning_rate(
+                training, (state.epoch + 1 - 1 / max(n_steps, 1)) / training.epochs
+            ),
         }
         state.epoch += 1
         state.step_in_epoch, state.loss_sum = 0, 0.0

@@ -26,7 +26,7 @@ from hllm.compat.scripts.memory import ADVICE, packed_memory, with_fitting_batch
 from hllm.compat.scripts.preprocess import SHARES
 from hllm.compat.scripts.processed import Processed, open_folder
 from hllm.compat.scripts.resplit import resplit
-from hllm.config import Config, heads_of, load_config
+from hllm.config import Config, load_config
 from hllm.errors import ConfigError
 from hllm.formats.rechub import write_model
 from hllm.items.encoders.names import canonical
@@ -34,6 +34,7 @@ from hllm.pipeline import Recommender, evaluate_run
 from hllm.runs.folder import run_state, saved_identity
 from hllm.runs.record import identity_of, new_record
 from hllm.runs.train import train_network
+from hllm.settings import heads_of
 from hllm.train.trainer import Stopped
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def _run(family: Family, parser: Parser, here: Path, arguments: Sequence[str] | 
     out = Path(args.save_dir).expanduser() / f"hllm-{family.name}-{_label(args.model_type)}"
 
     def sized(batch_size: int) -> Config:
-        return config.model_copy(update={"batch_tokens": tokens_of(batch_size, config.passes)})
+        return config.model_copy(update={"batch_tokens": tokens_of(batch_size, config.training.passes)})
 
     def interrupted(batch_size: int) -> bool:
         return run_state(out) == "unfinished" and saved_identity(out) == identity_of(
@@ -171,7 +172,7 @@ def settings(args: argparse.Namespace, width: int) -> Config:
     }
     if args.temperature is not None:
         changes["temperature" if args.state == "rechub" else "loss_temperature"] = args.temperature
-    passes = load_config(args.state).passes
+    passes = load_config(args.state).training.passes
     return load_config(args.state, overrides={**changes, "batch_tokens": tokens_of(args.batch_size, passes)})
 
 
@@ -201,24 +202,27 @@ def _describe(
     data: Dataset, embeddings: ItemEmbeddings, config: Config, device: torch.device, batch_size: int
 ) -> None:
     dim = embeddings.vectors.shape[1]
-    n_heads = heads_of(dim, config.n_heads)
-    assert isinstance(config.max_len, int)
+    n_heads = heads_of(dim, config.users.n_heads)
+    assert isinstance(config.training.max_len, int)
     say(
         f"data: {data.n_users:,} users, {data.n_candidates:,} items, {int(data.train_mask.sum()):,} training events; "
         f"split {data.meta['split']['name']}"
     )
-    say(f"model: {config.preset}, width {dim}, {config.n_layers} layers, {n_heads} heads, loss {config.loss}")
+    say(
+        f"model: {config.preset}, width {dim}, {config.users.n_layers} layers, {n_heads} heads, "
+        f"loss {config.objective.loss}"
+    )
     needed = packed_memory(
-        max(config.batch_tokens, config.max_len),
+        max(config.training.batch_tokens, config.training.max_len),
         data.n_catalogue,
         dim,
-        config.n_layers,
+        config.users.n_layers,
         n_heads,
-        config.max_len,
+        config.training.max_len,
     )
     check_memory(device, needed, f"--batch_size {max(1, batch_size // 2)}, --auto-batch, or {ADVICE}")
-    if device.type == "cuda" and config.batch_tokens < SMALL_BATCH:
-        enough = -(-4 * SMALL_BATCH // config.passes)
+    if device.type == "cuda" and config.training.batch_tokens < SMALL_BATCH:
+        enough = -(-4 * SMALL_BATCH // config.training.passes)
         warn(
             f"--batch_size {batch_size} leaves a GPU mostly idle, which is slow; --batch_size {enough} does not"
         )
@@ -235,12 +239,12 @@ def _probe(data: Dataset, config: Config, embeddings: ItemEmbeddings, device: to
     network = build_network(data, config, embeddings).to(device).train()
     loader = TrainLoader(
         data.train_histories(),
-        parse_max_len(config.max_len),
-        config.batch_tokens,
-        config.seed,
+        parse_max_len(config.training.max_len),
+        config.training.batch_tokens,
+        config.training.seed,
         device,
-        config.windows,
-        config.passes,
+        config.training.windows,
+        config.training.passes,
     )
     step = make_step(network, make_optimizer(network, config), config, loader)
     for batch in islice(loader.epoch(0), PROBE_STEPS):
@@ -249,7 +253,7 @@ def _probe(data: Dataset, config: Config, embeddings: ItemEmbeddings, device: to
 
 def _finish(folder: Processed, recommender: Recommender, out: Path, save_dir: Path) -> None:
     """Metrics, report and model.pth."""
-    from hllm.models.rechub import rechub_weights
+    from hllm.models.rechub_weights import rechub_weights
     from hllm.report.results import write_results
 
     assert recommender.network is not None

@@ -59,6 +59,12 @@ def empty_source(spec: dict[str, Any]) -> ItemSource:
                 torch.zeros(dim, dtype=torch.float64), torch.zeros(dim, rank, dtype=torch.float64)
             )
         return TextTable(
-            torch.zeros(n, spec["rank"]), torch.zeros(n, dtype=torch.bool), whitening, spec["width"], spec["hidden"]
+            torch.zeros(n, spec["rank"]),
+            torch.zeros(n, dtype=torch.bool),
+            whitening,
+            spec["width"],
+            spec["hidden"],
         )
-    raise ArtifactError(f"the run's item source is of kind {kind!r}, which this hllm does not know; update hllm")
+    raise ArtifactError(
+        f"the run's item source is of kind {kind!r}, which this hllm does not know; update hllm"
+    )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hllm.items.source.base import Lease, ItemSource
+from hllm.items.source.base import ItemSource, Lease
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -113,11 +112,6 @@ def find_spec(dataset: Any, request: Request | str) -> dict[str, Any]:
     raise ArtifactError(
         f"no embeddings of {what}" + (f" (there are: {others})" if others else "") + f"; run: {command}"
     )
-
-
-def is_store_key(name: str) -> bool:
-    """Whether `name` is a store's key rather than a model's name."""
-    return re.fullmatch(r"[0-9a-f]{16}", name) is not None
 
 
 def describe_request(request: Request) -> str:
