@@ -110,6 +110,14 @@ def test_a_limit_takes_that_many_of_the_targets(vectors: tuple[Tensor, Tensor]) 
     assert math.log(3) < float(few) <= math.log(5) + 1e-6  # at most one of the four is one's own item
 
 
+def test_the_sum_is_divided_by_the_count_given(vectors: tuple[Tensor, Tensor]) -> None:
+    q, items = vectors
+    targets = torch.arange(len(q)) % M
+    users = torch.arange(len(q))
+    mean = in_batch(q, items, targets, users)
+    torch.testing.assert_close(in_batch(q, items, targets, users, count=torch.tensor(60)), mean * len(q) / 60)
+
+
 def test_a_batch_of_one_user_has_no_negatives() -> None:
     loss = in_batch(torch.randn(5, D), torch.randn(M, D), torch.arange(5), torch.zeros(5, dtype=torch.long))
     assert float(loss) == pytest.approx(0, abs=1e-6)
