@@ -101,7 +101,7 @@ def train_twin(
     return TwinRanker(model), time.perf_counter() - started
 
 
-def padded(network: HLLM, config: Config) -> HLLMModel:
+def padded(network: Network, config: Config) -> HLLMModel:
     """The packed network's weights in the padded model: what attention to padding changes."""
     weights = rechub_weights(network)
     n, width = weights["item_embeddings"].shape

@@ -11,7 +11,7 @@ import torch
 
 from hllm.config import Config, load_config
 from hllm.data.dataset import Dataset
-from hllm.models.hllm import HLLM
+from hllm.models.hllm import Network
 from hllm.runs.train import train_network
 from hllm.testing import world
 from hllm.train import trainer
@@ -37,12 +37,12 @@ def make_config() -> Callable[..., Config]:
 
 
 @pytest.fixture
-def train(data: Dataset, make_config: Callable[..., Config]) -> Callable[..., tuple[HLLM, FitResult]]:
+def train(data: Dataset, make_config: Callable[..., Config]) -> Callable[..., tuple[Network, FitResult]]:
     """Train the small model on the small world; settings by name."""
 
     def run(
         folder: Path | None = None, resume: bool = False, embeddings: Any = None, **settings: Any
-    ) -> tuple[HLLM, FitResult]:
+    ) -> tuple[Network, FitResult]:
         device = torch.device("cpu")
         return train_network(data, make_config(**settings), embeddings, device, folder, resume, show=False)
 

@@ -157,7 +157,7 @@ def make_views(
     most = 2 * batch_tokens + (objective.n_negatives or DRAWN) * (objective.loss == "sampled")
     if whole is None:
         full = objective.loss in ("cross_entropy", "nce")
-        whole = full or 2 * most >= np.count_nonzero(counts)
+        whole = full or 2 * most >= int(np.count_nonzero(counts))
     if whole:
         return WholeCatalogue(counts, objective, seed, device)
     fixed = torch.device(device).type != "cpu"

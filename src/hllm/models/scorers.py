@@ -57,9 +57,9 @@ class DotScorer(nn.Module):
 
 def make_scorer(config: ScorerConfig) -> CosineScorer | DotScorer:
     """The scorer that `config` asks for."""
-    if config.scorer.scorer == "dot":
-        return DotScorer(config.scorer.temperature)
-    return CosineScorer(config.scorer.temperature, config.scorer.learn_temperature)
+    if config.scorer == "dot":
+        return DotScorer(config.temperature)
+    return CosineScorer(config.temperature, config.learn_temperature)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""For tests and documentation: a small synthetic world, and contracts that rankers, sources, user models and views keep.
+"""For tests and documentation: a small synthetic world, and contracts that its parts keep.
 
 >>> from hllm.testing import world
 >>> data = world(n_users=60, n_items=40)

@@ -36,9 +36,11 @@ class LazyIds:
         self.tokens, self.grad = tokens, grad
 
     def step(self, rate: float) -> None:
-        """Update the rows that have a gradient."""
-        if self.tokens is not None and self.grad is not None:
-            self.rows.step(self.tokens, self.grad, rate, self.tokens > 0)
+        """Update the rows that have a gradient; every step counts, also one without any."""
+        if self.tokens is None or self.grad is None:
+            self.tokens = torch.zeros(0, dtype=torch.long, device=self.weight.device)
+            self.grad = self.weight.new_zeros(0, self.weight.shape[1])
+        self.rows.step(self.tokens, self.grad, rate, self.tokens > 0)
         self.tokens = self.grad = None
 
 
@@ -139,7 +141,8 @@ def evaluation_weights(average: WeightAverage | None, optimizer: Optimizer) -> I
     swaps: list[tuple[Tensor, Tensor]] = []
     if average is not None:
         swaps += zip(average.parameters, average.average, strict=True)
-    swaps += [(part.weight, part.rows.caught_up()) for part in optimizer.lazy]
+    for part in optimizer.lazy:
+        swaps.append((part.weight, part.rows.caught_up(average=part.rows.average is not None)))
     raw = [parameter.detach().clone() for parameter, _ in swaps]
     try:
         _copy([(parameter, value) for parameter, value in swaps])

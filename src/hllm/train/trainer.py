@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +136,15 @@ class Trainer:
         self._save_seconds = self._saved_at - started
 
     def _due(self) -> bool:
-        """Whether it is time for a checkpoint: after some seconds, and never for more than a small share of the time."""
+        """Whether it is time for a checkpoint: some seconds have passed, and writing takes a small share."""
         wait = max(CHECKPOINT_SECONDS, self._save_seconds / self.runtime.checkpoint_share)
         return time.monotonic() - self._saved_at > wait
+
+    def probe(self, steps: int) -> None:
+        """Take a few steps of the first epoch, to see whether they fit into memory; the trainer is then used up."""
+        self.network.train()
+        for batch in islice(self.loader.epoch(0), steps):
+            float(self._step(batch, self.training.learning_rate))
 
     def fit(self) -> FitResult:
         """Train to the end, or until patience runs out; load the best weights into the network.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -230,25 +229,9 @@ def _describe(
 
 def _probe(data: Dataset, config: Config, embeddings: ItemEmbeddings, device: torch.device) -> None:
     """A few training steps, to see whether they fit."""
-    from hllm.data.batches.training import TrainLoader
-    from hllm.evaluate.evaluation import parse_max_len
-    from hllm.runs.build import build_network
-    from hllm.train.optim import make_optimizer
-    from hllm.train.step import make_step
+    from hllm.runs.train import make_trainer
 
-    network = build_network(data, config, embeddings).to(device).train()
-    loader = TrainLoader(
-        data.train_histories(),
-        parse_max_len(config.training.max_len),
-        config.training.batch_tokens,
-        config.training.seed,
-        device,
-        config.training.windows,
-        config.training.passes,
-    )
-    step = make_step(network, make_optimizer(network, config), config, loader)
-    for batch in islice(loader.epoch(0), PROBE_STEPS):
-        float(step(batch))
+    make_trainer(data, data.train_histories(), config, embeddings, device, None, False).probe(PROBE_STEPS)
 
 
 def _finish(folder: Processed, recommender: Recommender, out: Path, save_dir: Path) -> None:

@@ -67,7 +67,7 @@ class TextTable(ItemSource):
 
     def spec(self) -> dict[str, Any]:
         whitening = None if self.whitening is None else list(self.whitening.basis.shape)
-        hidden = None if self.adapter is None else self.adapter[0].weight.shape[0]
+        hidden = None if self.adapter is None else self.get_parameter("adapter.0.bias").shape[0]
         return {
             "kind": "text_table",
             "n_items": self.n_items,
@@ -80,8 +80,8 @@ class TextTable(ItemSource):
 
 def make_adapter(rank: int, hidden: int, width: int) -> nn.Sequential:
     """rank -> hidden -> width with GELU; weights start as N(0, .02), biases at zero."""
-    adapter = nn.Sequential(nn.Linear(rank, hidden), nn.GELU(), nn.Linear(hidden, width))
-    for layer in (adapter[0], adapter[2]):
+    layers = nn.Linear(rank, hidden), nn.Linear(hidden, width)
+    for layer in layers:
         nn.init.normal_(layer.weight, std=0.02)
         nn.init.zeros_(layer.bias)
-    return adapter
+    return nn.Sequential(layers[0], nn.GELU(), layers[1])
