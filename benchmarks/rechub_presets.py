@@ -36,6 +36,7 @@ from hllm.data.dataset import Dataset
 from hllm.evaluate.evaluation import evaluate
 from hllm.evaluate.metrics import Metrics
 from hllm.items.embed import ItemEmbeddings, load_embeddings
+from hllm.models.hllm import Network
 from hllm.models.rechub_weights import rechub_weights
 from hllm.packing import Batch, segment_ids
 from hllm.runs.train import train_network

@@ -43,7 +43,7 @@ def test_the_contract(name: str) -> None:
 def test_the_whole_catalogue_holds_trained_items_only() -> None:
     view = WholeCatalogue(COUNTS, ObjectiveConfig(), 0).view(batch(), (0, 0))
     assert view.tokens.tolist() == np.flatnonzero(COUNTS).tolist()
-    assert view.n_classes == 11 and view.negatives is None and view.log_q is None
+    assert view.n_classes == 12 and view.negatives is None and view.log_q is None
 
 
 def test_the_batchs_items_are_its_own_and_the_drawn_ones() -> None:
@@ -70,7 +70,7 @@ def test_log_probabilities_are_those_of_the_training_counts() -> None:
         np.testing.assert_allclose(view.log_q.exp(), share[view.tokens], rtol=1e-6)
     even = BatchItems(COUNTS, objective(negatives_by="uniform"), 0).view(batch(), (0, 0))
     assert even.log_q is not None
-    np.testing.assert_allclose(even.log_q.exp(), 1 / 11, rtol=1e-6)
+    np.testing.assert_allclose(even.log_q.exp(), 1 / 12, rtol=1e-6)
     assert BatchItems(COUNTS, objective(logq=False), 0).view(batch(), (0, 0)).log_q is None
 
 
@@ -79,8 +79,8 @@ def test_draws_follow_their_probabilities(by: str) -> None:
     counts = COUNTS[COUNTS > 0]
     negatives = Negatives(counts, objective(n_negatives=2000, negatives_by=by), seed=3)
     drawn = np.concatenate([negatives.draw((0, step)) for step in range(20)])
-    expected = counts / counts.sum() if by == "counts" else np.full(11, 1 / 11)
-    np.testing.assert_allclose(np.bincount(drawn, minlength=11) / len(drawn), expected, atol=0.01)
+    expected = counts / counts.sum() if by == "counts" else np.full(12, 1 / 12)
+    np.testing.assert_allclose(np.bincount(drawn, minlength=12) / len(drawn), expected, atol=0.01)
     assert (negatives.draw((0, 4)) == negatives.draw((0, 4))).all()
     assert (negatives.draw((0, 4)) != negatives.draw((1, 4))).any()
 
@@ -92,7 +92,7 @@ def test_draws_follow_their_probabilities(by: str) -> None:
         ({"loss": "sampled", "label_smoothing": 0.0, "n_negatives": 2}, 1, BatchItems),
         ({"loss": "sampled", "label_smoothing": 0.0, "n_negatives": 2}, 8, WholeCatalogue),
         ({"loss": "in_batch", "label_smoothing": 0.0}, 2, BatchItems),
-        ({"loss": "sampled", "label_smoothing": 0.0}, 1, WholeCatalogue),  # 512 negatives of 11 items
+        ({"loss": "sampled", "label_smoothing": 0.0}, 1, WholeCatalogue),  # 512 negatives of 12 items
     ],
 )
 def test_the_cheaper_view_that_carries_the_loss(

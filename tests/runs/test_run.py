@@ -137,7 +137,7 @@ def test_what_is_no_run_says_what_to_do(tmp_path: Path, data: Dataset, recommend
     record = read_json(tmp_path / "old" / "config.json")
     write_json(tmp_path / "old" / "config.json", {**record, "version": 99})
     assert is_run(tmp_path / "old")
-    assert "run version 99, this hllm reads 1 and 2" in message(tmp_path / "old")
+    assert "run version 99, this hllm reads up to 2" in message(tmp_path / "old")
 
 
 def test_weights_of_another_shape_are_named(tmp_path: Path, recommender: Recommender) -> None:

@@ -80,7 +80,7 @@ def test_every_field_of_the_contracts_is_set_here() -> None:
 )
 def test_what_cannot_be_copied_is_named(change: dict[str, Any], name: str) -> None:
     static = cloned(full_batch(1))
-    with pytest.raises(TrainingError, match=rf"{name}.*--no-capture"):
+    with pytest.raises(TrainingError, match=rf"(?s){name}.*--no-capture"):
         copy_into((static,), (replace(full_batch(2), **change),))
 
 

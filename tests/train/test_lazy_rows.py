@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hllm.errors import ArtifactError, ConfigError
 from hllm.train import lazy_rows as module
 from hllm.train.lazy_rows import LazyRows
-from hllm.train.optim import WeightAverage, set_rate
+from hllm.train.optim import WeightAverage
 
 EVERY = [
     1,
@@ -61,11 +61,12 @@ class Dense:
     def __init__(self, weight: Tensor, ema_decay: float, **settings: Any) -> None:
         self.module = nn.ParameterList([nn.Parameter(weight.clone())])
         self.optimizer = torch.optim.AdamW(self.module.parameters(), **settings)
-        self.average = WeightAverage(self.module, ema_decay)
+        self.average = WeightAverage(list(self.module.parameters()), ema_decay)
 
     def step(self, rows: Tensor, gradient: Tensor, rate: float) -> None:
         self.module[0].grad = torch.zeros_like(self.module[0]).index_copy_(0, rows, gradient)
-        set_rate(self.optimizer, rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         self.optimizer.step()
         self.average.update()
 
