@@ -21,6 +21,8 @@ from hllm.models.config import ScorerConfig, UsersConfig
 from hllm.settings import Settings, shown
 from hllm.train.config import Runtime, TrainingConfig
 
+MAX_FILE = 2**18  # bytes of a settings file; YAML takes half a minute for a megabyte of brackets
+
 
 class Config(Settings):
     """Everything that defines a run, apart from the dataset; `runtime` says how a machine runs it.
@@ -290,6 +292,8 @@ def _is_number(text: str) -> bool:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
+        if (size := path.stat().st_size) > MAX_FILE:
+            raise ConfigError(f"config file {path} has {size:,} bytes, settings at most {MAX_FILE:,}")
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as err:
         raise ConfigError(f"config file {path} not found") from err
