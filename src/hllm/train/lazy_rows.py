@@ -32,8 +32,9 @@ class LazyRows:
 
     A step is `lease(rows)`, then the rows' values are read, then `step(rows, gradient, rate)`. Rows
     are int64 (M,) and distinct. Where some only fill up a fixed M, `valid` bool (M,) is False for
-    them; they then stand for row 0, padding, which must not be among the valid ones. Nothing waits
-    for the device, and the same rows, gradients and rates give the same bits however often
+    them; they then stand for row 0, padding, which must not be among the valid ones. Sorted rows are
+    read faster, and `index_select` reads them several times faster than indexing. Nothing waits for the
+    device, and the same rows, gradients and rates give the same bits however often
     `caught_up` and `state_dict` are called in between.
 
     betas, eps, weight_decay   as of torch.optim.AdamW. Bias correction is by the common step
@@ -59,14 +60,12 @@ class LazyRows:
         """Bring `rows` to the present step, in place. To be called before their values are read."""
         if valid is not None:
             rows = rows.where(valid, 0)
-        exp_avg, exp_avg_sq = self.exp_avg[rows], self.exp_avg_sq[rows]
-        coefficients = self.history.since(self.last_step[rows], self.weight.dtype)
-        weight, average = self._moved(rows, exp_avg, exp_avg_sq, coefficients)
+        weight, average, exp_avg, exp_avg_sq = self._moved(rows)
         self.weight.index_copy_(0, rows, weight)
         if self.average is not None and average is not None:
             self.average.index_copy_(0, rows, average)
-        self.exp_avg.index_copy_(0, rows, exp_avg.mul_(coefficients.first_moment))
-        self.exp_avg_sq.index_copy_(0, rows, exp_avg_sq.mul_(coefficients.second_moment))
+        self.exp_avg.index_copy_(0, rows, exp_avg)
+        self.exp_avg_sq.index_copy_(0, rows, exp_avg_sq)
         self.last_step.index_fill_(0, rows, self.history.steps)
 
     @torch.no_grad()
@@ -80,16 +79,18 @@ class LazyRows:
             rows, gradient = rows.where(valid, 0), gradient.masked_fill(~valid.unsqueeze(1), 0)
         keep = self.history.append(rate)
         (beta1, beta2), n = self.betas, self.history.steps
-        exp_avg = self.exp_avg[rows].lerp_(gradient, 1 - beta1)
-        exp_avg_sq = self.exp_avg_sq[rows].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        exp_avg = self.exp_avg.index_select(0, rows).lerp_(gradient, 1 - beta1)
+        exp_avg_sq = (
+            self.exp_avg_sq.index_select(0, rows).mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        )
         scale = (exp_avg_sq.sqrt() / math.sqrt(1 - beta2**n)).add_(self.eps)
-        weight = self.weight[rows].mul_(1 - rate * self.weight_decay)
+        weight = self.weight.index_select(0, rows).mul_(1 - rate * self.weight_decay)
         weight.addcdiv_(exp_avg, scale, value=-rate / (1 - beta1**n))
         self.exp_avg.index_copy_(0, rows, exp_avg)
         self.exp_avg_sq.index_copy_(0, rows, exp_avg_sq)
         self.weight.index_copy_(0, rows, weight)
         if self.average is not None:
-            self.average.index_copy_(0, rows, self.average[rows].lerp_(weight, 1 - keep))
+            self.average.index_copy_(0, rows, self.average.index_select(0, rows).lerp_(weight, 1 - keep))
         self.last_step.index_fill_(0, rows, n)
 
     @torch.no_grad()
@@ -105,25 +106,24 @@ class LazyRows:
             rows = torch.arange(len(source), device=source.device)
         out = source.new_empty(len(rows), source.shape[1])
         for some, place in zip(rows.split(SLICE), out.split(SLICE), strict=True):
-            coefficients = self.history.since(self.last_step[some], out.dtype)
-            weight, mean = self._moved(some, self.exp_avg[some], self.exp_avg_sq[some], coefficients)
+            weight, mean, _, _ = self._moved(some)
             place.copy_(mean if average and mean is not None else weight)
         return out
 
-    def _moved(
-        self, rows: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, since: Since
-    ) -> tuple[Tensor, Tensor | None]:
-        """Weight and average (M, d) of `rows` at the present step."""
-        weight = self.weight[rows]
+    def _moved(self, rows: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """Weight, average and the two moments (M, d) of `rows` at the present step."""
+        weight = self.weight.index_select(0, rows)
+        exp_avg, exp_avg_sq = self.exp_avg.index_select(0, rows), self.exp_avg_sq.index_select(0, rows)
+        since = self.history.since(self.last_step.index_select(0, rows), weight.dtype)
         scale = exp_avg_sq.sqrt().add_(self.eps)
         ratio, floor = exp_avg / scale, self.eps / scale
         average = None
         if self.average is not None:
-            average = self.average[rows] * since.average_keep
+            average = self.average.index_select(0, rows).mul_(since.average_keep)
             average += since.average_weight * weight
             average -= torch.lerp(since.average_pull, since.average_floor_pull, floor).mul_(ratio)
-        pull = torch.lerp(since.pull, since.floor_pull, floor).mul_(ratio)
-        return (weight - pull).mul_(since.shrink), average
+        weight.sub_(torch.lerp(since.pull, since.floor_pull, floor).mul_(ratio)).mul_(since.shrink)
+        return weight, average, exp_avg.mul_(since.first_moment), exp_avg_sq.mul_(since.second_moment)
 
     def state_dict(self) -> dict[str, Tensor]:
         """All but the weight, by name: rows as they are and the step of their last update, none caught up."""
@@ -226,7 +226,7 @@ class History:
 
         log_shrink, log_keep, trail = self.now
         final = (last + self.window).clamp(max=self.steps)  # the step up to which the pulls were summed
-        at_last, at_final = self.table[:, last], self.table[:3, final]
+        at_last, at_final = self.table.index_select(1, last), self.table[:3].index_select(1, final)
         shrink, shrink_final = ((log_shrink - at[0]).exp() for at in (at_last, at_final))
         keep, keep_final = ((log_keep - at[1]).exp() for at in (at_last, at_final))
         # The average is linear in the weight: what a weight of 1 has left in it, less what it had before.
