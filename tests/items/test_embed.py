@@ -17,7 +17,6 @@ from hllm.data.dataset import Dataset
 from hllm.errors import AmbiguousError, ArtifactError, ConfigError, DataError, DeviceError
 from hllm.items import embed as module
 from hllm.items.embed import embed, load_embeddings
-from hllm.items.store import encode
 from hllm.text.template import OFFICIAL_PROMPT
 
 
@@ -35,7 +34,7 @@ def embed_quietly(data, model, **options):
 def count_encoded(monkeypatch):
     """Texts that reach the encoder, batch by batch."""
     batches = []
-    original = encode.make_encoder
+    original = module.make_encoder
 
     def counting(*arguments):
         encoder = original(*arguments)
@@ -354,7 +353,8 @@ print(load_embeddings(Dataset.load({str(data.path)!r}), {str(llama)!r}).vectors.
 
 KILLED = """
 import sys, time
-from hllm.items.store import shards as store
+from hllm.items.store import encode, shards as store
+encode.BLOCK_SECONDS = 0
 write, written = store.write_shard, []
 def slow(*arguments):
     write(*arguments)
