@@ -58,15 +58,18 @@ class Recommender:
         device: str = "auto",
         resume: bool = False,
         progress: bool = True,
+        embeddings: ItemEmbeddings | None = None,
     ) -> Recommender:
         """Train on `data` and keep the weights of the best validation epoch; returns itself.
 
-        Item embeddings are made first where they are missing. With `out`, checkpoints and the
+        Item embeddings are made first where they are missing; `embeddings`, of this `data` and this
+        configuration, if they are at hand already. With `out`, checkpoints and the
         finished run go there, and `resume=True` goes on where an interrupted one stopped. Raises
         TrainingError for NaN or collapsed vectors, DeviceError for a missing device.
         """
         target = hardware.pick_device(device)
-        embeddings = _embeddings(data, self.config, device, progress)
+        if embeddings is None:
+            embeddings = _embeddings(data, self.config, device, progress)
         folder = None if out is None else Path(out)
         record = new_record(data, self.config, embeddings)
         self.network, result = train_network(data, self.config, embeddings, target, folder, resume, progress)
@@ -212,18 +215,15 @@ def evaluate_run(
 
 def _embeddings(data: Dataset, config: Config, device: str, progress: bool) -> ItemEmbeddings | None:
     """The item embeddings a configuration asks for, made where they are missing."""
-    if config.items.item_llm is None:
+    items = config.items
+    if items.item_llm is None:
         return None
-    from hllm.items.embed import embed, load_embeddings
+    from hllm.items.embed import resolve
 
-    options = {
-        "pooling": config.items.pooling,
-        "prompt": config.items.prompt,
-        "text_fields": config.items.text_fields,
-    }
+    wanted = resolve(data, items.item_llm, items.pooling, items.prompt, items.text_fields)
     try:
-        return load_embeddings(data, config.items.item_llm, **options)  # type: ignore[arg-type]
+        return wanted.load()
     except AmbiguousError:
         raise
-    except ArtifactError:  # missing or unfinished
-        return embed(data, config.items.item_llm, device=device, progress=progress, **options)  # type: ignore[arg-type]
+    except ArtifactError:  # missing, unfinished or damaged
+        return wanted.complete(device, progress=progress)

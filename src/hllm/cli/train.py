@@ -12,6 +12,7 @@ from hllm.cli import console
 if TYPE_CHECKING:
     from hllm.config import Config
     from hllm.data.dataset import Dataset
+    from hllm.items.embed import ItemEmbeddings
     from hllm.pipeline import Recommender
 
 
@@ -61,8 +62,12 @@ def train_one(
     resume: bool = False,
     overwrite: bool = False,
     go_on: str = "the same command and --resume",
+    embeddings: ItemEmbeddings | None = None,
 ) -> dict[str, Any]:
-    """Train, or continue, or just show, one run; returns its metrics document. `go_on`: what to type after Ctrl-C."""
+    """Train, or continue, or just show, one run; returns its metrics document.
+
+    `go_on`: what to type after Ctrl-C. `embeddings`: those to train on, if they are loaded already.
+    """
     from hllm.errors import DeviceError
     from hllm.hardware import is_out_of_memory, pick_device
     from hllm.items.store.request import describe_spec
@@ -75,7 +80,7 @@ def train_one(
     state = run_state(folder)
     if overwrite and not (resume and state == "unfinished"):
         state = "new"
-    embeddings = _embeddings(data, config)
+    embeddings = embeddings or _embeddings(data, config)
     if state != "new" and (saved := saved_identity(folder)) is not None:
         check_identity(folder, saved, identity_of(data, config, embeddings))
     if embeddings is not None:
@@ -90,7 +95,7 @@ def train_one(
         console.note(f"nothing to resume in {folder}: training from the start")
     recommender = Recommender(config)
     try:
-        recommender.fit(data, out=folder, device=device, resume=state == "unfinished")
+        recommender.fit(data, out=folder, device=device, resume=state == "unfinished", embeddings=embeddings)
     except Stopped as stop:
         raise KeyboardInterrupt(f"{stop}; everything is saved. Go on with {go_on}") from stop
     except (RuntimeError, MemoryError) as err:
@@ -133,11 +138,11 @@ def _train_seeds(data: Dataset, config: Config, folder: Path, seeds: int, **opti
 
     from hllm.artifacts import write_json
 
-    documents = []
+    documents, embeddings = [], _embeddings(data, config)
     for seed in range(config.training.seed, config.training.seed + seeds):
         console.note(f"seed {seed}")
         one = config.model_copy(update={"seed": seed})
-        documents.append(train_one(data, one, folder / f"seed-{seed}", **options))
+        documents.append(train_one(data, one, folder / f"seed-{seed}", embeddings=embeddings, **options))
     rows, summary = [], {}
     for split in ("validation", "test"):
         for name in ("ndcg@10", "hr@10"):
@@ -157,7 +162,7 @@ def _train_seeds(data: Dataset, config: Config, folder: Path, seeds: int, **opti
     )
 
 
-def _embeddings(data: Dataset, config: Config) -> Any:
+def _embeddings(data: Dataset, config: Config) -> ItemEmbeddings | None:
     """The embeddings to train on, which must be there already."""
     items = config.items
     if items.item_llm is None:
