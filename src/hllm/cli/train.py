@@ -29,6 +29,9 @@ def train(
         int, typer.Option(min=1, help="Train this many seeds, into OUT/seed-0, OUT/seed-1, ...")
     ] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    auto_batch: Annotated[
+        bool, typer.Option("--auto-batch", help="Where memory runs out, halve batch_tokens until it fits.")
+    ] = False,
 ) -> None:
     """Train a model on a dataset, then evaluate it and the baselines.
 
@@ -42,10 +45,16 @@ def train(
     data = Dataset.load(dataset)
     chosen = load_config(preset, config, _with_dataset_default(data, preset, config, parse_assignments(set_)))
     folder = out or Path("runs") / f"{dataset.resolve().name}-{chosen.preset}"
+    options: dict[str, Any] = {
+        "device": device,
+        "resume": resume,
+        "overwrite": overwrite,
+        "auto_batch": auto_batch,
+    }
     if seeds == 1:
-        train_one(data, chosen, folder, device=device, resume=resume, overwrite=overwrite)
+        train_one(data, chosen, folder, **options)
         return
-    _train_seeds(data, chosen, folder, seeds, device=device, resume=resume, overwrite=overwrite)
+    _train_seeds(data, chosen, folder, seeds, **options)
 
 
 def train_one(
@@ -56,21 +65,25 @@ def train_one(
     device: str,
     resume: bool = False,
     overwrite: bool = False,
+    auto_batch: bool = False,
     go_on: str = "the same command and --resume",
 ) -> dict[str, Any]:
     """Train, or continue, or just show, one run; returns its metrics document. `go_on`: what to type after Ctrl-C."""
-    from hllm.errors import DeviceError
-    from hllm.hardware import is_out_of_memory, pick_device
+    from hllm.hardware import pick_device
     from hllm.items.store.request import describe_spec
-    from hllm.pipeline import Recommender
+    from hllm.pipeline import Recommender, fit_run
+    from hllm.runs.auto_batch import BatchSize, memory_needed, memory_warning
     from hllm.runs.run import check_identity, identity_of, run_state, saved_identity
-    from hllm.train.trainer import Stopped
 
-    pick_device(device)  # a mistake is answered before anything is told or done
+    target = pick_device(device)  # a mistake is answered before anything is told or done
     state = run_state(folder)
     if overwrite and not (resume and state == "unfinished"):
         state = "new"
     embeddings = _embeddings(data, config)
+    batch = BatchSize(config.batch_tokens, auto_batch, console.note)
+    if state != "new":
+        batch = batch.as_recorded(folder, data, config, embeddings)
+        config = batch.config(config, batch.size)
     if state != "new" and (saved := saved_identity(folder)) is not None:
         check_identity(folder, saved, identity_of(data, config, embeddings))
     if embeddings is not None:
@@ -83,18 +96,19 @@ def train_one(
         console.note(f"{folder} holds an interrupted run; going on from its last checkpoint")
     elif resume:
         console.note(f"nothing to resume in {folder}: training from the start")
-    recommender = Recommender(config)
-    try:
-        recommender.fit(data, out=folder, device=device, resume=state == "unfinished")
-    except Stopped as stop:
-        raise KeyboardInterrupt(f"{stop}; everything is saved. Go on with {go_on}") from stop
-    except (RuntimeError, MemoryError) as err:
-        if not is_out_of_memory(err):
-            raise
-        raise DeviceError(
-            f"out of memory on {device} with batch_tokens={config.batch_tokens}, max_len={config.max_len}; try "
-            f"--set batch_tokens={max(1, config.batch_tokens // 2)}, a smaller max_len or d_model, or --device cpu"
-        ) from err
+    needed = memory_needed(data, config, embeddings)
+    if warning := memory_warning(target, needed, f"--auto-batch, or {batch.advice}"):
+        console.note(f"warning: {warning}")
+    recommender = fit_run(
+        data,
+        config,
+        folder,
+        embeddings,
+        batch,
+        device=device,
+        resume=state == "unfinished",
+        go_on=go_on,
+    )
     return finish_run(recommender, folder)
 
 

@@ -105,8 +105,8 @@ class Trainer:
         self._saved_at = time.monotonic()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        left = self.config.epochs - self.state.epoch
-        with interruptible() as interruption, progress("train", left, "epochs", self.show) as bar:
+        shown = progress("train", self.config.epochs, "epochs", self.show, done=self.state.epoch)
+        with interruptible() as interruption, shown as bar:
             while not self.state.finished:
                 self._epoch(interruption, bar)
                 bar.advance()
@@ -131,11 +131,13 @@ class Trainer:
         _, slices = self.loader.plan(state.epoch)
         losses: list[Tensor] = []
         self.network.train()
+        bar.inside(state.step_in_epoch, len(slices))
         for batch in self.loader.epoch(state.epoch, skip=state.step_in_epoch):
             share = (state.epoch + state.step_in_epoch / len(slices)) / self.config.epochs
             losses.append(self._step(batch, learning_rate(self.config, share)))
             state.step += 1
             state.step_in_epoch += 1
+            bar.inside(state.step_in_epoch, len(slices))
             if len(losses) >= LOSS_CHECK_STEPS:
                 self._collect(losses)
             due = time.monotonic() - self._saved_at > CHECKPOINT_SECONDS
