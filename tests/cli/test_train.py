@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from hllm import pipeline
+from hllm import pipeline, progress
 from hllm.artifacts import read_json, read_jsonl, write_text
 from hllm.cli import main
 from hllm.data.dataset import Dataset
@@ -278,6 +278,29 @@ def test_auto_batch_takes_the_size_that_fits_and_records_it(
     assert main(command(tmp_path / "run", *auto)) == 0
     err = capsys.readouterr().err
     assert "holds this run, finished" in err and said not in err
+
+
+def test_progress_counts_absolute_epochs_after_a_break(
+    command: Callable[..., list[str]], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = trainer.Trainer._step
+
+    def interrupted(self: Any, *arguments: Any) -> Any:
+        if self.state.epoch == 1 and self.state.step_in_epoch == 2:
+            raise Stopped("stopped")
+        return step(self, *arguments)
+
+    monkeypatch.setattr(progress, "PLAIN_INTERVAL", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "CHECKPOINT_SECONDS", -1.0)
+        patch.setattr(trainer.Trainer, "_step", interrupted)
+        assert main(command(tmp_path / "run")) == 130
+    assert "train: epoch 1/3, 0/" in capsys.readouterr().err
+    assert main(command(tmp_path / "run")) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train: ")]
+    assert lines[0].startswith("train: epoch 2/3, 2/") and lines[0].endswith(" steps")
+    assert any(line.startswith("train: epoch 3/3, ") for line in lines)
+    assert lines[-1].startswith("train: 2 epochs in ")
 
 
 def test_nothing_to_resume(command: Callable[..., list[str]], tmp_path: Path, capsys: Capture) -> None:

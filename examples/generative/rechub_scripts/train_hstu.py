@@ -136,6 +136,12 @@ def _run(family: Family, parser: Parser, here: Path, arguments: Sequence[str] | 
 
     batch = BatchSize(chosen["batch_size"], args.auto_batch, warn, "--batch_size {}", advice=ADVICE)
     trainer, test = with_fitting_batch(train, probe, batch)
+    _score(trainer, test)
+    say(f"\nweights: {Path(args.save_dir) / 'model.pth'}")
+
+
+def _score(trainer: SeqTrainer, test: WindowLoader) -> None:
+    """Say loss, accuracy and ranking metrics on the test windows."""
     loss, accuracy = trainer.evaluate(test)
     say(f"test loss {loss:.4f}, top-1 accuracy {accuracy:.4f}")
     truth, ranked = rank_windows(trainer.model, test, max(KS), hide_seen=True)
@@ -144,7 +150,6 @@ def _run(family: Family, parser: Parser, here: Path, arguments: Sequence[str] | 
     for name in ("Hit", "NDCG"):
         for line in results[name]:
             say(line)
-    say(f"\nweights: {Path(args.save_dir) / 'model.pth'}")
 
 
 def settings(args: argparse.Namespace, defaults: dict[str, Any]) -> dict[str, Any]:

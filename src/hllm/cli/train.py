@@ -99,15 +99,9 @@ def train_one(
     needed = memory_needed(data, config, embeddings)
     if warning := memory_warning(target, needed, f"--auto-batch, or {batch.advice}"):
         console.note(f"warning: {warning}")
+    going_on = state == "unfinished"
     recommender = fit_run(
-        data,
-        config,
-        folder,
-        embeddings,
-        batch,
-        device=device,
-        resume=state == "unfinished",
-        go_on=go_on,
+        data, config, folder, embeddings, batch, device=device, resume=going_on, go_on=go_on
     )
     return finish_run(recommender, folder)
 
