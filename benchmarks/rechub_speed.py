@@ -29,7 +29,7 @@ import torch
 
 from hllm import hardware
 from hllm.artifacts import write_json
-from hllm.compat.rechub.windows import Windows, leave_last_out
+from hllm.compat.rechub.windows import StoredWindows, leave_last_out
 from hllm.config import Config, load_config
 from hllm.data.batches.training import TrainLoader
 from hllm.data.dataset import Dataset
@@ -121,7 +121,7 @@ def model_shape(embeddings: ItemEmbeddings, config: Config) -> tuple[Any, ...]:
     )
 
 
-def their_windows(data: Dataset, config: Config) -> Windows:
+def their_windows(data: Dataset, config: Config) -> StoredWindows:
     assert isinstance(config.training.max_len, int)
     tokens, times, offsets = (np.asarray(a) for a in (data.tokens, data.times, data.offsets))
     return leave_last_out(tokens, times, offsets, config.training.max_len)["train"]

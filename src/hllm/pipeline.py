@@ -20,9 +20,11 @@ from hllm.recommend.frames import to_frame
 from hllm.recommend.queries import queries_of_histories, queries_of_titles, queries_of_users
 from hllm.recommend.rules import make_rules
 from hllm.recommend.topk import recommend
+from hllm.runs.auto_batch import BatchSize, probe, with_fitting_batch
 from hllm.runs.record import RunRecord, new_record
 from hllm.runs.save import read_run, write_run
 from hllm.runs.train import train_network
+from hllm.train.trainer import Stopped
 
 if TYPE_CHECKING:
     import polars as pl
@@ -62,10 +64,9 @@ class Recommender:
     ) -> Recommender:
         """Train on `data` and keep the weights of the best validation epoch; returns itself.
 
-        Item embeddings are made first where they are missing; `embeddings`, of this `data` and this
-        configuration, if they are at hand already. With `out`, checkpoints and the
-        finished run go there, and `resume=True` goes on where an interrupted one stopped. Raises
-        TrainingError for NaN or collapsed vectors, DeviceError for a missing device.
+        Item embeddings are `embeddings`, or the store's, made first where they are missing. With `out`,
+        checkpoints and the finished run go there, and `resume=True` goes on where an interrupted one
+        stopped. Raises TrainingError for NaN or collapsed vectors, DeviceError for a missing device.
         """
         target = hardware.pick_device(device)
         if embeddings is None:
@@ -186,6 +187,37 @@ class Recommender:
                 "this recommender is not trained yet: call fit(data), or Recommender.from_pretrained(RUN)"
             )
         return self.network, self.dataset
+
+
+def fit_run(
+    data: Dataset,
+    config: Config,
+    folder: Path,
+    embeddings: ItemEmbeddings | None,
+    batch: BatchSize,
+    *,
+    device: str = "auto",
+    resume: bool = False,
+    go_on: str = "the same command",
+) -> Recommender:
+    """Train a run into `folder`, with `batch` or, where `batch.auto`, with the part of it that fits.
+
+    Raises KeyboardInterrupt, naming `go_on` as what to type, after Ctrl-C, and DeviceError where memory
+    runs out, naming the size that fits.
+    """
+    target = hardware.pick_device(device)
+
+    def train(size: int) -> Recommender:
+        recommender = Recommender(batch.config(config, size))
+        same = resume and size == batch.size
+        try:
+            return recommender.fit(data, out=folder, device=device, resume=same, embeddings=embeddings)
+        except Stopped as stop:
+            raise KeyboardInterrupt(f"{stop}; everything is saved. Go on with {go_on}") from stop
+
+    return with_fitting_batch(
+        train, lambda size: probe(data, batch.config(config, size), embeddings, target), batch
+    )
 
 
 def evaluate_run(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from hllm import pipeline, progress
 from hllm.artifacts import read_json, read_jsonl, write_text
 from hllm.cli import main
 from hllm.data.dataset import Dataset
@@ -244,15 +245,62 @@ def test_resume_goes_before_overwrite(
 
 
 def test_out_of_memory_names_smaller_settings(
-    command: Callable[..., list[str]], tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
+    command: Callable[..., list[str]], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(self: Any, *arguments: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     monkeypatch.setattr(trainer.Trainer, "_step", full)
-    line = fails(*command(tmp_path / "run", "--set", "batch_tokens=64"))
-    assert "out of memory on cpu with batch_tokens=64, max_len=" in line
-    assert "try --set batch_tokens=32" in line
+    assert main(command(tmp_path / "run", "--set", "batch_tokens=64")) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert (
+        "out of memory with --set batch_tokens=64; 32 fits: type --set batch_tokens=32, or --auto-batch"
+        in line
+    )
+
+
+def test_auto_batch_takes_the_size_that_fits_and_records_it(
+    command: Callable[..., list[str]], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, auto = pipeline.train_network, ("--set", "batch_tokens=128", "--auto-batch")
+
+    def small(data: Any, config: Any, *rest: Any) -> Any:
+        if config.batch_tokens > 64:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return train(data, config, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "train_network", small)
+        assert main(command(tmp_path / "run", *auto)) == 0
+    said = "out of memory with --set batch_tokens=128; going on with 64, which fits"
+    assert said in capsys.readouterr().err
+    assert read_json(tmp_path / "run" / "config.json")["config"]["batch_tokens"] == 64
+    assert main(command(tmp_path / "run", *auto)) == 0
+    err = capsys.readouterr().err
+    assert "holds this run, finished" in err and said not in err
+
+
+def test_progress_counts_absolute_epochs_after_a_break(
+    command: Callable[..., list[str]], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = trainer.Trainer._step
+
+    def interrupted(self: Any, *arguments: Any) -> Any:
+        if self.state.epoch == 1 and self.state.step_in_epoch == 2:
+            raise Stopped("stopped")
+        return step(self, *arguments)
+
+    monkeypatch.setattr(progress, "PLAIN_INTERVAL", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "CHECKPOINT_SECONDS", -1.0)
+        patch.setattr(trainer.Trainer, "_step", interrupted)
+        assert main(command(tmp_path / "run")) == 130
+    assert "train: epoch 1/3, 0/" in capsys.readouterr().err
+    assert main(command(tmp_path / "run")) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train: ")]
+    assert lines[0].startswith("train: epoch 2/3, 2/") and lines[0].endswith(" steps")
+    assert any(line.startswith("train: epoch 3/3, ") for line in lines)
+    assert lines[-1].startswith("train: 2 epochs in ")
 
 
 def test_nothing_to_resume(command: Callable[..., list[str]], tmp_path: Path, capsys: Capture) -> None:

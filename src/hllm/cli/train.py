@@ -33,6 +33,9 @@ def train(
     no_capture: Annotated[
         bool, typer.Option("--no-capture", help="On a GPU, run each step plainly, not as a CUDA graph.")
     ] = False,
+    auto_batch: Annotated[
+        bool, typer.Option("--auto-batch", help="Where memory runs out, halve batch_tokens until it fits.")
+    ] = False,
 ) -> None:
     """Train a model on a dataset, then evaluate it and the baselines.
 
@@ -47,10 +50,16 @@ def train(
     given = parse_assignments(set_) | ({"capture": False} if no_capture else {})
     chosen = load_config(preset, config, _with_dataset_default(data, preset, config, given))
     folder = out or Path("runs") / f"{dataset.resolve().name}-{chosen.preset}"
+    options: dict[str, Any] = {
+        "device": device,
+        "resume": resume,
+        "overwrite": overwrite,
+        "auto_batch": auto_batch,
+    }
     if seeds == 1:
-        train_one(data, chosen, folder, device=device, resume=resume, overwrite=overwrite)
+        train_one(data, chosen, folder, **options)
         return
-    _train_seeds(data, chosen, folder, seeds, device=device, resume=resume, overwrite=overwrite)
+    _train_seeds(data, chosen, folder, seeds, **options)
 
 
 def train_one(
@@ -61,6 +70,7 @@ def train_one(
     device: str,
     resume: bool = False,
     overwrite: bool = False,
+    auto_batch: bool = False,
     go_on: str = "the same command and --resume",
     embeddings: ItemEmbeddings | None = None,
 ) -> dict[str, Any]:
@@ -68,19 +78,22 @@ def train_one(
 
     `go_on`: what to type after Ctrl-C. `embeddings`: those to train on, if they are loaded already.
     """
-    from hllm.errors import DeviceError
-    from hllm.hardware import is_out_of_memory, pick_device
+    from hllm.hardware import pick_device
     from hllm.items.store.request import describe_spec
-    from hllm.pipeline import Recommender
+    from hllm.pipeline import Recommender, fit_run
+    from hllm.runs.auto_batch import BatchSize, memory_needed, memory_warning
     from hllm.runs.folder import run_state, saved_identity
     from hllm.runs.record import check_identity, identity_of
-    from hllm.train.trainer import Stopped
 
-    pick_device(device)  # a mistake is answered before anything is told or done
+    target = pick_device(device)  # a mistake is answered before anything is told or done
     state = run_state(folder)
     if overwrite and not (resume and state == "unfinished"):
         state = "new"
     embeddings = embeddings or _embeddings(data, config)
+    batch = BatchSize(config.training.batch_tokens, auto_batch, console.note)
+    if state != "new":
+        batch = batch.as_recorded(folder, data, config, embeddings)
+        config = batch.config(config, batch.size)
     if state != "new" and (saved := saved_identity(folder)) is not None:
         check_identity(folder, saved, identity_of(data, config, embeddings))
     if embeddings is not None:
@@ -93,19 +106,13 @@ def train_one(
         console.note(f"{folder} holds an interrupted run; going on from its last checkpoint")
     elif resume:
         console.note(f"nothing to resume in {folder}: training from the start")
-    recommender = Recommender(config)
-    try:
-        recommender.fit(data, out=folder, device=device, resume=state == "unfinished", embeddings=embeddings)
-    except Stopped as stop:
-        raise KeyboardInterrupt(f"{stop}; everything is saved. Go on with {go_on}") from stop
-    except (RuntimeError, MemoryError) as err:
-        if not is_out_of_memory(err):
-            raise
-        tokens, max_len = config.training.batch_tokens, config.training.max_len
-        raise DeviceError(
-            f"out of memory on {device} with batch_tokens={tokens}, max_len={max_len}; try "
-            f"--set batch_tokens={max(1, tokens // 2)}, a smaller max_len or d_model, or --device cpu"
-        ) from err
+    needed = memory_needed(data, config, embeddings)
+    if warning := memory_warning(target, needed, f"--auto-batch, or {batch.advice}"):
+        console.note(f"warning: {warning}")
+    going_on = state == "unfinished"
+    recommender = fit_run(
+        data, config, folder, embeddings, batch, device=device, resume=going_on, go_on=go_on
+    )
     return finish_run(recommender, folder)
 
 

@@ -155,11 +155,8 @@ class Trainer:
         self._saved_at = time.monotonic()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        with (
-            interruptible() as interruption,
-            progress("train", self.training.epochs, "epochs", self.show) as bar,
-        ):
-            bar.start(self.state.epoch)
+        shown = progress("train", self.training.epochs, "epochs", self.show, done=self.state.epoch)
+        with interruptible() as interruption, shown as bar:
             while not self.state.finished:
                 self._epoch(interruption, bar)
                 bar.advance()
@@ -182,12 +179,13 @@ class Trainer:
         plan = self.loader.plan(state.epoch)
         losses: list[Tensor] = []
         self.network.train()
+        bar.inside(state.step_in_epoch, len(plan))
         for batch in self.loader.batches(plan, skip=state.step_in_epoch):
             share = (state.epoch + state.step_in_epoch / len(plan)) / self.training.epochs
             losses.append(self._step(batch, learning_rate(self.training, share)))
             state.step += 1
             state.step_in_epoch += 1
-            bar.within(state.step_in_epoch / len(plan), f"step {state.step_in_epoch:,}/{len(plan):,}")
+            bar.inside(state.step_in_epoch, len(plan))
             if len(losses) >= LOSS_CHECK_STEPS:
                 self._collect(losses)
             if interruption.requested or (self._due() and state.step_in_epoch < len(plan)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,35 +14,32 @@ from hllm.data.dataset import Dataset
 from hllm.data.splits import Packed, SplitOptions, make_split
 
 
-@dataclass(frozen=True)
-class Split:
-    """train_mask bool (N,), and flat positions int64 of the held-out events, as in a dataset."""
+def with_split(
+    data: Dataset, train_mask: np.ndarray, queries: Mapping[str, np.ndarray], options: Mapping[str, Any]
+) -> Dataset:
+    """`data` with another split, in memory; its fingerprint says so.
 
-    train_mask: np.ndarray
-    queries: dict[str, np.ndarray]
-
-
-def with_split(data: Dataset, split: Split, options: Mapping[str, Any]) -> Dataset:
-    """`data` with another split, in memory; its fingerprint says so."""
+    train_mask bool (N,), queries: flat positions int64 of the held-out events by split, as in a
+    dataset. `options` describes the split in the dataset's document.
+    """
     owner = np.repeat(np.arange(data.n_users), np.diff(data.offsets))
-    fingerprint = digest(
-        data.fingerprint, json.dumps(dict(options), sort_keys=True), split.train_mask, *split.queries.values()
-    )
+    described = json.dumps(dict(options), sort_keys=True)
     meta = {
         **data.meta,
-        "fingerprint": fingerprint,
+        "fingerprint": digest(data.fingerprint, described, train_mask, *queries.values()),
         "split": dict(options),
-        "evaluated_users": {name: len(np.unique(owner[at])) for name, at in split.queries.items()},
-        "targets": {name: len(at) for name, at in split.queries.items()},
+        "evaluated_users": {name: len(np.unique(owner[at])) for name, at in queries.items()},
+        "targets": {name: len(at) for name, at in queries.items()},
     }
     frames = {name: getattr(data, name) for name in ("interactions", "items", "users")}
-    return replace(
-        data, path=None, meta=meta, train_mask=split.train_mask, queries=dict(split.queries), frames=frames
-    )
+    return replace(data, path=None, meta=meta, train_mask=train_mask, queries=dict(queries), frames=frames)
 
 
 def resplit(data: Dataset, name: str, ratio: tuple[float, float, float] | None, seed: int) -> Dataset:
-    """`data` split again by `name` ("leave-one-out", "user-ratio" with every event a target)."""
+    """`data` split again by `name`: "leave-one-out", or "user-ratio" with every event a target.
+
+    `seed` shuffles the users of "user-ratio". Raises ConfigError for options that cannot be.
+    """
     if name == "user-ratio":
         options = SplitOptions(name, seed, ratio=ratio, targets="all")
     else:
@@ -56,4 +53,4 @@ def resplit(data: Dataset, name: str, ratio: tuple[float, float, float] | None, 
     )
     made = make_split(packed, options)
     queries = {key: at.astype(np.int64) for key, at in made.queries.items()}
-    return with_split(data, Split(made.train_mask, queries), made.options)
+    return with_split(data, made.train_mask, queries, made.options)

@@ -12,11 +12,8 @@ import torch
 
 from hllm.artifacts import atomic, digest
 from hllm.compat.rechub.histories import FolderHistories, from_folder
-from hllm.compat.scripts.entry import say
-from hllm.compat.scripts.families import Family, check_sequences
-from hllm.compat.scripts.resplit import Split, with_split
-from hllm.compat.scripts.sequences import DATASET, is_current, load_dataset, write_record
 from hllm.data.dataset import Dataset
+from hllm.data.resplit import with_split
 from hllm.data.tables.schema import ITEM_ID, TIMESTAMP, USER_ID, to_tables
 from hllm.errors import ArtifactError, HLLMError
 from hllm.formats.rechub import (
@@ -31,6 +28,9 @@ from hllm.formats.rechub import (
 )
 from hllm.items.embed import ItemEmbeddings, load_embeddings
 from hllm.text.template import OFFICIAL_PROMPT
+from rechub_scripts.entry import say
+from rechub_scripts.families import Family, check_sequences
+from rechub_scripts.sequences import DATASET, is_current, load_dataset, write_record
 
 if TYPE_CHECKING:
     import polars as pl
@@ -117,7 +117,7 @@ class Processed:
         old = self.data
         if old.meta["split"]["name"] != "leave-one-out":
             queries = {name: np.asarray(at) for name, at in old.queries.items()}
-            data = with_split(data, Split(np.asarray(old.train_mask), queries), old.meta["split"])
+            data = with_split(data, np.asarray(old.train_mask), queries, old.meta["split"])
         data = data.save(self.folder / DATASET)
         return replace(self, data=data, rows=token_rows(self.vocab, data))
 
@@ -170,18 +170,13 @@ def from_windows(folder: Path, vocab: Vocab, name: str) -> Dataset:
     )
     tables = to_tables(events, items, text_fields=["text"] if texts else [], time_unit="s")
     data = Dataset.from_source_tables(tables, name=name)
-    return data if found.leave_last_out else with_split(data, _held_out(found), {"name": PREPARED_SPLIT})
+    return data if found.leave_last_out else with_split(data, *_held_out(found), {"name": PREPARED_SPLIT})
 
 
-def _held_out(found: FolderHistories) -> Split:
+def _held_out(found: FolderHistories) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Whole users held out, every event of theirs but the first a target."""
     split = np.repeat(found.split, np.diff(found.offsets))
     target = np.ones(len(found.tokens), dtype=bool)
     target[found.offsets[:-1]] = False
-    return Split(
-        split == 0,
-        {
-            "validation": np.flatnonzero((split == 1) & target),
-            "test": np.flatnonzero((split == 2) & target),
-        },
-    )
+    held = {"validation": (split == 1) & target, "test": (split == 2) & target}
+    return split == 0, {name: np.flatnonzero(mask) for name, mask in held.items()}

@@ -7,13 +7,12 @@ import polars as pl
 import pytest
 
 from hllm.compat.rechub import histories, windows
-from hllm.compat.scripts.families import BEAUTY, BOOKS, MOVIELENS
-from hllm.compat.scripts.processed import open_folder, token_rows
-from hllm.compat.scripts.resplit import resplit
-from hllm.compat.scripts.sequences import is_current, make_dataset, pack, write_folder
 from hllm.data.dataset import Dataset
 from hllm.errors import ArtifactError
 from hllm.formats import rechub as formats
+from rechub_scripts.families import BEAUTY, BOOKS, MOVIELENS
+from rechub_scripts.processed import open_folder, token_rows
+from rechub_scripts.sequences import is_current, make_dataset, pack, write_folder
 
 
 def frame(strings: bool = False, factor: int = 1) -> pl.DataFrame:
@@ -149,15 +148,3 @@ def test_texts_are_attached_without_changing_what_is_held_out(tmp_path):
     assert texted.data.n_catalogue == data.n_candidates + 1 and texted.data.meta["text_fields"] == ["title"]
     assert np.array_equal(texted.data.train_mask, data.train_mask)
     assert all(np.array_equal(texted.data.queries[name], data.queries[name]) for name in data.queries)
-
-
-def test_resplit_is_the_datasets_own_split():
-    events = frame()
-    data = Dataset.from_tables(events, name="x", time_unit="s")
-    wanted = Dataset.from_tables(events, name="x", time_unit="s", split="user-ratio", seed=3, targets="all")
-    found = resplit(data, "user-ratio", None, 3)
-    assert np.array_equal(found.train_mask, wanted.train_mask)
-    assert all(np.array_equal(found.queries[name], wanted.queries[name]) for name in wanted.queries)
-    assert found.meta["split"] == wanted.meta["split"] and found.meta["targets"] == wanted.meta["targets"]
-    back = resplit(found, "leave-one-out", None, 3)
-    assert np.array_equal(back.train_mask, data.train_mask)

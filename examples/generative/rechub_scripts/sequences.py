@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hllm.artifacts import digest_file, read_json, write_json
-from hllm.compat.rechub.histories import Histories
-from hllm.compat.rechub.windows import Windows
-from hllm.compat.scripts.resplit import Split, with_split
+from hllm.compat.rechub.histories import PackedHistories
+from hllm.compat.rechub.windows import StoredWindows
 from hllm.data.dataset import Dataset
+from hllm.data.resplit import with_split
 from hllm.data.tables.schema import ITEM_ID, TIMESTAMP, UNITS_PER_SECOND, USER_ID, Tables, guess_time_unit
 from hllm.data.tables.vocab import encode
 from hllm.errors import ArtifactError
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 DATASET, RECORD = "dataset", "hllm.json"
-Rule = Callable[[np.ndarray, np.ndarray, np.ndarray], Histories]
+Rule = Callable[[np.ndarray, np.ndarray, np.ndarray], PackedHistories]
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def pack(events: pl.DataFrame, rule: Rule, unit: str | None = None) -> Sequences
 def write_folder(
     folder: Path,
     sequences: Sequences,
-    windows: Mapping[str, Windows],
+    windows: Mapping[str, StoredWindows],
     *,
     layout: str,
     split: Mapping[str, Any],
@@ -122,7 +122,7 @@ def write_folder(
         write_single_files(folder, [windows[part] for part in SPLITS])
     data = make_dataset(sequences, name, items, text_fields or [])
     if split["name"] != "leave-one-out":
-        data = with_split(data, _mapped(data, sequences, windows), split)
+        data = with_split(data, *_mapped(data, sequences, windows), split)
     saved = data.save(folder / DATASET)
     write_record(folder, state)
     return saved
@@ -182,7 +182,9 @@ def _write_vocab(folder: Path, item_ids: list[Any], layout: str) -> None:
     )
 
 
-def _mapped(data: Dataset, sequences: Sequences, windows: Mapping[str, Windows]) -> Split:
+def _mapped(
+    data: Dataset, sequences: Sequences, windows: Mapping[str, StoredWindows]
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The windows' split as positions in the dataset, whose users are sorted by identifier."""
     rows = np.empty(len(sequences.user_ids), dtype=np.int64)
     rows[sequences.user_ids.arg_sort().to_numpy()] = np.arange(len(rows))
@@ -199,4 +201,4 @@ def _mapped(data: Dataset, sequences: Sequences, windows: Mapping[str, Windows])
         name: np.sort(positions(windows[part].targets))
         for name, part in (("validation", "val"), ("test", "test"))
     }
-    return Split(mask, queries)
+    return mask, queries

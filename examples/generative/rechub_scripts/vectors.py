@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hllm.compat.scripts import books
-from hllm.compat.scripts.entry import Parser, model_flags, positive, raw_flags, say, warn
-from hllm.compat.scripts.environment import check_device, check_memory, check_model, encoding_memory
-from hllm.compat.scripts.families import BEAUTY, BOOKS, MOVIELENS, Family, check_sequences
-from hllm.compat.scripts.preprocess import folders
-from hllm.compat.scripts.processed import Processed, open_folder
-from hllm.compat.scripts.raw import need_raw
+from hllm.data.sources.bytedance import FIELDS
 from hllm.errors import DeviceError
 from hllm.formats.rechub import write_text_map
 from hllm.items.embed import ItemEmbeddings, embed
 from hllm.text.template import Template
+from rechub_scripts import books
+from rechub_scripts.entry import Parser, model_flags, positive, raw_flags, say, warn
+from rechub_scripts.environment import check_device, check_memory, check_model, encoding_memory
+from rechub_scripts.families import BEAUTY, BOOKS, MOVIELENS, Family, check_sequences
+from rechub_scripts.preprocess import carried, folders
+from rechub_scripts.processed import Processed, open_folder
+from rechub_scripts.raw import need_raw
 
 if TYPE_CHECKING:
     import argparse
@@ -57,7 +58,7 @@ def amazon_books(here: Path, arguments: Sequence[str] | None = None) -> None:
             data_dir, "items", args.data_source, download=download, overwrite=args.overwrite
         )
         say(f"item texts: {found.path}")
-        return books.items(found, wanted)[0], list(books.FIELDS)
+        return books.items(found, wanted)[0], list(FIELDS)
 
     _run(BOOKS, parser, read, here, arguments)
 
@@ -92,7 +93,7 @@ def _parser(what: str) -> Parser:
 def _run(family: Family, parser: Parser, read: Reader, here: Path, arguments: Sequence[str] | None) -> None:
     args = parser.parse(arguments)
     data_dir, output_dir = folders(args, here)
-    check_sequences(output_dir, family)
+    check_sequences(output_dir, family, **carried(args))
     name = check_model(args.model_type)
     device = check_device(args.device, "encode")
     check_memory(device, encoding_memory(args.model_type), "--batch_size 16, or --model_type smollm2-135m")
@@ -105,11 +106,16 @@ def _run(family: Family, parser: Parser, read: Reader, here: Path, arguments: Se
     found = _encode(folder, name, args)
     path = folder.write_embeddings(args.model_type, found.vectors)
     _report(folder, path, output_dir / family.text_map, found)
-    run = {"ml-1m": "run_hllm_movielens.py"}.get(family.name, f"run_hllm_{family.name.replace('-', '_')}.py")
-    say(
-        f"next, from the project's root: python examples/generative/{run} --model_type {args.model_type} "
-        f"--device {args.device}"
+    options = carried(args)
+    own = options["data_dir"] is None and options["output_dir"] is None
+    command = family.command(
+        family.training,
+        model_type=args.model_type,
+        device=args.device,
+        dataset_path=None if own else output_dir,
+        state=options["state"],
     )
+    say(f"next, from the project's root: {command}")
 
 
 def _encode(folder: Processed, name: str, args: argparse.Namespace) -> ItemEmbeddings:

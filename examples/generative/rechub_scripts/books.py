@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hllm.compat.scripts.entry import say
-from hllm.compat.scripts.raw import need_raw
-from hllm.data.reading.catalogue import Field, read_catalogue, read_item_csv
-from hllm.data.reading.event_files import COLUMN_NAMES, first_fields, read_events
+from hllm.data.reading.catalogue import read_catalogue, read_item_csv
+from hllm.data.reading.event_files import read_events
 from hllm.data.reading.lines import optional_file
-from hllm.data.sources.amazon import DESCRIPTION, USER_FIRST, title_text
-from hllm.data.sources.bytedance import NAMES
-from hllm.data.tables.schema import ITEM_ID, TIMESTAMP, USER_ID
+from hllm.data.reading.pairs import find_csv
+from hllm.data.sources.amazon import EDITIONS
+from hllm.data.sources.bytedance import FIELDS, NAMES
 from hllm.errors import DataError
+from rechub_scripts.entry import say
+from rechub_scripts.raw import need_raw
 
 if TYPE_CHECKING:
     import polars as pl
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SOURCES = ("auto", "raw", "bytedance")
 RAW = {"interactions": "ratings_Books.csv", "items": "meta_Books.json"}
 FETCHED = {"raw": "amazon-books", "bytedance": "bytedance-books"}
-FIELDS = {"title": Field(("title",), title_text), "description": DESCRIPTION}
+STANFORD = EDITIONS["2014"]
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,8 @@ def find(folder: Path, kind: str, source: str) -> Found | None:
     """The file of `kind` from `source`, or None; "auto" looks for ByteDance's, then for Stanford's."""
     if not folder.is_dir():
         raise DataError(f"folder {folder} does not exist; name the one with the raw files with --data_dir")
-    if source in ("auto", "bytedance"):
-        for path in _csv_files(folder):
-            if kind_of(path) == kind:
-                return Found("bytedance", path)
+    if source in ("auto", "bytedance") and (csv := find_csv(folder, NAMES, kind)) is not None:
+        return Found("bytedance", csv)
     if source in ("auto", "raw"):
         ratings = optional_file(folder, [RAW[kind]])
         if ratings is not None:
@@ -79,30 +77,17 @@ def find(folder: Path, kind: str, source: str) -> Found | None:
     return None
 
 
-def kind_of(path: Path) -> str:
-    """ "interactions", "items" or "", by the columns that the first line names."""
-    names = {COLUMN_NAMES.get(field.lower(), field.lower()) for field in first_fields(path)}
-    if {USER_ID, ITEM_ID, TIMESTAMP} <= names:
-        return "interactions"
-    return "items" if ITEM_ID in names and names & {"title", "description"} else ""
-
-
 def interactions(found: Found) -> pl.DataFrame:
     """The interactions of a file, in its order."""
-    return read_events(found.path, USER_FIRST if found.source == "raw" else None)
+    return read_events(found.path, STANFORD.order if found.source == "raw" else None)
 
 
 def items(found: Found, wanted: set[str]) -> tuple[pl.DataFrame, dict[str, int]]:
     """Title and description of the `wanted` items, and what was met on the way."""
     if found.source == "raw":
-        return read_catalogue(found.path, "asin", FIELDS, wanted)
+        fields = {name: STANFORD.fields[name] for name in FIELDS}
+        return read_catalogue(found.path, STANFORD.item_key, fields, wanted)
     return read_item_csv(found.path, FIELDS, wanted)
-
-
-def _csv_files(folder: Path) -> list[Path]:
-    places = (folder, folder / "dataset", folder / "information")
-    names = [f"{name}{ending}" for name in NAMES for ending in ("", ".1", ".gz")]
-    return [place / name for place in places for name in names if (place / name).is_file()]
 
 
 def _there(folder: Path, kind: str, source: str, otherwise: str) -> str:

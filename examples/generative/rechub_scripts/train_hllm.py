@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hllm.compat.scripts.entry import (
+from hllm.compat.rechub.states import STATES
+from hllm.config import Config, load_config
+from hllm.data.resplit import resplit
+from hllm.errors import ConfigError
+from hllm.formats.rechub import write_model
+from hllm.items.encoders.names import canonical
+from hllm.pipeline import Recommender, evaluate_run, fit_run
+from hllm.runs.auto_batch import BatchSize, memory_needed
+from hllm.runs.folder import run_state, saved_identity
+from hllm.runs.record import identity_of
+from hllm.settings import heads_of
+from rechub_scripts.entry import (
     LOSSES,
     Parser,
     common_flags,
@@ -19,29 +30,16 @@ from hllm.compat.scripts.entry import (
     split_flags,
     warn,
 )
-from hllm.compat.scripts.environment import check_device, check_embeddings, check_memory
-from hllm.compat.scripts.families import BEAUTY, BOOKS, MOVIELENS, Family, check_sequences
-from hllm.compat.scripts.memory import ADVICE, packed_memory, with_fitting_batch
-from hllm.compat.scripts.preprocess import SHARES
-from hllm.compat.scripts.processed import Processed, open_folder
-from hllm.compat.scripts.resplit import resplit
-from hllm.config import Config, load_config
-from hllm.errors import ConfigError
-from hllm.formats.rechub import write_model
-from hllm.items.encoders.names import canonical
-from hllm.pipeline import Recommender, evaluate_run
-from hllm.runs.folder import run_state, saved_identity
-from hllm.runs.record import identity_of, new_record
-from hllm.runs.train import train_network
-from hllm.settings import heads_of
-from hllm.train.trainer import Stopped
+from rechub_scripts.environment import ADVICE, check_device, check_embeddings, check_memory
+from rechub_scripts.families import BEAUTY, BOOKS, MOVIELENS, Family, check_sequences
+from rechub_scripts.preprocess import SHARES
+from rechub_scripts.processed import Processed, open_folder
 
 if TYPE_CHECKING:
     from hllm.data.dataset import Dataset
     from hllm.items.embed import ItemEmbeddings
 
 KS = (10, 50, 200)
-PROBE_STEPS = 5  # on a GPU the first steps run before the graph is captured, which takes memory too
 SMALL_BATCH = 256
 
 
@@ -108,44 +106,29 @@ def _run(family: Family, parser: Parser, here: Path, arguments: Sequence[str] | 
     args = parser.parse(arguments)
     given = args.dataset_path if family is MOVIELENS else args.data_dir
     path = here / "data" / family.name / "processed" if given is None else Path(given).expanduser().absolute()
-    check_sequences(path, family)
-    check_embeddings(path, family, args.model_type, args.device)
+    options = {
+        "output_dir": None if given is None else path,
+        "state": None if args.state == STATES[0] else args.state,
+    }
+    check_sequences(path, family, **options)
+    check_embeddings(path, family, args.model_type, args.device, **options)
     device = check_device(args.device, "train")
     folder = open_folder(path, family)
     data = _split(folder.data, args)
     embeddings = folder.item_embeddings(args.model_type)
     config = settings(args, embeddings.vectors.shape[1])
-    _describe(data, embeddings, config, device, args.batch_size)
-    out = Path(args.save_dir).expanduser() / f"hllm-{family.name}-{_label(args.model_type)}"
-
-    def sized(batch_size: int) -> Config:
-        return config.model_copy(update={"batch_tokens": tokens_of(batch_size, config.training.passes)})
-
-    def interrupted(batch_size: int) -> bool:
-        return run_state(out) == "unfinished" and saved_identity(out) == identity_of(
-            data, sized(batch_size), embeddings
-        )
-
-    def train(batch_size: int) -> Recommender:
-        chosen = sized(batch_size)
-        record = new_record(data, chosen, embeddings)
-        resume = args.resume or saved_identity(out) == identity_of(data, chosen, embeddings)
-        if resume and run_state(out) == "unfinished":
-            say(f"{out} holds this training, interrupted; going on from its last checkpoint")
-        try:
-            network, result = train_network(data, chosen, embeddings, device, out, resume)
-        except Stopped as stop:
-            raise KeyboardInterrupt(f"{stop}; everything is saved. Go on with the same command") from stop
-        recommender = Recommender(chosen, network, data, record.finished(result))
-        recommender.save_pretrained(out)
-        return recommender
-
-    # The size that an interrupted training had found to fit, or the one asked for.
-    halves = [args.batch_size >> n for n in range(args.batch_size.bit_length())]
-    first = next((size for size in halves if args.auto_batch and interrupted(size)), args.batch_size)
-    recommender = with_fitting_batch(
-        train, lambda size: _probe(data, sized(size), embeddings, device), first, args.auto_batch
+    batch = BatchSize(
+        args.batch_size, args.auto_batch, warn, "--batch_size {}", config.training.passes, ADVICE
     )
+    _describe(data, embeddings, config, device, batch)
+    out = Path(args.save_dir).expanduser() / f"hllm-{family.name}-{_label(args.model_type)}"
+    batch = batch.as_recorded(out, data, config, embeddings)
+    resume = args.resume or saved_identity(out) == identity_of(
+        data, batch.config(config, batch.size), embeddings
+    )
+    if resume and run_state(out) == "unfinished":
+        say(f"{out} holds this training, interrupted; going on from its last checkpoint")
+    recommender = fit_run(data, config, out, embeddings, batch, device=args.device, resume=resume)
     _finish(folder, recommender, out, Path(args.save_dir).expanduser())
 
 
@@ -198,40 +181,24 @@ def _split(data: Dataset, args: argparse.Namespace) -> Dataset:
 
 
 def _describe(
-    data: Dataset, embeddings: ItemEmbeddings, config: Config, device: torch.device, batch_size: int
+    data: Dataset, embeddings: ItemEmbeddings, config: Config, device: torch.device, batch: BatchSize
 ) -> None:
     dim = embeddings.vectors.shape[1]
     n_heads = heads_of(dim, config.users.n_heads)
-    assert isinstance(config.training.max_len, int)
     say(
         f"data: {data.n_users:,} users, {data.n_candidates:,} items, {int(data.train_mask.sum()):,} training events; "
         f"split {data.meta['split']['name']}"
     )
     say(
-        f"model: {config.preset}, width {dim}, {config.users.n_layers} layers, {n_heads} heads, "
-        f"loss {config.objective.loss}"
+        f"model: {config.preset}, width {dim}, {config.users.n_layers} layers, {n_heads} heads, loss {config.objective.loss}"
     )
-    needed = packed_memory(
-        max(config.training.batch_tokens, config.training.max_len),
-        data.n_catalogue,
-        dim,
-        config.users.n_layers,
-        n_heads,
-        config.training.max_len,
-    )
-    check_memory(device, needed, f"--batch_size {max(1, batch_size // 2)}, --auto-batch, or {ADVICE}")
+    advice = f"--batch_size {max(1, batch.size // 2)}, --auto-batch, or {ADVICE}"
+    check_memory(device, memory_needed(data, config, embeddings), advice)
     if device.type == "cuda" and config.training.batch_tokens < SMALL_BATCH:
         enough = -(-4 * SMALL_BATCH // config.training.passes)
         warn(
-            f"--batch_size {batch_size} leaves a GPU mostly idle, which is slow; --batch_size {enough} does not"
+            f"--batch_size {batch.size} leaves a GPU mostly idle, which is slow; --batch_size {enough} does not"
         )
-
-
-def _probe(data: Dataset, config: Config, embeddings: ItemEmbeddings, device: torch.device) -> None:
-    """A few training steps, to see whether they fit."""
-    from hllm.runs.train import make_trainer
-
-    make_trainer(data, data.train_histories(), config, embeddings, device, None, False).probe(PROBE_STEPS)
 
 
 def _finish(folder: Processed, recommender: Recommender, out: Path, save_dir: Path) -> None:

@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 
 from hllm import hardware
-from hllm.compat.scripts.entry import say, warn
-from hllm.compat.scripts.families import Family
 from hllm.errors import ArtifactError, DeviceError
 from hllm.formats.rechub import embeddings_path
 from hllm.items.encoders.names import CONTROLS, SHORT_NAMES, canonical, is_local
+from hllm.runs.auto_batch import GIB, memory_warning
+from rechub_scripts.entry import say, warn
+from rechub_scripts.families import Family
 
-GIB = 2**30
+ADVICE = "a smaller --max_seq_len, a smaller --model_type, or --device cpu"  # where memory runs out
 # Memory that encoding takes, from the document where it has it, else weights in 16 bits and a half more.
 ENCODING_GIB = {
     "tinyllama": 3.0,
@@ -53,22 +54,10 @@ def check_memory(device: torch.device, needed: float | None, advice: str) -> Non
     """Warn where the GPU's free memory is below `needed` bytes (None: unknown)."""
     if device.type != "cuda" or needed is None:
         return
-    free, total = torch.cuda.mem_get_info(device)
-    message = memory_warning(free, total, needed, advice)
-    if message:
+    if message := memory_warning(device, needed, advice):
         warn(message)
     else:
-        say(f"GPU memory: about {needed / GIB:.1f} GiB needed, {free / GIB:.1f} GiB free")
-
-
-def memory_warning(free: int, total: int, needed: float, advice: str) -> str | None:
-    """What to say where `needed` bytes may not fit into `free` of `total`; None where they do."""
-    if needed <= free:
-        return None
-    return (
-        f"about {needed / GIB:.1f} GiB of GPU memory are needed, but {free / GIB:.1f} of {total / GIB:.1f} GiB "
-        f"are free; if it runs out: {advice}"
-    )
+        say(f"GPU memory: about {needed / GIB:.1f} GiB needed, which is free")
 
 
 def encoding_memory(model_type: str) -> float | None:
@@ -104,12 +93,12 @@ def check_model(model_type: str) -> str:
     return name
 
 
-def check_embeddings(folder: Path, family: Family, model_type: str, device: str) -> Path:
+def check_embeddings(folder: Path, family: Family, model_type: str, device: str, **options: object) -> Path:
     """The embeddings file of `model_type` in `folder`; ArtifactError names the script that writes it."""
     path = embeddings_path(folder, model_type)
     if path.is_file():
         return path
     others = sorted(p.stem.removeprefix("item_embeddings_") for p in folder.glob("item_embeddings_*.pt"))
     there = f"; there are those of {', '.join(others)} (--model_type {others[0]})" if others else ""
-    command = family.command(family.vectors, f"--model_type {model_type} --device {device}")
+    command = family.command(family.vectors, model_type=model_type, device=device, **options)
     raise ArtifactError(f"{path} not found{there}; make it with: {command}")

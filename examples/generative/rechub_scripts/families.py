@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +26,22 @@ class Family:
     vectors: str
     text_map: str
 
-    def command(self, script: str, options: str = "") -> str:
-        """What to type, from the project's root, to run one of the scripts."""
-        return f"cd examples/generative/data/{self.name}; python {script} {options}".rstrip()
+    @property
+    def training(self) -> str:
+        """The script that trains HLLM."""
+        return {"ml-1m": "run_hllm_movielens.py"}.get(self.name, f"run_hllm_{self.name.replace('-', '_')}.py")
+
+    def command(self, script: str, **options: object) -> str:
+        """What to type, from the project's root, to run a script; options of None are left out."""
+        inside = script in (self.sequences, self.vectors)
+        place = (
+            f"cd examples/generative/data/{self.name}; python " if inside else "python examples/generative/"
+        )
+        given = {name: value for name, value in options.items() if value is not None}
+        model = given.get("model_type")
+        if model is not None and Path(str(model)).is_dir():  # typed elsewhere, a relative folder is another
+            given["model_type"] = Path(str(model)).absolute()
+        return f"{place}{shlex.join([script, *(w for n, v in given.items() for w in (f'--{n}', str(v)))])}"
 
 
 MOVIELENS = Family(
@@ -49,8 +63,8 @@ BEAUTY = Family(
 )
 
 
-def check_sequences(folder: Path, family: Family) -> None:
-    """ArtifactError, naming the script to run, unless vocabulary and windows are in `folder`."""
+def check_sequences(folder: Path, family: Family, **options: object) -> None:
+    """ArtifactError, naming the script to run with `options`, unless vocabulary and windows are in `folder`."""
     missing = [
         name
         for name in ("vocab.pkl", *(f"{split}_data.pkl" for split in SPLITS))
@@ -59,6 +73,6 @@ def check_sequences(folder: Path, family: Family) -> None:
     if missing:
         what = f"lacks {', '.join(missing)}" if folder.is_dir() else "does not exist"
         raise ArtifactError(
-            f"{folder} {what}; make the sequences first: {family.command(family.sequences)} "
+            f"{folder} {what}; make the sequences first: {family.command(family.sequences, **options)} "
             "(or name the folder that has them)"
         )

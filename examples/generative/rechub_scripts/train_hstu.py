@@ -13,15 +13,15 @@ from torch import Tensor
 
 from hllm.compat.rechub import HSTUModel, SeqTrainer, rank_windows, topk_metrics
 from hllm.compat.rechub.states import STATES
-from hllm.compat.rechub.windows import MOVIELENS_DTYPES, Windows
-from hllm.compat.scripts.entry import Parser, common_flags, positive, say, split_flags
-from hllm.compat.scripts.environment import check_device, check_memory
-from hllm.compat.scripts.families import BOOKS, MOVIELENS, Family
-from hllm.compat.scripts.memory import ADVICE, padded_memory, with_fitting_batch
-from hllm.compat.scripts.preprocess import SHARES
-from hllm.compat.scripts.processed import Processed, open_folder
-from hllm.compat.scripts.resplit import resplit
+from hllm.compat.rechub.windows import MOVIELENS_DTYPES, StoredWindows
+from hllm.data.resplit import resplit
 from hllm.data.tables.schema import UNITS_PER_SECOND
+from hllm.runs.auto_batch import BatchSize, with_fitting_batch
+from rechub_scripts.entry import Parser, common_flags, positive, say, split_flags, warn
+from rechub_scripts.environment import ADVICE, check_device, check_memory
+from rechub_scripts.families import BOOKS, MOVIELENS, Family, check_sequences
+from rechub_scripts.preprocess import SHARES
+from rechub_scripts.processed import Processed, open_folder
 
 KS = (10, 50, 200)
 # By state: what the flags have where they are not given. Settings of 0.9 alone are not in the older state.
@@ -98,6 +98,8 @@ def _run(family: Family, parser: Parser, here: Path, arguments: Sequence[str] | 
     chosen = settings(args, DEFAULTS[family.name][args.state])
     given = args.dataset_path
     path = here / "data" / family.name / "processed" if given is None else Path(given).expanduser().absolute()
+    state = None if args.state == STATES[0] else args.state
+    check_sequences(path, family, output_dir=None if given is None else path, state=state)
     folder = open_folder(path, family)
     device = check_device(args.device, "train")
     if args.split is not None and args.split != folder.data.meta["split"]["name"]:
@@ -132,7 +134,14 @@ def _run(family: Family, parser: Parser, here: Path, arguments: Sequence[str] | 
         first = next(iter(loader("train", batch_size)))
         make_trainer(args, chosen, n_items + 1, device).train_one_epoch([first])
 
-    trainer, test = with_fitting_batch(train, probe, chosen["batch_size"], args.auto_batch)
+    batch = BatchSize(chosen["batch_size"], args.auto_batch, warn, "--batch_size {}", advice=ADVICE)
+    trainer, test = with_fitting_batch(train, probe, batch)
+    _score(trainer, test)
+    say(f"\nweights: {Path(args.save_dir) / 'model.pth'}")
+
+
+def _score(trainer: SeqTrainer, test: WindowLoader) -> None:
+    """Say loss, accuracy and ranking metrics on the test windows."""
     loss, accuracy = trainer.evaluate(test)
     say(f"test loss {loss:.4f}, top-1 accuracy {accuracy:.4f}")
     truth, ranked = rank_windows(trainer.model, test, max(KS), hide_seen=True)
@@ -141,7 +150,6 @@ def _run(family: Family, parser: Parser, here: Path, arguments: Sequence[str] | 
     for name in ("Hit", "NDCG"):
         for line in results[name]:
             say(line)
-    say(f"\nweights: {Path(args.save_dir) / 'model.pth'}")
 
 
 def settings(args: argparse.Namespace, defaults: dict[str, Any]) -> dict[str, Any]:
@@ -176,7 +184,7 @@ def make_trainer(
     )
 
 
-def windows_of(folder: Processed, width: int) -> dict[str, Windows]:
+def windows_of(folder: Processed, width: int) -> dict[str, StoredWindows]:
     """Every training event that has one before it, and every held-out event, as a padded window."""
     data = folder.data
     numbers = np.zeros(data.n_catalogue + 1, dtype=np.int32)
@@ -190,17 +198,24 @@ def windows_of(folder: Processed, width: int) -> dict[str, Windows]:
     targets = {"train": training, "val": data.queries["validation"], "test": data.queries["test"]}
     tokens = numbers[data.tokens]
     return {
-        name: Windows(
+        name: StoredWindows(
             tokens, seconds, np.maximum(starts[at], at - width), np.asarray(at), width, MOVIELENS_DTYPES
         )
         for name, at in targets.items()
     }
 
 
+def padded_memory(batch: int, max_len: int, n_items: int, d_model: int, n_layers: int, n_heads: int) -> float:
+    """Bytes, roughly, of one training step of a padded model with the scores of every item at every position."""
+    scores = 4 * batch * max_len * n_items
+    activations = batch * max_len * n_layers * (20 * d_model + 4 * n_heads * max_len)
+    return 4.0 * (scores + activations + 4 * n_items * d_model)
+
+
 class WindowLoader:
     """Batches of windows as `SequenceDataGenerator` gives them, made on the way: memory stays flat."""
 
-    def __init__(self, windows: Windows, batch_size: int, shuffle: bool, seed: int) -> None:
+    def __init__(self, windows: StoredWindows, batch_size: int, shuffle: bool, seed: int) -> None:
         self.windows, self.batch_size, self.shuffle = windows, batch_size, shuffle
         self.random = np.random.default_rng(seed)
 

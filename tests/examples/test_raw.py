@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hllm.compat.scripts import books, raw
-from hllm.compat.scripts.memory import fits, is_out_of_memory, with_fitting_batch
-from hllm.errors import DataError, DeviceError
+from hllm.errors import DataError
+from rechub_scripts import books, raw
 
 INTERACTIONS, ITEMS = "item_id,user_id,timestamp\na,u,1\n", "item_id,description,title\na,d,t\n"
 RATINGS = "u,a,5.0,1\n"
@@ -96,59 +95,3 @@ def test_books_are_downloaded_once(tmp_path, monkeypatch):
     (tmp_path / "dataset/amazon_books.csv").write_text("damaged")
     books.need_file(tmp_path, "items", "bytedance", download=True, overwrite=True)
     assert (tmp_path / "dataset/amazon_books.csv").read_text() == INTERACTIONS and len(calls) == 2
-
-
-# ------------------------------------------------------------------------ memory
-
-
-def test_the_largest_batch_that_fits_is_taken():
-    def work(size):
-        if size > 100:
-            raise MemoryError
-        return size
-
-    assert with_fitting_batch(work, work, 64, auto=False) == 64
-    assert with_fitting_batch(work, work, 1000, auto=True) == 62
-    with pytest.raises(DeviceError, match="62 fits"):
-        with_fitting_batch(work, work, 1000, auto=False)
-
-
-def test_where_the_whole_needs_more_than_its_first_steps_the_next_size_has_its_turn():
-    tried = []
-
-    def work(size):
-        tried.append(size)
-        if size > 20:
-            raise MemoryError
-        return size
-
-    def probe(size):
-        if size > 100:
-            raise MemoryError
-
-    assert with_fitting_batch(work, probe, 400, auto=True) == 12
-    assert tried == [400, 100, 50, 25, 12]
-    with pytest.raises(DeviceError, match="100 fits"):
-        with_fitting_batch(work, probe, 400, auto=False)
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (RuntimeError("CUDA error: out of memory"), True),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."), True),
-        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate"), True),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
-        (ValueError("out of memory"), False),
-    ],
-)
-def test_what_counts_as_out_of_memory(error, expected):
-    assert is_out_of_memory(error) == expected
-
-
-def test_fits_hides_no_other_fault():
-    def broken():
-        raise RuntimeError("shapes")
-
-    with pytest.raises(RuntimeError, match="shapes"):
-        fits(broken)

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hllm.compat.rechub import histories, windows
-from hllm.compat.rechub.windows import Windows
-from hllm.compat.scripts import books
-from hllm.compat.scripts.entry import Parser, positive, raw_flags, say, split_flags
-from hllm.compat.scripts.families import BEAUTY, BOOKS, MOVIELENS, Family
-from hllm.compat.scripts.raw import need_raw
-from hllm.compat.scripts.sequences import Sequences, pack, write_folder
+from hllm.compat.rechub.states import STATES
+from hllm.compat.rechub.windows import StoredWindows
 from hllm.data.tables.schema import RATING
 from hllm.errors import ConfigError
+from rechub_scripts import books
+from rechub_scripts.entry import Parser, positive, raw_flags, say, split_flags
+from rechub_scripts.families import BEAUTY, BOOKS, MOVIELENS, Family
+from rechub_scripts.raw import need_raw
+from rechub_scripts.sequences import Sequences, pack, write_folder
 
 if TYPE_CHECKING:
     from hllm.data.dataset import Dataset
@@ -49,7 +50,7 @@ def movielens(here: Path, arguments: Sequence[str] | None = None) -> None:
     events = tables.interactions
     ratings = events[RATING].to_numpy() if RATING in events.columns else None
 
-    def rule(users: np.ndarray, items: np.ndarray, times: np.ndarray) -> histories.Histories:
+    def rule(users: np.ndarray, items: np.ndarray, times: np.ndarray) -> histories.PackedHistories:
         return histories.movielens(users, items, times, ratings, args.state, args.min_seq_len)
 
     sequences = pack(events, rule, tables.time_unit if tables.time_unit != "index" else None)
@@ -67,7 +68,7 @@ def movielens(here: Path, arguments: Sequence[str] | None = None) -> None:
         text_fields=tables.text_fields,
         single_files=not args.no_single_files,
     )
-    _report(MOVIELENS, output_dir, data, parts)
+    _report(MOVIELENS, args, output_dir, data, parts)
 
 
 def amazon_books(here: Path, arguments: Sequence[str] | None = None) -> None:
@@ -91,7 +92,7 @@ def amazon_books(here: Path, arguments: Sequence[str] | None = None) -> None:
     say(f"{events.height:,} interactions read")
     least = args.min_interactions if found.source == "raw" else None
 
-    def rule(users: np.ndarray, items: np.ndarray, times: np.ndarray) -> histories.Histories:
+    def rule(users: np.ndarray, items: np.ndarray, times: np.ndarray) -> histories.PackedHistories:
         return histories.books(users, items, times, least)
 
     sequences = pack(events, rule)
@@ -115,7 +116,7 @@ def amazon_books(here: Path, arguments: Sequence[str] | None = None) -> None:
         name="amazon-books",
         state=args.state,
     )
-    _report(BOOKS, output_dir, data, parts)
+    _report(BOOKS, args, output_dir, data, parts)
 
 
 def amazon_beauty(here: Path, arguments: Sequence[str] | None = None) -> None:
@@ -133,7 +134,7 @@ def amazon_beauty(here: Path, arguments: Sequence[str] | None = None) -> None:
     from hllm.data.reading.lines import first_file
     from hllm.data.sources.amazon import OLD_REVIEWS
 
-    def rule(users: np.ndarray, items: np.ndarray, times: np.ndarray) -> histories.Histories:
+    def rule(users: np.ndarray, items: np.ndarray, times: np.ndarray) -> histories.PackedHistories:
         return histories.beauty(users, items, times, args.min_seq_len)
 
     sequences = pack(read_reviews(first_file(raw, [name]), OLD_REVIEWS), rule)
@@ -152,7 +153,7 @@ def amazon_beauty(here: Path, arguments: Sequence[str] | None = None) -> None:
     data = write_folder(
         output_dir, sequences, parts, layout=layout, split=split, name="amazon-beauty", state=args.state
     )
-    _report(BEAUTY, output_dir, data, parts)
+    _report(BEAUTY, args, output_dir, data, parts)
 
 
 def folders(args: argparse.Namespace, here: Path) -> tuple[Path, Path]:
@@ -160,6 +161,16 @@ def folders(args: argparse.Namespace, here: Path) -> tuple[Path, Path]:
     data_dir = here if args.data_dir is None else Path(args.data_dir).expanduser()
     output_dir = data_dir / "processed" if args.output_dir is None else Path(args.output_dir).expanduser()
     return data_dir.absolute(), output_dir.absolute()
+
+
+def carried(args: argparse.Namespace) -> dict[str, object]:
+    """Options that the next command needs too, where they are not the defaults."""
+    data_dir, output_dir = folders(args, Path())
+    return {
+        "data_dir": None if args.data_dir is None else data_dir,
+        "output_dir": None if args.output_dir is None else output_dir,
+        "state": None if args.state == STATES[0] else args.state,
+    }
 
 
 def _sequence_flags(parser: Parser, min_seq_len: int) -> None:
@@ -176,7 +187,7 @@ def _sequence_flags(parser: Parser, min_seq_len: int) -> None:
 
 def _windows(
     sequences: Sequences, args: argparse.Namespace, name: str
-) -> tuple[dict[str, Windows], dict[str, Any]]:
+) -> tuple[dict[str, StoredWindows], dict[str, Any]]:
     """Windows of one of the two usual splits, and how `dataset.json` names it."""
     packed = (sequences.tokens, sequences.seconds, sequences.offsets, args.max_seq_len)
     if name == "leave-one-out":
@@ -190,7 +201,7 @@ def _windows(
     return parts, {"name": name, "seed": args.seed, "ratio": list(shares), "targets": "all"}
 
 
-def _ordered(sequences: Sequences, args: argparse.Namespace) -> dict[str, Windows]:
+def _ordered(sequences: Sequences, args: argparse.Namespace) -> dict[str, StoredWindows]:
     shares = args.ratio or SHARES["rechub"]
     packed = (sequences.tokens, sequences.seconds, sequences.offsets)
     return windows.beauty(*packed, args.max_seq_len, args.min_seq_len, (shares[0], shares[1]))
@@ -201,9 +212,12 @@ def _notes(notes: Sequence[str]) -> None:
         say(f"note: {note}")
 
 
-def _report(family: Family, folder: Path, data: Dataset, parts: dict[str, Windows]) -> None:
+def _report(
+    family: Family, args: argparse.Namespace, folder: Path, data: Dataset, parts: dict[str, StoredWindows]
+) -> None:
     sizes = ", ".join(f"{len(part):,} {name}" for name, part in parts.items())
     say(f"{data.n_users:,} users, {data.n_candidates:,} items, {data.meta['n_interactions']:,} interactions")
     say(f"windows: {sizes}; split {data.meta['split']['name']}")
     say(f"written to {folder}")
-    say(f"next: {family.command(family.vectors, '--model_type tinyllama --device cuda')}")
+    options = {"model_type": "tinyllama", "device": "cuda", **carried(args)}
+    say(f"next, from the project's root: {family.command(family.vectors, **options)}")

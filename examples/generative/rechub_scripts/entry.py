@@ -40,9 +40,8 @@ class Parser(argparse.ArgumentParser):
         """Parse `arguments` (`sys.argv` if None); ConfigError for an unknown option names the nearest."""
         found, rest = self.parse_known_args(arguments)
         if rest:
-            raise ConfigError(
-                unknown("option", rest[0], [n for n in self._option_string_actions if "_" in n])
-            )
+            names = [name for action in self._actions for name in action.option_strings if name[:2] == "--"]
+            raise ConfigError(unknown("option", rest[0], [name for name in names if "-" not in name[2:]]))
         return found
 
 

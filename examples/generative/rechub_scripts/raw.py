@@ -7,11 +7,11 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from hllm.compat.scripts.entry import say
 from hllm.data.sources import get_source
 from hllm.data.sources.download import fetch_source
 from hllm.errors import DataError, FetchError
 from hllm.unpack import unpack
+from rechub_scripts.entry import say
 
 # MovieLens's archive has its files in ml-1m/; the document unpacks it into data/ml-1m/ besides.
 PLACES = (".", "ml-1m", "data/ml-1m", "data", "data/ml-1m/ml-1m")
