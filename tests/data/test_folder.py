@@ -8,7 +8,6 @@ import polars as pl
 import pytest
 
 from hllm import artifacts
-from hllm.data import folder
 from hllm.data.dataset import Dataset
 from hllm.data.folder import check_target
 from hllm.errors import ArtifactError

@@ -142,7 +142,9 @@ def test_tensor_files_in_every_form(tmp_path):
 def test_case_e21_arrays_of_objects_are_refused(tmp_path):
     for value in (np.array(["x", 1, None], dtype=object), np.dtype("O"), np.dtype([("a", "i4")])):
         for protocol in (2, 4, 5):
-            with pytest.raises(ArtifactError, match=r"refused: the pickle asks for .*numpy.*only numpy arrays"):
+            with pytest.raises(
+                ArtifactError, match=r"refused: the pickle asks for .*numpy.*only numpy arrays"
+            ):
                 load_pickle(dump(tmp_path / "a.pkl", {"x": value}, protocol))
 
 
@@ -183,7 +185,9 @@ def test_case_e21_crafted_types_never_reach_numpy(tmp_path, name, use):
         load_torch(tmp_path / "a.pt")
 
 
-@pytest.mark.parametrize("changed", [b"c_codecs\nencode\n", b"ccollections\nCounter\n", SCALAR, b"cnumpy\ndtype\n"])
+@pytest.mark.parametrize(
+    "changed", [b"c_codecs\nencode\n", b"ccollections\nCounter\n", SCALAR, b"cnumpy\ndtype\n"]
+)
 def test_case_e21_what_a_pickle_names_stays_as_it_is(tmp_path, changed):
     path = tmp_path / "a.pkl"
     path.write_bytes(changed + b"(N(dVupdate\nI1\nVx\nI1\nstb.")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+HEADER = "hllm"  # key of our digest and metadata in safetensors headers
 
 
 def home() -> Path:
@@ -135,7 +136,8 @@ def write_tensors(
     stored = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     text = json.dumps(metadata or {}, allow_nan=False)
     with atomic(path) as temporary:
-        save_file(stored, str(temporary), {"json": text, "sha256": _digest_tensors(stored, text)})
+        # One key: safetensors writes several in any order.
+        save_file(stored, str(temporary), {HEADER: f"{_digest_tensors(stored, text)} {text}"})
 
 
 def read_tensors(path: Path | str, device: str = "cpu") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -148,10 +150,9 @@ def read_tensors(path: Path | str, device: str = "cpu") -> tuple[dict[str, torch
 
     def load(p: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         with safe_open(str(p), framework="pt") as file:
-            header = file.metadata() or {}
+            sha256, text = _header(file.metadata())
             tensors = {k: file.get_tensor(k).clone() for k in file.keys()}  # noqa: SIM118
-        text = header.get("json", "{}")
-        if "sha256" in header and header["sha256"] != _digest_tensors(tensors, text):
+        if sha256 is not None and sha256 != _digest_tensors(tensors, text):
             raise ArtifactError(f"cannot read {p}: it is damaged: its SHA-256 is not the one in its header")
         return {name: value.to(device) for name, value in tensors.items()}, json.loads(text)
 
@@ -164,10 +165,18 @@ def read_metadata(path: Path | str) -> dict[str, Any]:
 
     def load(p: Path) -> dict[str, Any]:
         with safe_open(str(p), framework="pt") as file:
-            found: dict[str, Any] = json.loads((file.metadata() or {}).get("json", "{}"))
+            found: dict[str, Any] = json.loads(_header(file.metadata())[1])
         return found
 
     return _read(path, load)
+
+
+def _header(metadata: Mapping[str, str] | None) -> tuple[str | None, str]:
+    """The digest and the JSON text in a safetensors header; one of an earlier hllm has no digest."""
+    if metadata and HEADER in metadata:
+        sha256, _, text = metadata[HEADER].partition(" ")
+        return sha256, text
+    return None, (metadata or {}).get("json", "{}")
 
 
 def _digest_tensors(tensors: Mapping[str, torch.Tensor], metadata: str) -> str:

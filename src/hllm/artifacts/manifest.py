@@ -44,7 +44,9 @@ def file_of(folder: Path | str, manifest: Manifest, name: str) -> Path:
     return Path(folder) / found
 
 
-def check_file(folder: Path | str, manifest: Manifest, name: str, advice: str = "", digest: bool = True) -> Path:
+def check_file(
+    folder: Path | str, manifest: Manifest, name: str, advice: str = "", digest: bool = True
+) -> Path:
     """The path of a file that is the one the manifest describes: in size and, with `digest`, in every byte.
 
     A large file's digest is computed once a process, and again when its size, time or inode has
@@ -142,7 +144,9 @@ def _put(
         write(staged)
         entry = _entry(staged)
         if expected is not None and entry["sha256"] != expected["sha256"]:
-            raise ArtifactError(f"the source of {path} changed while it was in use; run the same command again")
+            raise ArtifactError(
+                f"the source of {path} changed while it was in use; run the same command again"
+            )
         if path.exists() and not _holds(path, entry):
             path = path.with_name(f"{path.stem}-{entry['sha256'][:SUFFIX]}{path.suffix}")
         if not _holds(path, entry):
@@ -161,9 +165,7 @@ def _entry(path: Path) -> dict[str, Any]:
 
 def _holds(path: Path, entry: Mapping[str, Any]) -> bool:
     """Whether a file has the content of `entry`."""
-    return (
-        path.is_file() and path.stat().st_size == entry["bytes"] and digest_file(path) == entry["sha256"]
-    )
+    return path.is_file() and path.stat().st_size == entry["bytes"] and digest_file(path) == entry["sha256"]
 
 
 def _names_in(document: Path) -> Collection[str]:

@@ -7,6 +7,7 @@ size and digest. Preparing a dataset anew leaves the old one readable until the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,7 +163,9 @@ def _read_arrays(path: Path, meta: Mapping[str, Any], files: Manifest) -> dict[s
 def read_table(path: Path, files: Manifest, name: str) -> pl.DataFrame:
     """A table of a dataset that is open; ArtifactError where it is no longer that dataset's."""
     return artifacts.read_table(
-        artifacts.check_file(path, files, table_file(name), f"if it was prepared anew, open it again, else {AGAIN}")
+        artifacts.check_file(
+            path, files, table_file(name), f"if it was prepared anew, open it again, else {AGAIN}"
+        )
     )
 
 
@@ -208,6 +211,19 @@ def _same(one: Manifest, other: Manifest, name: str) -> bool:
 def own_names(path: Path) -> set[str]:
     """What is in a folder, without hidden files (`.DS_Store`, locks, unfinished files) and other litter."""
     return {e.name for e in path.iterdir() if not e.name.startswith(".") and e.name not in LITTER}
+
+
+def remove_dataset(path: Path) -> None:
+    """Remove a dataset's files, its mark first; embeddings and files of others stay, and their folders."""
+    (path / MARKER).unlink(missing_ok=True)
+    for part, stems, suffix in ((path, TABLES, ".parquet"), (path / "packed", ARRAYS, ".npy")):
+        for entry in part.iterdir() if part.is_dir() else ():
+            ours = entry.stem.partition("-")[0] in stems and entry.suffix == suffix
+            if ours or (entry.name.startswith(".") and entry.suffix == ".tmp"):
+                entry.unlink(missing_ok=True)
+    for part in (path / "packed", path):
+        with suppress(OSError):  # it is not there, or something of others is in it
+            part.rmdir()
 
 
 def _is_unfinished(path: Path) -> bool:

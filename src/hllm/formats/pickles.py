@@ -148,7 +148,9 @@ def _numpy_functions() -> dict[str, Any]:
     ):
         found[f"numpy.{name}"] = getattr(np, name)
     found |= {"numpy.float32": np.float32, "numpy.float64": np.float64, "numpy.str_": np.str_}
-    found |= {f"numpy.dtypes.{kind.__name__}": kind for kind in map(type, map(np.dtype, "?bhilqBHILQefdFDSU"))}
+    found |= {
+        f"numpy.dtypes.{kind.__name__}": kind for kind in map(type, map(np.dtype, "?bhilqBHILQefdFDSU"))
+    }
     return found
 
 
