@@ -10,15 +10,16 @@ metrics.json, ranks/, report.html, examples.json, README.md   results, written l
 
 from __future__ import annotations
 
-import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hllm.artifacts import read_json
 from hllm.config import make_config
+from hllm.data.folder import own_names, remove_dataset
 from hllm.errors import ArtifactError, ConfigError
-from hllm.train.checkpoint import LAST, read_identity
+from hllm.train.checkpoint import LAST, drop_other_bests, read_identity
 
 if TYPE_CHECKING:
     from hllm.data.dataset import Dataset
@@ -43,10 +44,11 @@ def run_state(folder: Path) -> str:
         raise ArtifactError(f"{folder} is a file; choose a folder for the run with --out")
     if is_run(folder):
         return "finished"
-    names = {entry.name for entry in folder.iterdir() if not entry.name.endswith(".tmp")}
+    parts = [folder / "data", folder / "checkpoints"]
+    names = own_names(folder) - {path.name for path in parts if path.is_dir() and not own_names(path)}
     if not names:
         return "new"
-    if names <= OURS | MADE_LATER and names & {"data", "checkpoints"} and _is_ours(folder):
+    if names & {"data", "checkpoints"} and _is_ours(folder):  # whatever else is there is left alone
         return "unfinished"
     raise ArtifactError(
         f"{folder} is not empty and holds no run ({', '.join(sorted(names)[:3])}); choose another --out"
@@ -54,15 +56,15 @@ def run_state(folder: Path) -> str:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether `data` and `checkpoints` hold only what an interrupted training leaves there. A folder
-    called `data` could be anybody's, and starting over removes it."""
+    """Whether `data` and `checkpoints` are what an interrupted training leaves there. A folder called
+    `data` could be anybody's: with interactions it is a dataset in its own right."""
     data, checkpoints = folder / "data", folder / "checkpoints"
     if not all(path.is_dir() for path in (data, checkpoints) if path.exists()):
         return False
-    within = {path.name for part in (data, checkpoints) if part.is_dir() for path in part.iterdir()}
-    within = {name for name in within if not name.endswith(".tmp")}
-    within = {name for name in within if not re.fullmatch(r"best-\d+\.safetensors", name)}
-    return within <= {"items.parquet", "users.parquet", "packed", "dataset.json", LAST}
+    names = own_names(data) if data.exists() else set()
+    if any(name.startswith("interactions") for name in names):
+        return False
+    return "packed" in names or (checkpoints / LAST).is_file()
 
 
 def is_run(folder: Path) -> bool:
@@ -93,13 +95,18 @@ def as_of_now(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def clear_run(folder: Path) -> None:
-    """Remove an earlier run's files, the mark of a finished one first."""
-    for name in ("config.json", *sorted((OURS | MADE_LATER) - {"config.json"})):
+    """Remove an earlier run's files, the mark of a finished one first; files of others stay."""
+    for name in ("config.json", *sorted((OURS | MADE_LATER) - {"config.json", "data", "checkpoints"})):
         path = folder / name
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+    remove_dataset(folder / "data")
+    (folder / "checkpoints" / LAST).unlink(missing_ok=True)
+    drop_other_bests(folder / "checkpoints", None)
+    with suppress(OSError):  # there is something of others in it
+        (folder / "checkpoints").rmdir()
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -41,6 +41,7 @@ def train_network(
     With `resume`, a checkpoint in `folder` is continued (there may be none yet); it must be of the
     same configuration and data. Raises ArtifactError where it is not.
     """
+    data.verify()
     histories = data.train_histories()
     check_trainable(data, histories)
     identity = identity_of(data, config, embeddings)

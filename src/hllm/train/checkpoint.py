@@ -10,6 +10,8 @@ is made anew from the dataset and its embeddings. Its header tells whose run it 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,15 +82,29 @@ def save_checkpoint(
 
 def read_identity(path: Path) -> dict[str, Any]:
     """What a checkpoint's run was: its configuration and data. Only the header is read."""
-    identity: dict[str, Any] = read_metadata(path)["identity"]
+    with _advice():
+        metadata = read_metadata(path)
+        if "identity" not in metadata:
+            raise ArtifactError(f"cannot read {path}: it is no checkpoint")
+    identity: dict[str, Any] = metadata["identity"]
     return identity
+
+
+@contextmanager
+def _advice() -> Iterator[None]:
+    """Say what to do about a checkpoint that cannot be read."""
+    try:
+        yield
+    except ArtifactError as err:
+        raise ArtifactError(f"{err}; start the training over with the same command and --overwrite") from err
 
 
 def load_checkpoint(
     path: Path, network: nn.Module, optimizer: Optimizer, average: WeightAverage | None
 ) -> Progress:
     """Restore everything but the best weights, in place. Raises ArtifactError where the model is another one."""
-    tensors, metadata = read_tensors(path)
+    with _advice():
+        tensors, metadata = read_tensors(path)
     device = next(network.parameters()).device
     parameters = trained(network, optimizer)
 

@@ -7,7 +7,6 @@ that identifiers keep their zeros (case D1) and times keep their digits.
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hllm.data.reading.cleaning import clean_text
 from hllm.data.reading.delimited import check_delimiter, read_delimited
+from hllm.data.reading.literals import parse_json
 from hllm.data.reading.textfiles import bad_line, check_encoding, find_file, read_utf8, split_lines
 from hllm.data.sources.spec import Source
 from hllm.errors import ConfigError, DataError
@@ -209,7 +209,7 @@ def _json_lines(path: Path, data: bytes) -> pl.DataFrame:
             problem: Exception = err
     else:
         try:
-            rows = json.loads(data)
+            rows = parse_json(data)
         except ValueError as err:
             raise DataError(f"{path} is not JSON: {err}") from err
         problem = DataError("not a list of objects")
@@ -227,7 +227,7 @@ def _json_objects(path: Path, data: bytes) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = parse_json(line)
         except ValueError as err:
             raise bad_line(path, number, f"not JSON ({err})", line, cut and number == len(lines)) from err
         if not isinstance(value, dict):

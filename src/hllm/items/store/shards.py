@@ -28,7 +28,7 @@ from hllm import artifacts
 from hllm.errors import ArtifactError
 
 KEY_BYTES = 16
-SPEC_FILE, LOCK_FILE = "spec.json", ".lock"
+SPEC_FILE = "spec.json"
 FORMAT, VERSION = "hllm-embeddings", 1
 # What the vectors depend on. The rest of a specification (device, versions, ...) is for the record.
 IDENTITY = ("revision", "weights", "prompt", "fields", "pooling", "precision", "max_tokens", "catalogue")
@@ -187,26 +187,11 @@ class Store:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Be the only writer of a store; ArtifactError if another process is. The lock dies with its process."""
-    from filelock import FileLock, Timeout
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK_FILE, timeout=0)
-        lock.acquire()
-    except Timeout as err:
-        raise ArtifactError(
-            f"another process is writing embeddings into {folder}; wait for it to end, then run the same "
-            "command again (it encodes only what is still missing)"
-        ) from err
-    except OSError as err:
-        raise ArtifactError(f"cannot write embeddings into {folder}: {err.strerror or err}") from err
-    try:
+    """Be the only writer of a store; ArtifactError names the other one. The lock dies with its process."""
+    with artifacts.locked(folder):
         for leftover in folder.glob(".*.tmp"):  # of a process that was killed while writing
             _remove(leftover)
         yield
-    finally:
-        lock.release()
 
 
 def write_shard(path: Path, spec: str, shard: Shard) -> None:
