@@ -55,7 +55,7 @@ def measure(way: str, width: int, args: argparse.Namespace) -> dict[str, Any]:
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     least = 2 * 4 * width * (args.items + args.tokens)
-    shape = tile_shape(args.tokens, args.items) if chunk is None else (chunk, args.items)
+    shape = tile_shape(args.tokens, args.items, device.type) if chunk is None else (chunk, args.items)
     return {
         "seconds": seconds[len(seconds) // 2],
         "peak_gib": peak / GIB,

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 CHUNK_LOGITS = 1 << 25  # logits held at once: 128 MiB in float32
-LEAST_POSITIONS = (
-    256  # with fewer against all items, writing their gradient so often costs more than a second pass
-)
-TILE_POSITIONS = 4096  # of a tile cut along both axes: 4,096 x 8,192
+# With fewer positions against all items at once, adding to the items' gradient so often costs more than
+# computing the logits twice.
+LEAST_POSITIONS = 256
+# Most positions and logits of a tile cut along both axes: a CPU is faster within its caches, a GPU with
+# launches that last.
+TILES = {"cpu": (1024, 1 << 21), "cuda": (4096, CHUNK_LOGITS)}
 
 
 def cross_entropy(
@@ -38,8 +40,8 @@ def cross_entropy(
     Label smoothing spreads its share evenly over all M items, as torch's does. Under autocast the
     matrix products take bf16 operands with float32 accumulators.
 
-    chunk, item_chunk   positions and items per tile; both None: chosen. With `chunk` alone a tile
-                        spans all items
+    chunk, item_chunk   positions and items per tile; both None: chosen. With one of them alone
+                        a tile spans all of the other
     count               scalar tensor, targets in the whole batch of which these are a part (ranks,
                         accumulation): the sum is divided by it. None: the targets here
 
@@ -47,18 +49,20 @@ def cross_entropy(
     """
     t, m = queries.shape[0], items.shape[0]
     if chunk is None and item_chunk is None:
-        chunk, item_chunk = tile_shape(t, m)
-    chunk, item_chunk = chunk or min(max(t, 1), TILE_POSITIONS), item_chunk or max(m, 1)
+        chunk, item_chunk = tile_shape(t, m, queries.device.type)
+    chunk, item_chunk = chunk or max(t, 1), item_chunk or max(m, 1)
     return _TiledCrossEntropy.apply(queries, items, targets, label_smoothing, chunk, item_chunk, count)
 
 
-def tile_shape(t: int, m: int) -> tuple[int, int]:
+def tile_shape(t: int, m: int, device_type: str = "cuda") -> tuple[int, int]:
     """Positions and items of a tile of at most CHUNK_LOGITS logits, for `t` positions and `m` items."""
     positions = CHUNK_LOGITS // max(1, m)
     if positions >= min(t, LEAST_POSITIONS):
         return max(1, positions), max(1, m)
-    positions = min(t, TILE_POSITIONS, CHUNK_LOGITS)
-    return positions, min(m, CHUNK_LOGITS // positions)
+    positions, logits = TILES.get(device_type, TILES["cuda"])
+    logits = min(logits, CHUNK_LOGITS)
+    positions = min(t, positions, logits)
+    return positions, min(m, logits // positions)
 
 
 class _TiledCrossEntropy(torch.autograd.Function):
