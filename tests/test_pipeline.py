@@ -306,7 +306,7 @@ def test_items_that_cannot_be_added(run: Path, data: Dataset) -> None:
         recommender.add_items(data.items[:1], device="cpu")
     with pytest.raises(ConfigError, match="item_llm=None"):
         fit(data, "sasrec", epochs=1).add_items(pl.DataFrame(NEW), device="cpu")
-    with pytest.raises(ConfigError, match="TF-IDF"):
+    with pytest.raises(ConfigError, match="tfidf vectors"):
         fit(data, epochs=1, item_llm="tfidf").add_items(pl.DataFrame(NEW), device="cpu")
     assert recommender.recommend(k=5).equals(before)
 
@@ -341,8 +341,8 @@ def test_embeddings_are_made_once_and_ambiguity_is_an_error(
     import hllm.items.embed as module
 
     calls = []
-    original = module.embed
-    monkeypatch.setattr(module, "embed", lambda *a, **k: (calls.append(1), original(*a, **k))[1])
+    original = module.Resolved.complete
+    monkeypatch.setattr(module.Resolved, "complete", lambda *a, **k: (calls.append(1), original(*a, **k))[1])
     tiny = world(n_users=15, n_items=21)
     fit(tiny, epochs=1)
     fit(tiny, epochs=1)
@@ -351,7 +351,7 @@ def test_embeddings_are_made_once_and_ambiguity_is_an_error(
     def ambiguous(*_: Any, **__: Any) -> None:
         raise AmbiguousError("2 sets of embeddings match x. Choose one by its key, for example ...")
 
-    monkeypatch.setattr(module, "load_embeddings", ambiguous)
+    monkeypatch.setattr(module.Resolved, "load", ambiguous)
     with pytest.raises(AmbiguousError, match="2 sets of embeddings"):
         fit(tiny, epochs=1)
     assert len(calls) == 1

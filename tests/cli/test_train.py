@@ -31,7 +31,7 @@ FILES = {
 BREAKING = """
 import os, signal, sys
 from hllm.train import trainer
-trainer.CHECKPOINT_SECONDS = -1.0
+trainer.Trainer._due = lambda self: True
 step = trainer.Trainer._step
 def breaking(self, *arguments):
     if self.state.step == {step}:
@@ -189,7 +189,7 @@ def test_killed_before_the_first_checkpoint(
     command: Callable[..., list[str]], run_folder: Path, tmp_path: Path, run_python: Any
 ) -> None:
     run = tmp_path / "run"
-    code = BREAKING.replace("trainer.CHECKPOINT_SECONDS = -1.0\n", "").format(step=2, signal="SIGKILL")
+    code = BREAKING.replace("trainer.Trainer._due = lambda self: True\n", "").format(step=2, signal="SIGKILL")
     assert run_python("-c", code, *command(run)).returncode == -signal.SIGKILL
     assert {p.name for p in run.iterdir()} == {"data"}
     assert main(command(run)) == 0
@@ -212,7 +212,7 @@ def test_an_unfinished_run_is_no_run_yet(
 
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "CHECKPOINT_SECONDS", -1.0)
+        patch.setattr(trainer.Trainer, "_due", lambda self: True)
         patch.setattr(trainer.Trainer, "_step", full)
         with pytest.raises(OSError, match="the disk is gone"):
             main(command(run))
@@ -236,7 +236,7 @@ def test_resume_goes_before_overwrite(
 
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "CHECKPOINT_SECONDS", -1.0)
+        patch.setattr(trainer.Trainer, "_due", lambda self: True)
         patch.setattr(trainer.Trainer, "_step", interrupted)
         assert main(command(run, "--overwrite")) == 130
     assert "Go on with the same command and --resume" in capsys.readouterr().err
@@ -250,7 +250,7 @@ def test_out_of_memory_names_smaller_settings(
     def full(self: Any, *arguments: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    monkeypatch.setattr(trainer.Trainer, "_step", full)
+    monkeypatch.setattr(trainer.Trainer, "fit", full)
     assert main(command(tmp_path / "run", "--set", "batch_tokens=64")) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert (
@@ -265,7 +265,7 @@ def test_auto_batch_takes_the_size_that_fits_and_records_it(
     train, auto = pipeline.train_network, ("--set", "batch_tokens=128", "--auto-batch")
 
     def small(data: Any, config: Any, *rest: Any) -> Any:
-        if config.batch_tokens > 64:
+        if config.training.batch_tokens > 64:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return train(data, config, *rest)
 
@@ -274,7 +274,7 @@ def test_auto_batch_takes_the_size_that_fits_and_records_it(
         assert main(command(tmp_path / "run", *auto)) == 0
     said = "out of memory with --set batch_tokens=128; going on with 64, which fits"
     assert said in capsys.readouterr().err
-    assert read_json(tmp_path / "run" / "config.json")["config"]["batch_tokens"] == 64
+    assert read_json(tmp_path / "run" / "config.json")["config"]["training"]["batch_tokens"] == 64
     assert main(command(tmp_path / "run", *auto)) == 0
     err = capsys.readouterr().err
     assert "holds this run, finished" in err and said not in err
@@ -292,7 +292,7 @@ def test_progress_counts_absolute_epochs_after_a_break(
 
     monkeypatch.setattr(progress, "PLAIN_INTERVAL", 0.0)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "CHECKPOINT_SECONDS", -1.0)
+        patch.setattr(trainer.Trainer, "_due", lambda self: True)
         patch.setattr(trainer.Trainer, "_step", interrupted)
         assert main(command(tmp_path / "run")) == 130
     assert "train: epoch 1/3, 0/" in capsys.readouterr().err

@@ -292,7 +292,7 @@ def test_after_an_interruption_the_same_command_goes_on(prepared, monkeypatch, b
         return step(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "CHECKPOINT_SECONDS", -1.0)
+        patch.setattr(trainer.Trainer, "_due", lambda self: True)
         patch.setattr(trainer.Trainer, "_step", interrupted)
         prepared.type(f"{TRAIN} {batch}", expect=130)
     assert "everything is saved. Go on with the same command" in prepared.errors

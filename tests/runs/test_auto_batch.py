@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from hllm.runs.run import saved_identity
 
 from hllm import pipeline
 from hllm.artifacts import read_json
@@ -24,7 +23,7 @@ from hllm.runs.auto_batch import (
     probe,
     with_fitting_batch,
 )
-from hllm.train import step as step_module
+from hllm.runs.folder import saved_identity
 from hllm.train import trainer
 
 SMALL = {
@@ -101,7 +100,7 @@ def test_the_run_records_the_size_that_was_taken_and_goes_on_with_it(
     train, steps, step = pipeline.train_network, [], trainer.Trainer._step
 
     def small(data: Dataset, config: Any, *rest: Any) -> Any:
-        if config.batch_tokens > 20:
+        if config.training.batch_tokens > 20:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return train(data, config, *rest)
 
@@ -114,8 +113,8 @@ def test_the_run_records_the_size_that_was_taken_and_goes_on_with_it(
     batch = BatchSize(80, True, ignore)
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "train_network", small)
-        patch.setattr(pipeline, "probe", lambda data, config, *_: limited(20)(config.batch_tokens))
-        patch.setattr(trainer, "CHECKPOINT_SECONDS", -1.0)
+        patch.setattr(pipeline, "probe", lambda data, config, *_: limited(20)(config.training.batch_tokens))
+        patch.setattr(trainer.Trainer, "_due", lambda self: True)
         patch.setattr(trainer.Trainer, "_step", interrupted)
         with pytest.raises(KeyboardInterrupt, match="Go on with the same command"):
             pipeline.fit_run(data, config, tmp_path / "run", None, batch, device="cpu")
@@ -123,9 +122,9 @@ def test_the_run_records_the_size_that_was_taken_and_goes_on_with_it(
     assert recorded.size == 20
     assert BatchSize(80, False, ignore).as_recorded(tmp_path / "run", data, config, None).size == 80
     pipeline.fit_run(data, config, tmp_path / "run", None, recorded, device="cpu", resume=True)
-    assert read_json(tmp_path / "run" / "config.json")["config"]["batch_tokens"] == 20
+    assert read_json(tmp_path / "run" / "config.json")["config"]["training"]["batch_tokens"] == 20
     identity = saved_identity(tmp_path / "run")
-    assert identity is not None and identity["config"]["batch_tokens"] == 20
+    assert identity is not None and identity["config"]["training"]["batch_tokens"] == 20
     whole = pipeline.fit_run(data, batch.config(config, 20), tmp_path / "b", None, recorded, device="cpu")
     again = pipeline.Recommender.from_pretrained(tmp_path / "run", "cpu")
     assert whole.network is not None and again.network is not None
@@ -136,13 +135,13 @@ def test_the_run_records_the_size_that_was_taken_and_goes_on_with_it(
 def test_probe_takes_a_few_steps(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config("sasrec", overrides={**SMALL, "batch_tokens": 10})
     taken: list[int] = []
-    make = step_module.make_step
+    step = trainer.Trainer._step
 
-    def counting(*parts: Any) -> Any:
-        step = make(*parts)
-        return lambda batch: taken.append(1) or step(batch)
+    def counting(self: trainer.Trainer, *arguments: Any) -> torch.Tensor:
+        taken.append(1)
+        return step(self, *arguments)
 
-    monkeypatch.setattr(step_module, "make_step", counting)
+    monkeypatch.setattr(trainer.Trainer, "_step", counting)
     probe(data, config, None, torch.device("cpu"))
     assert len(taken) == PROBE_STEPS
 

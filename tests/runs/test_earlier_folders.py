@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hllm.runs.run import identity_of, read_record, saved_identity
 
 from hllm.artifacts import read_json
 from hllm.config import load_config
 from hllm.data.dataset import Dataset
 from hllm.items.embed import load_embeddings
 from hllm.pipeline import Recommender
+from hllm.runs.folder import read_record, saved_identity
+from hllm.runs.record import identity_of
 
 FOLDERS = Path(__file__).parent.parent / "fixtures" / "39b754e"
 RUNS = ("demo", "sasrec", "rechub")

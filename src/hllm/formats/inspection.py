@@ -101,7 +101,7 @@ def _plain_dtype(code: Any) -> np.dtype[Any]:
     if not isinstance(code, str | bytes):
         raise Refused(f"a numpy dtype made of a {type(code).__name__}")
     try:
-        real = np.dtype(code)
+        real = np.dtype(code.decode() if isinstance(code, bytes) else code)
     except Exception as err:
         raise Refused(f"the numpy dtype {str(code)[:80]!r}") from err
     if real.kind == "O":
