@@ -189,9 +189,8 @@ def _describe(
         f"data: {data.n_users:,} users, {data.n_candidates:,} items, {int(data.train_mask.sum()):,} training events; "
         f"split {data.meta['split']['name']}"
     )
-    say(
-        f"model: {config.preset}, width {dim}, {config.users.n_layers} layers, {n_heads} heads, loss {config.objective.loss}"
-    )
+    layers, loss = config.users.n_layers, config.objective.loss
+    say(f"model: {config.preset}, width {dim}, {layers} layers, {n_heads} heads, loss {loss}")
     advice = f"--batch_size {max(1, batch.size // 2)}, --auto-batch, or {ADVICE}"
     check_memory(device, memory_needed(data, config, embeddings), advice)
     if device.type == "cuda" and config.training.batch_tokens < SMALL_BATCH:
