@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from hllm.errors import DeviceError
 from hllm.items.encoders.backbones import Backbone
 from hllm.items.encoders.pooling import pool
 from hllm.items.encoders.prefix import SharedPrefix, common_prefix, share_prefix
+from hllm.items.encoders.tokens import token_ids, tokenise
 
 
 class Encoder(Protocol):
@@ -39,19 +40,12 @@ class LanguageModelEncoder:
         self.backbone, self.pooling = backbone, pooling
         self.dim = backbone.dim
         self.truncated = np.zeros(0, dtype=bool)
-        self.max_length = min(backbone.max_length, len(self._tokenize([prompt])[0]) + max_tokens)
+        self.max_length = min(backbone.max_length, len(token_ids(backbone, [prompt])[0]) + max_tokens)
         self.prefix: SharedPrefix | None = None
 
     def prepare(self, texts: list[str]) -> np.ndarray:
         """Tokenise `texts` (whole, so that no token boundary depends on the prompt) and find their prefix."""
-        sequences = self._tokenize(texts)
-        long = [i for i, ids in enumerate(sequences) if len(ids) > self.max_length]
-        self.truncated = np.zeros(len(texts), dtype=bool)
-        if long:
-            self.truncated[long] = True
-            cut = self._tokenize([texts[i] for i in long], truncation=True, max_length=self.max_length)
-            for i, ids in zip(long, cut, strict=True):
-                sequences[i] = ids
+        sequences, self.truncated = tokenise(self.backbone, texts, self.max_length)
         lengths = np.array([len(ids) for ids in sequences], dtype=np.int64)
         self.offsets = np.concatenate(([0], lengths.cumsum()))
         self.flat = np.fromiter(
@@ -76,13 +70,6 @@ class LanguageModelEncoder:
                 f"{self.backbone.device} has too little memory for {len(rows)} texts of "
                 f"{ids.shape[1] + skip} tokens; use --batch-size {max(1, len(rows) // 4)} or --device cpu"
             ) from err
-
-    def _tokenize(self, texts: list[str], **options: Any) -> list[list[int]]:
-        tokenizer = self.backbone.tokenizer
-        tokenizer.truncation_side = "right"
-        encoded = tokenizer(texts, return_attention_mask=False, verbose=False, **options)["input_ids"]
-        # A text of nothing but characters unknown to the tokenizer may have no token at all.
-        return [ids or [self.backbone.pad_id] for ids in encoded]
 
     @torch.inference_mode()
     def _find_prefix(self, lengths: np.ndarray) -> SharedPrefix | None:
