@@ -2,8 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from hllm.errors import ArtifactError, ConfigError
+from hllm.items.encoders.packed import PackedEncoder
+from hllm.items.encoders.tokens import Ragged
+from hllm.items.source.live import LiveText
 from hllm.models.llm import LLMUserModel, load_llm
 from hllm.packing import Batch, make_rows, offsets_of
 from hllm.testing.llms import configs, tiny
@@ -57,6 +61,35 @@ def test_the_loss_of_a_joint_step_falls_and_no_word_is_kept():
     assert losses[-1] < 0.8 * losses[0]
     assert x.grad.abs().sum(1).min() > 0
     assert model.backbone.model.get_input_embeddings().weight.shape == (1, 32)
+
+
+@pytest.mark.parametrize("mode", ["graph", "checkpoint", "cache"])
+def test_item_llm_and_user_llm_learn_together(mode):
+    """Two tiny LLMs, a sampled loss by cosine: the loss falls and both models change."""
+    generator = torch.Generator().manual_seed(4)
+    ids = [[]] + [torch.randint(2, 258, (n,), generator=generator).tolist() for n in (3, 9, 5, 7, 2, 8, 4, 6)]
+    encoder = PackedEncoder(tiny("llama", dropout=0.1), "item-token", [40, 41, 42, 43], item_token_n=1)
+    source = LiveText(encoder, Ragged.of(ids), mode=mode, chunk_tokens=16).train()
+    torch.manual_seed(0)
+    user = LLMUserModel(tiny("qwen3", seed=1, dropout=0.1), source.width).train()
+    before = [p.detach().clone() for m in (source, user) for p in m.parameters()]
+    events = torch.randint(0, 8, (T + 1,), generator=generator)
+    optimizer = torch.optim.AdamW([*source.parameters(), *user.parameters()], 2e-3)
+    losses = []
+    for _ in range(20):
+        lease = source.lease(torch.arange(1, 9))
+        hidden = user(lease.vectors[events[:-1]], rows())
+        scores = F.normalize(hidden, dim=-1) @ F.normalize(lease.vectors, dim=-1).T / 0.07
+        loss = F.cross_entropy(scores, events[1:])
+        optimizer.zero_grad()
+        loss.backward()
+        lease.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.7 * losses[0]
+    after = [p for m in (source, user) for p in m.parameters()]
+    changed = sum(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert changed > 0.9 * len(before)
 
 
 def test_from_scratch_or_pretrained(tmp_path):

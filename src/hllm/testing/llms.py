@@ -38,7 +38,9 @@ def tiny(kind: str, seed: int = 0, dropout: float = 0.0, dtype: torch.dtype = to
         if "dropout" in name or name.endswith(("_pdrop", "_dropout_prob")):
             setattr(config, name, dropout)
     torch.manual_seed(seed)
-    model = tf.AutoModel.from_config(config)
+    # Older transformers leave soft-capping out where torch's own attention is chosen, in silence.
+    capped = {"attn_implementation": "eager"} if kind == "gemma2" else {}
+    model = tf.AutoModel.from_config(config, **capped)
     return (model.get_encoder() if kind == "t5" else model).to(dtype).eval()
 
 

@@ -129,6 +129,27 @@ def test_chunks_whose_graphs_fit_are_not_run_twice(monkeypatch):
     assert 12 < sum(runs) < 24
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_casts_made_without_a_graph_are_not_reused_with_one(inside):
+    """Autocast may remember the weights that it cast, those without a gradient too (pytorch#112583)."""
+    tokens, gradients = torch.arange(1, 13), []
+    for plan in (Plan("graph", 20, 0), Plan("cache", 20, 45)):
+        source = live(mode="cache")
+        source.plan = plan
+        with torch.autocast("cpu", torch.bfloat16):
+            lease = source.lease(tokens)
+            lease.vectors.square().sum().backward()
+            if inside:
+                lease.backward()
+        if not inside:
+            lease.backward()
+        gradients.append({n: p.grad for n, p in source.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, expected in gradients[0].items():
+        norm = (gradients[1][name] - expected).norm() / expected.norm().clamp(min=1e-9)
+        assert norm < 2e-2, name  # sums of chunks round otherwise in bf16
+
+
 class FullMemory:
     """Runs out of memory in the calls that `when(call, grad)` names."""
 

@@ -54,7 +54,7 @@ class Chunks:
         for i, rows in enumerate(self.rows):
             self.states.append(random_state(self.device))
             keep = i >= len(self.rows) - self.keep
-            with torch.set_grad_enabled(keep):
+            with torch.set_grad_enabled(keep), contextlib.nullcontext() if keep else self.autocast():
                 vectors = self.run(rows)
             if keep and vectors.requires_grad:
                 self.kept[i] = vectors
@@ -110,11 +110,14 @@ class Chunks:
 
 
 def autocast_now(device: torch.device) -> Callable[[], contextlib.AbstractContextManager[None]]:
-    """The autocast in force, to enter again later: a backward pass usually runs outside of it."""
+    """The autocast in force, to enter again: a backward pass usually runs outside of it.
+
+    Casts of weights are not remembered: older torch takes up those made without a graph where one is needed
+    (pytorch#112583), and their weights would get no gradient.
+    """
     kind = device.type
     enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-    cached = torch.is_autocast_cache_enabled()
-    return lambda: torch.autocast(kind, dtype, enabled, cached)
+    return lambda: torch.autocast(kind, dtype, enabled, cache_enabled=False)
 
 
 def random_state(device: torch.device) -> list[Tensor]:
