@@ -276,9 +276,12 @@ def test_a_loss_falls_in_every_mode(mode, train):
     assert bool(changed) == (train != "frozen")
 
 
-def test_item_tokens_are_trained_through_the_cache():
-    _, gradients, _ = step(live(mode="cache", pooling="item-token", item_token_n=2), torch.tensor([1, 5, 7]))
+@pytest.mark.parametrize("train", ["full", "frozen"])
+def test_item_tokens_are_trained_through_the_cache(train):
+    source = live(mode="cache", pooling="item-token", item_token_n=2, train=train)
+    _, gradients, _ = step(source, torch.tensor([1, 5, 7]))
     assert gradients["encoder.item_tokens"].abs().sum() > 0
+    assert any("backbone" in name for name in gradients) == (train == "full")
 
 
 def test_without_adapter_the_vectors_are_the_models_own():

@@ -49,7 +49,8 @@ class LiveText(ItemSource):
 
     texts         token ids without the encoder's prefix, row = token; an empty row is an item without text
                   (row 0, padding, always is)
-    train         "full", "lora" (the LLM's linear layers get low-rank adapters), "frozen"
+    train         "full", "lora" (the LLM's linear layers get low-rank adapters), "frozen"; learned item tokens
+                  are trained with each of them
     mode          "auto" (by free memory, cheapest first), "graph", "checkpoint" or "cache" (caching.py)
     chunk_tokens  text tokens run at once, at most; out of memory halves it for good
     plan          (attribute) what the last lease did
@@ -83,7 +84,7 @@ class LiveText(ItemSource):
         self.width = rank if adapter is None else adapter[-1].out_features  # type: ignore[assignment]
         if adapter is not None:
             self.no_text = nn.Parameter(adapter[-1].weight.new_zeros(self.width))  # type: ignore[operator]
-        encoder.requires_grad_(train != "frozen")
+        encoder.backbone.requires_grad_(train != "frozen")
         if train == "lora":
             add_lora(encoder.backbone.model, **self.lora)
         self.plan: Plan | None = None
