@@ -339,8 +339,8 @@ def test_embeddings_are_made_once_and_ambiguity_is_an_error(
     import hllm.items.embed as module
 
     calls = []
-    original = module.embed
-    monkeypatch.setattr(module, "embed", lambda *a, **k: (calls.append(1), original(*a, **k))[1])
+    original = module.Resolved.complete
+    monkeypatch.setattr(module.Resolved, "complete", lambda *a, **k: (calls.append(1), original(*a, **k))[1])
     tiny = world(n_users=15, n_items=21)
     fit(tiny, epochs=1)
     fit(tiny, epochs=1)
@@ -349,7 +349,7 @@ def test_embeddings_are_made_once_and_ambiguity_is_an_error(
     def ambiguous(*_: Any, **__: Any) -> None:
         raise AmbiguousError("2 sets of embeddings match x. Choose one by its key, for example ...")
 
-    monkeypatch.setattr(module, "load_embeddings", ambiguous)
+    monkeypatch.setattr(module.Resolved, "load", ambiguous)
     with pytest.raises(AmbiguousError, match="2 sets of embeddings"):
         fit(tiny, epochs=1)
     assert len(calls) == 1
