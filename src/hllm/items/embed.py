@@ -209,7 +209,7 @@ class Resolved:
         )
         if cut := result.stats["truncated"]:
             warnings.warn(
-                f"{cut:,} item texts were cut to max_tokens={spec['max_tokens']}, or to what the model reads",
+                f"{cut:,} item texts were cut to max_tokens={spec['max_tokens']}, or to what the model reads at once",
                 stacklevel=3,
             )
         return result
