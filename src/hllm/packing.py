@@ -175,6 +175,23 @@ def last_positions(offsets: Tensor) -> Tensor:
     return offsets[1:].long() - 1
 
 
+def pad(flat: Tensor, offsets: Tensor, length: int | None = None, value: float = 0) -> Tensor:
+    """Packed (T, ...) to right-padded (U, length, ...); `length` defaults to the longest."""
+    lengths = lengths_of(offsets)
+    if length is None:
+        length = int(lengths.max()) if lengths.numel() else 0
+    out = flat.new_full((lengths.shape[0], length, *flat.shape[1:]), value)
+    total = flat.shape[0]
+    out[segment_ids(offsets, total), positions_in_segment(offsets, total)] = flat
+    return out
+
+
+def unpad(padded: Tensor, offsets: Tensor) -> Tensor:
+    """Inverse of `pad`: (U, length, ...) back to packed (T, ...)."""
+    total = int(offsets[-1])
+    return padded[segment_ids(offsets, total), positions_in_segment(offsets, total)]
+
+
 def make_rows(batch: Batch, row: int | None = None, n_rows: int | None = None) -> Rows:
     """Pack the sequences of a batch into rows of `row` slots (default: the longest, rounded up to 16).
 
