@@ -28,6 +28,12 @@ class Rows:
     order: Tensor | None = None
     mutual: bool = False
 
+    def to(self, device: torch.device | str) -> Rows:
+        """Return the rows with every tensor on `device`."""
+        order = None if self.order is None else self.order.to(device, non_blocking=True)
+        slots, segments = (x.to(device, non_blocking=True) for x in (self.slots, self.segments))
+        return Rows(slots, segments, order, self.mutual)
+
 
 @dataclass(frozen=True)
 class Signals:
@@ -114,7 +120,7 @@ class Batch:
             token_features={k: move(v) for k, v in self.token_features.items()},
             user_features={k: move(v) for k, v in self.user_features.items()},
             host_lengths=self.lengths,
-            rows=None,
+            rows=None if self.rows is None else self.rows.to(device),
         )
 
     @property
