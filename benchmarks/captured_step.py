@@ -1,11 +1,12 @@
 """The captured training step against the plain one, bit by bit, with every field of a batch set.
 
-    python benchmarks/captured_step.py [--steps 12] [--out FILE]
+    python benchmarks/captured_step.py [DATASET] [--steps 12] [--out FILE]
 
-On a synthetic world, for every objective and view, with dense and lazily updated ID rows, both train from the same
-start on the same padded batches under deterministic algorithms, without dropout. Losses and all weights are compared
-after every step: "bits" where equal, else the largest difference. A user model that reads features, query times and
-clock times makes sure that these reach the graph. Exits with 1 where anything differs by more than rounding.
+On a prepared dataset, or a synthetic world (which takes polars), for every objective and view, with dense and lazily
+updated ID rows, both train from the same start on the same padded batches under deterministic algorithms, without
+dropout. Losses and all weights are compared after every step: "bits" where equal, else the largest difference. A user
+model that reads features, query times and clock times makes sure that these reach the graph. Exits with 1 where
+anything differs by more than rounding.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import torch
 from torch import Tensor, nn
 
-from hllm import hardware
+from hllm import Dataset, hardware
 from hllm.artifacts import write_json
 from hllm.config import load_config
 from hllm.packing import Batch, Rows, Signals
@@ -84,8 +85,7 @@ def full(batch: Batch, step: int) -> Batch:
     return replace(batch, query_time=query, token_features={"price": price}, user_features={"age": age})
 
 
-def trainer_of(settings: dict[str, Any], device: torch.device, capture: bool) -> Trainer:
-    data = world(n_users=300, n_items=900, length=25, seed=1)
+def trainer_of(data: Dataset, settings: dict[str, Any], device: torch.device, capture: bool) -> Trainer:
     config = load_config("sasrec", overrides={**SMALL, **settings, "capture": capture, "precision": "fp32"})
     trainer = make_trainer(data, data.train_histories(), config, None, device, None, False)
     return trainer
@@ -111,10 +111,10 @@ def wrapped(trainer: Trainer, device: torch.device) -> Trainer:
 
 
 def train(
-    settings: dict[str, Any], device: torch.device, capture: bool, steps: int
+    data: Dataset, settings: dict[str, Any], device: torch.device, capture: bool, steps: int
 ) -> list[dict[str, Tensor]]:
     """Loss and weights after each of `steps` steps."""
-    trainer = wrapped(trainer_of(settings, device, capture), device)
+    trainer = wrapped(trainer_of(data, settings, device, capture), device)
     trainer.network.train()
     seen = []
     batches = (batch for epoch in range(100) for batch in trainer.loader.epoch(epoch))
@@ -143,16 +143,18 @@ def _shape(trainer: Trainer) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("dataset", type=Path, nargs="?")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.use_deterministic_algorithms(True, warn_only=True)
     device = hardware.pick_device(args.device)
+    data = Dataset.load(args.dataset) if args.dataset else world(n_users=300, n_items=900, length=25, seed=1)
     rows, bad = [], False
     for name, settings in CASES.items():
-        plain = train(settings, device, False, args.steps)
-        captured = train(settings, device, True, args.steps)
+        plain = train(data, settings, device, False, args.steps)
+        captured = train(data, settings, device, True, args.steps)
         worst = 0.0
         for mine, theirs in zip(captured, plain, strict=True):
             for key, value in theirs.items():

@@ -20,6 +20,7 @@ from hllm import Dataset, hardware
 from hllm.artifacts import write_json
 from hllm.config import Config, load_config, parse_assignments
 from hllm.items.embed import ItemEmbeddings, load_embeddings
+from hllm.packing import Batch
 from hllm.runs.train import make_trainer
 from hllm.train.trainer import Trainer
 
@@ -72,13 +73,20 @@ def milliseconds(trainer: Trainer, n: int) -> float:
     """Mean over `n` steps after a warm-up, batches and views made as in training."""
     batches = (batch for epoch in range(1_000_000) for batch in trainer.loader.epoch(epoch))
     for batch in islice(batches, WARMUP):
-        trainer._step(batch, 1e-3)
+        step(trainer, batch)
     wait(trainer.device)
     start = time.perf_counter()
     for batch in islice(batches, n):
-        trainer._step(batch, 1e-3)
+        step(trainer, batch)
     wait(trainer.device)
     return (time.perf_counter() - start) / n * 1e3
+
+
+def step(trainer: Trainer, batch: Batch) -> None:
+    """One step as in training, less the learning rate and the weight average."""
+    if trainer.shape is not None:
+        batch = trainer.shape.pad(batch) or batch
+    trainer.step(batch.to(trainer.device), trainer.views.view(batch, (0, 0)))
 
 
 def wait(device: torch.device) -> None:
