@@ -172,8 +172,8 @@ def positions_in_segment(offsets: Tensor, total: int) -> Tensor:
 def flat_index(starts: Tensor, lengths: Tensor, device: torch.device | str) -> Tensor:
     """Flat positions int64 (T,) of the pieces [start, start + length), laid end to end."""
     total = int(lengths.sum())
-    offsets = offsets_of(lengths).to(device)
-    return starts.to(device)[segment_ids(offsets, total)] + positions_in_segment(offsets, total)
+    offsets = offsets_of(lengths).to(device, non_blocking=True)
+    return starts.to(device, non_blocking=True)[segment_ids(offsets, total)] + positions_in_segment(offsets, total)
 
 
 def last_positions(offsets: Tensor) -> Tensor:
