@@ -236,11 +236,11 @@ def test_a_module_ranks_without_dropout_and_is_left_as_it_was() -> None:
 def test_candidates(make_dataset) -> None:
     dataset = make_dataset()
     assert candidate_tokens(dataset).tolist() == list(range(1, dataset.n_candidates + 1))
-    assert candidate_tokens(dataset, np.array([5, 3, 5])).tolist() == [3, 5]
+    assert candidate_tokens(dataset, np.array([5, 3, 5])).tolist() == [4, 6]  # ids are from 0
     with pytest.raises(ConfigError, match=r"unknown candidates 'interacte' .*did you mean 'interacted'"):
         candidate_tokens(dataset, "interacte")
-    with pytest.raises(DataError, match=r"must lie in 1\.\.40, not 0\.\.3"):
-        candidate_tokens(dataset, np.array([0, 3]))
+    with pytest.raises(DataError, match="unknown item_id 40"):
+        candidate_tokens(dataset, [0, 40])
     with pytest.raises(DataError, match="distinct"):
         target_ranks(_Matrix(torch.zeros(1, 6)), _with_target([[1]], [2]), RankOptions(np.array([1, 1])))
     with pytest.raises(ConfigError, match="k=0"):

@@ -210,8 +210,8 @@ def test_dirty_text(tmp_path: Path) -> None:
     tables = read(tmp_path, items=b"\xef\xbb\xbf" + items.encode())
     assert items_of(tables) == [
         ("a", "Salt & Pepper", 'first\nsecond, "third"'),
-        ("b", 'The "Burbs"', "one two"),
-        ("c", None, None),
+        ("b", 'The "Burbs"', "one, two"),
+        ("c", "NaN", None),  # a word, and an empty list
     ]
     assert tables.counts["duplicate_items"] == 1
     assert any("1 values written as lists" in note for note in tables.notes)

@@ -5,7 +5,8 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from hllm.data.tables.schema import Tables, canonical, guess_time_unit, is_integer_text, to_tables
+from hllm.data.tables.identifiers import is_integer_text
+from hllm.data.tables.schema import Tables, canonical, guess_time_unit, to_tables
 from hllm.errors import ConfigError, DataError
 
 EVENTS = {"user_id": ["b", "a", "b"], "item_id": [3, 1, 2], "timestamp": [30, 10, 20]}

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hllm.data.reading.cleaning import clean_text
 from hllm.data.reading.lines import decode, read_line_blocks
 from hllm.data.reading.literals import LiteralScanner, parse_record
 from hllm.data.reading.textfiles import bad_line, check_columns
 from hllm.data.tables.schema import ITEM_ID
+from hllm.data.tables.values import clean_id, clean_text, is_missing
 from hllm.errors import DataError
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _records(
         for i, raw in enumerate(lines, start=number):
             if wanted is not None:
                 item = quick(raw)
-                if item is not None and item not in wanted:
+                if item is not None and clean_id(item) not in wanted:
                     continue
             if not raw.strip():
                 continue
@@ -114,9 +114,14 @@ def _records(
                 raise bad_line(
                     path, i, f"not an item ({err}); fix the line, or download the file again", decode(raw)
                 ) from err
-            item = record.get(key)
+            item = _item_id(record.get(key))
             if wanted is None or item in wanted or not item:
-                yield (None if not item else str(item), *_texts(record, fields))
+                yield (item, *_texts(record, fields))
+
+
+def _item_id(value: Any) -> str | None:
+    """An item's identifier as text; None where there is none."""
+    return None if is_missing(value) else str(clean_id(value)) or None
 
 
 def _texts(record: Mapping[str, Any], fields: Mapping[str, Field]) -> Iterator[str | None]:
@@ -172,7 +177,7 @@ def _csv_records(
         if len(row) != len(header):
             problem = f"{len(row)} fields where {len(header)} are expected; text with commas needs quotes"
             raise bad_line(path, number, problem, ",".join(row))
-        item = row[id_at]
+        item = _item_id(row[id_at])
         if wanted is None or item in wanted or not item:
             texts = (None if i is None else clean(row[i]) for i, clean in zip(at, cleaners, strict=True))
             yield (item, *texts)

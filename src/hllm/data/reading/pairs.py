@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hllm.data.reading.catalogue import Field, read_item_csv
 from hllm.data.reading.event_files import COLUMN_NAMES, first_fields, read_events
 from hllm.data.tables.schema import ITEM_ID, TIMESTAMP, USER_ID, Tables, guess_time_unit, to_tables
+from hllm.data.tables.values import clean_id
 from hllm.errors import ConfigError, DataError, unknown
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def check_options(*, catalogue: str = "used", **others: Any) -> None:
 
 def wanted_items(events: pl.DataFrame, catalogue: str) -> Container[str] | None:
     """Identifiers whose records are to be read; None for all."""
-    return None if catalogue == "all" else set(events[ITEM_ID].unique().to_list())
+    return None if catalogue == "all" else {clean_id(item) for item in events[ITEM_ID].unique()}
 
 
 def finish(
@@ -112,7 +113,9 @@ def finish(
     notes: list[str] = []
     guess = guess_time_unit(events[TIMESTAMP], notes)
     fits = guess in ("index", unit)
-    tables = to_tables(events, items, text_fields=text_fields, time_unit=unit if fits else guess)
+    tables = to_tables(
+        events, items, text_fields=text_fields, time_unit=unit if fits else guess, cleaned=True
+    )
     tables.counts = counts | tables.counts
     tables.notes = [*tables.notes, *([] if fits else notes)]
     return tables

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hllm.data.reading.catalogue import Field, read_catalogue
-from hllm.data.reading.cleaning import clean_text
 from hllm.data.reading.event_files import read_events, read_reviews
 from hllm.data.reading.lines import first_file, optional_file
 from hllm.data.reading.pairs import check_catalogue, finish, need_folder, wanted_items
 from hllm.data.reading.thinning import check_rule, thin
 from hllm.data.sources.spec import Source
 from hllm.data.tables.schema import ITEM_ID, RATING, TIMESTAMP, USER_ID
+from hllm.data.tables.values import clean_text
 from hllm.errors import ConfigError, DataError, unknown
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,9 +63,9 @@ def read_ml_100k(folder: Path, *, natural_titles: bool = False, encoding: str | 
 
     file = _need(folder, "u.item", advice)
     rows = list(_rows(file, "|", 5 + len(GENRES_100K), movie, encoding, "latin-1"))
-    items = _items(rows, ["item_id", "title", "genres", "release_date"], natural_titles)
+    items = _items(rows, ["item_id", "title", "genres", "release_date"])
     columns = ["user_id", "age", "gender", "occupation", "zip_code"]
-    return _tables(events, items, _users(folder, "u.user", "|", columns, encoding))
+    return _tables(events, items, _users(folder, "u.user", "|", columns, encoding), natural_titles)
 
 
 def read_ml_1m(folder: Path, *, natural_titles: bool = False, encoding: str | None = None) -> Tables:
@@ -77,9 +77,9 @@ def read_ml_1m(folder: Path, *, natural_titles: bool = False, encoding: str | No
         return fields[0], "::".join(fields[1:-1]), fields[-1]
 
     rows = list(_rows(_need(folder, "movies.dat", advice), "::", 3, movie, encoding, "latin-1"))
-    items = _items(rows, ["item_id", "title", "genres"], natural_titles)
+    items = _items(rows, ["item_id", "title", "genres"])
     columns = ["user_id", "gender", "age", "occupation", "zip_code"]
-    return _tables(events, items, _users(folder, "users.dat", "::", columns, encoding))
+    return _tables(events, items, _users(folder, "users.dat", "::", columns, encoding), natural_titles)
 
 
 def read_ml_csv(folder: Path, *, natural_titles: bool = False, encoding: str | None = None) -> Tables:
@@ -95,7 +95,7 @@ def read_ml_csv(folder: Path, *, natural_titles: bool = False, encoding: str | N
     for key, title, _ in rows:
         if not _is_id(key):
             raise DataError(f"{file}: movieId {key!r} of {title!r} is not an integer")
-    return _tables(events, _items(rows, ["item_id", "title", "genres"], natural_titles), None)
+    return _tables(events, _items(rows, ["item_id", "title", "genres"]), None, natural_titles)
 
 
 def check_options(*, encoding: str | None = None, **others: Any) -> None:
@@ -116,6 +116,18 @@ def natural_title(title: str) -> str:
     return _INNER.sub(lambda m: f"({m['before'] or ''}{_with_article(m['article'], m['name'])})", title)
 
 
+def with_natural_titles(tables: Tables, columns: Sequence[str] = ("title",)) -> Tables:
+    """The tables with the articles of the items' titles in front."""
+    import polars as pl
+
+    assert tables.items is not None
+    for name in columns:
+        if name in tables.items.columns:
+            titles = [t if t is None else natural_title(t) for t in tables.items[name].cast(pl.String)]
+            tables.items = tables.items.with_columns(pl.Series(name, titles, dtype=pl.String))
+    return tables
+
+
 def _with_article(article: str, name: str) -> str:
     return article + name if article.endswith("'") else f"{article} {name}"
 
@@ -130,13 +142,16 @@ def _need(folder: Path, name: str, advice: str) -> Path:
 
 
 def _tables(
-    events: tuple[pl.DataFrame, list[str]], items: pl.DataFrame, users: pl.DataFrame | None
+    events: tuple[pl.DataFrame, list[str]],
+    items: pl.DataFrame,
+    users: pl.DataFrame | None,
+    natural_titles: bool,
 ) -> Tables:
     from hllm.data.tables.schema import to_tables
 
-    tables = to_tables(events[0], items, users, text_fields=["title", "genres"])
+    tables = to_tables(events[0], items, users, text_fields=["title", "genres"], cleaned=True)
     tables.notes += events[1]
-    return tables
+    return with_natural_titles(tables) if natural_titles else tables
 
 
 def _events(file: Path, separator: bytes) -> tuple[pl.DataFrame, list[str]]:
@@ -209,18 +224,14 @@ def _is_id(text: str | None) -> bool:
     return text is not None and text.isascii() and text.isdigit() and len(text) < 19
 
 
-def _items(rows: list[tuple[Any, ...]], columns: list[str], natural_titles: bool) -> pl.DataFrame:
+def _items(rows: list[tuple[Any, ...]], columns: list[str]) -> pl.DataFrame:
     """Movies with integer ids; genres without the marks of missing ones."""
     import polars as pl
 
     items = pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String), orient="row")
     items = items.with_columns(pl.col("item_id").cast(pl.Int64)).with_columns(
-        pl.when(~pl.col("genres").is_in(NO_GENRES)).then("genres"),
-        pl.when(pl.col("title") != "").then("title"),
+        pl.when(~pl.col("genres").is_in(NO_GENRES)).then("genres")
     )
-    if natural_titles:
-        titles = [t if t is None else natural_title(t) for t in items["title"]]
-        items = items.with_columns(pl.Series("title", titles, dtype=pl.String))
     return items
 
 

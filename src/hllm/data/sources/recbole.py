@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hllm.data.reading.cleaning import clean_text
 from hllm.data.reading.event_files import REQUIRED, checked_row
 from hllm.data.reading.lines import decode, read_line_blocks
 from hllm.data.reading.pairs import need_folder
 from hllm.data.reading.textfiles import bad_line, check_columns
-from hllm.data.sources.movielens import natural_title
+from hllm.data.sources.movielens import with_natural_titles
 from hllm.data.sources.spec import Source
 from hllm.data.tables.schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, Tables, to_tables
 from hllm.errors import DataError, unknown
@@ -77,8 +76,10 @@ def read_recbole(
     for field in fields:
         if field not in items.types:
             raise DataError(f"{items.path}: {unknown('text field', field, items.types)}")
-    frame = _cleaned(items.frame, fields, natural_titles)
-    return to_tables(events, frame, _frame(users), text_fields=fields, time_unit=time_unit, text_ids=True)
+    result = to_tables(
+        events, items.frame, _frame(users), text_fields=fields, time_unit=time_unit, text_ids=True
+    )
+    return with_natural_titles(result, [f for f in fields if "title" in f]) if natural_titles else result
 
 
 def default_text_fields(types: Mapping[str, str]) -> list[str]:
@@ -244,17 +245,6 @@ def _numbers(frame: pl.DataFrame, types: Mapping[str, str]) -> pl.DataFrame:
             numbers = frame[name].cast(pl.Float64, strict=False)
             if numbers.null_count() == frame[name].null_count():
                 frame = frame.with_columns(numbers)
-    return frame
-
-
-def _cleaned(frame: pl.DataFrame, fields: Sequence[str], natural_titles: bool) -> pl.DataFrame:
-    import polars as pl
-
-    for name in fields:
-        texts = [clean_text(value) for value in frame[name].cast(pl.String)]
-        if natural_titles and "title" in name:
-            texts = [None if text is None else natural_title(text) for text in texts]
-        frame = frame.with_columns(pl.Series(name, texts, dtype=pl.String))
     return frame
 
 
