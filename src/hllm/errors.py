@@ -31,7 +31,6 @@ def brief(message: str) -> str:
     """
     if len(message) <= LONGEST_VALUE:
         return message
-    message = message[: 50 * LONGEST_MESSAGE]
     message = _QUOTED.sub(lambda match: _cut(match[0], match[0][-1]), message)
     message = _UNBROKEN.sub(lambda match: _cut(match[0]), message)
     return message if len(message) <= LONGEST_MESSAGE else f"{message[: LONGEST_MESSAGE - 3]}..."

@@ -113,7 +113,7 @@ class _Matrix(nn.Module):
 
 
 @pytest.mark.parametrize("target", [1, 100])
-def test_d7_constant_scores_get_nothing(target: int) -> None:
+def test_case_d7_constant_scores_get_nothing(target: int) -> None:
     """Case D7: 100 items, all scores 0; the target first or last in the vocabulary."""
     queries = _with_target([[50]], [target])
     found = target_ranks(
@@ -128,7 +128,7 @@ def _with_target(histories: list[list[int]], targets: list[int]) -> Queries:
     return Queries(np.arange(len(histories)), np.array(targets), q.starts, q.ends, q.tokens, q.times)
 
 
-def test_d19_filters_come_before_top_k() -> None:
+def test_case_d19_filters_come_before_top_k() -> None:
     """Case D19: 5 items, 3 seen, k = 10: two rows; the best of the two excluded, k = 1: the other."""
     queries = _with_target([[1, 2, 3]], [0])
     ranker = _Matrix(torch.tensor([[9.0, 5, 4, 3, 2, 1]]))  # padding would win
@@ -167,7 +167,7 @@ def test_nothing_to_recommend_and_nobody_to_ask() -> None:
     assert target_ranks(ranker, history_queries([]), RankOptions(np.arange(1, 4))).ranks.shape == (0,)
 
 
-def test_d20_empty_history_is_no_trouble_for_the_engine() -> None:
+def test_case_d20_empty_history_is_no_trouble_for_the_engine() -> None:
     top = top_k(_Matrix(torch.arange(6.0)[None]), _with_target([[]], [0]), RankOptions(np.arange(1, 6)), 2)
     assert top.tokens.tolist() == [5, 4]
 

@@ -42,11 +42,12 @@ def recommend(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Recommend items: all known users unless --users, --user, --history, --titles or --split says who."""
-    from hllm.pipeline import Recommender
     from hllm.recommend.frames import check_output, formulas, write_frame
 
     if out is not None:
         check_output(out)
+    from hllm.pipeline import Recommender  # after what can be told without torch
+
     ids: list[Any] | None = [*(_read_users(users) if users else []), *user] or None
     if users is not None and ids is None:
         raise DataError(f"{users} holds no user id; one a line, or a table with a user_id column")

@@ -17,7 +17,7 @@ import numpy as np
 from hllm import artifacts
 from hllm.data import folder
 from hllm.data.tables.schema import ITEM_ID, UNITS_PER_SECOND, USER_ID, Tables, to_tables
-from hllm.errors import ArtifactError
+from hllm.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -98,6 +98,8 @@ class Dataset:
 
         Raises DataError for tables that cannot be used, ConfigError for invalid options.
         """
+        if not isinstance(name, str):
+            raise ConfigError(f"name={name!r}: a dataset's name is text")
         tables = to_tables(
             interactions, items, users, columns=columns, text_fields=text_fields, time_unit=time_unit
         )

@@ -58,13 +58,13 @@ def test_unusable_identifiers(values, message):
         ids(values, dtype=pl.UInt64 if 2**63 in values else None)
 
 
-def test_d3_single_precision_times_are_refused_not_rounded():
+def test_case_d3_single_precision_times_are_refused_not_rounded():
     with pytest.raises(DataError, match="in row 1 is a Float32 above 16,777,216"):
         times([1.0, 978300060.0], dtype=pl.Float32)
     assert times([978300060.0, 978300055.0])[0] == [978300060, 978300055]
 
 
-def test_d3_integers_are_exact():
+def test_case_d3_integers_are_exact():
     exact = [2**62 + 1, 2**62]
     assert times(exact) == (exact, None)
 

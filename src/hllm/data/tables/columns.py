@@ -178,9 +178,9 @@ def canonical_ratings(values: pl.Series) -> pl.Series:
     import polars as pl
 
     text = values.str.strip_chars(WHITE) if values.dtype == pl.String else values
-    numbers = without_missing(text).cast(pl.Float64, strict=False)
-    bad = numbers.is_null() & without_missing(text).is_not_null()
+    numbers = without_missing(without_missing(text).cast(pl.Float64, strict=False))
+    bad = (numbers.is_null() | numbers.is_infinite()) & without_missing(text).is_not_null()
     if bad.any():
         row = first_true(bad)
         raise DataError(f"{_named(values)} {values[row]!r} in row {row} is not a number")
-    return numbers.fill_nan(None)
+    return numbers

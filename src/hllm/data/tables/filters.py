@@ -33,13 +33,14 @@ class Filters:
     def __post_init__(self) -> None:
         for name in ("min_interactions", "min_user_interactions", "min_item_interactions"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            missing = value is None and name != "min_interactions"
+            if not missing and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{name}={value!r}: must be a whole number of at least 1")
         if not isinstance(self.drop_duplicates, bool):
             raise ConfigError(f"drop_duplicates={self.drop_duplicates!r}: must be true or false")
         rating = self.min_rating
         number = isinstance(rating, int | float | np.number) and not isinstance(rating, bool)
-        if rating is not None and not (number and np.isfinite(rating)):
+        if rating is not None and not (number and abs(rating) <= np.finfo(float).max):  # nor NaN
             raise ConfigError(f"min_rating={self.min_rating!r}: must be a number")
 
     @property

@@ -22,6 +22,7 @@ from hllm.data.tables.attributes import attribute
 from hllm.data.tables.columns import canonical_ids, canonical_ratings, canonical_times, count
 from hllm.data.tables.frames import to_polars
 from hllm.data.tables.identifiers import agreeing_ids, check_shared
+from hllm.data.tables.values import id_list
 from hllm.errors import ConfigError, DataError, nearest, unknown
 
 if TYPE_CHECKING:
@@ -96,6 +97,12 @@ def to_tables(
     tables that cannot belong together; ConfigError for an unknown unit.
     """
     check_unit(time_unit)
+    if not isinstance(columns, Mapping | None):
+        raise ConfigError(
+            f"columns={columns!r} must map names to yours, for example {{'item_id': 'movieId'}}"
+        )
+    if text_fields is not None:
+        text_fields = [str(name) for name in id_list(text_fields, "text_fields", "column names")]
     counts: dict[str, int] = {}
     events, unit = _interactions(to_polars(interactions), columns, time_unit, counts)
     result = Tables(events, counts=counts)
@@ -210,7 +217,7 @@ def guess_time_unit(times: pl.Series, notes: list[str]) -> str:
 
 def check_unit(unit: str | None) -> None:
     """Raise ConfigError unless `unit` is None or one of the known time units."""
-    if unit is not None and unit not in UNITS_PER_SECOND:
+    if unit is not None and unit not in tuple(UNITS_PER_SECOND):
         raise ConfigError(unknown("time unit", unit, UNITS_PER_SECOND))
 
 
