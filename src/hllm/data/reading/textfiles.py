@@ -231,7 +231,7 @@ def check_header(path: Path, names: Sequence[str]) -> None:
         raise DataError(f"{path} has the column {_cut(twice[0])!r} more than once; found: {_listed(names)}")
 
 
-def check_width(path: Path, names: Sequence[str]) -> None:
+def check_width(path: Path | str, names: Sequence[str]) -> None:
     """DataError for more columns than anything here has use for."""
     if len(names) > MAX_COLUMNS:
         raise DataError(

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 from hllm.data.reading.cleaning import clean_text
 from hllm.data.reading.delimited import check_delimiter, read_delimited
 from hllm.data.reading.literals import parse_json
-from hllm.data.reading.textfiles import bad_line, check_encoding, find_file, read_utf8, split_lines
+from hllm.data.reading.textfiles import (
+    bad_line,
+    check_encoding,
+    check_width,
+    find_file,
+    read_utf8,
+    split_lines,
+)
 from hllm.data.sources.spec import Source
 from hllm.errors import ConfigError, DataError
 
@@ -192,6 +199,7 @@ def _parquet(path: Path) -> pl.DataFrame:
     if not path.is_file():
         read_utf8(path)  # says what is wrong with the path
     try:
+        check_width(path, list(pl.read_parquet_schema(path)))
         return pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as err:
         raise DataError(f"{path} is not a sound Parquet file: {str(err).splitlines()[0]}") from err

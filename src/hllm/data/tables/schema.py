@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from hllm.data.reading.textfiles import check_width
 from hllm.data.tables.columns import canonical_ids, canonical_ratings, canonical_times, first_true
 from hllm.errors import ConfigError, DataError, nearest, unknown
 
@@ -143,6 +144,7 @@ def to_polars(frame: Any) -> pl.DataFrame:
 
     if isinstance(frame, pl.LazyFrame):
         frame = frame.collect()
+    check_width("the table", getattr(frame, "column_names", getattr(frame, "columns", ())))
     if not isinstance(frame, pl.DataFrame):
         if type(frame).__module__.split(".")[0] == "pandas" and hasattr(frame, "columns"):
             frame = _from_pandas(frame)
