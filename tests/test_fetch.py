@@ -152,15 +152,14 @@ def test_two_at_once_download_once(server: Server, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(server, "answer", slow)
     monkeypatch.setattr(fetching, "WAIT_SECONDS", 0.0)
     waited = threading.Event()
-    try_lock = fetching._try_lock
+    taken = fetching._taken
 
-    def watched(path: Path) -> Any:
-        file = try_lock(path)
-        if file is None:
+    def watched(*arguments: Any) -> bool:
+        if not (got := taken(*arguments)):
             waited.set()
-        return file
+        return got
 
-    monkeypatch.setattr(fetching, "_try_lock", watched)
+    monkeypatch.setattr(fetching, "_taken", watched)
     found: list[bytes] = []
     workers = [
         threading.Thread(

@@ -287,6 +287,18 @@ def test_new_items_are_recommended_without_training(run: Path, tmp_path: Path) -
     assert Recommender.from_pretrained(run, device="cpu").recommend(users=["u001"], k=999).equals(after)
 
 
+def test_case_e2_a_model_saved_over_itself_by_the_rules_of_windows(
+    run: Path, tmp_path: Path, windows: None
+) -> None:
+    Recommender.from_pretrained(run, device="cpu").save_pretrained(tmp_path / "run")
+    recommender = Recommender.from_pretrained(tmp_path / "run", device="cpu")
+    recommender.add_items(pl.DataFrame(NEW), device="cpu")
+    recommender.save_pretrained(tmp_path / "run")
+    again = Recommender.from_pretrained(tmp_path / "run", device="cpu")
+    assert again.recommend(users=["u001"], k=999).equals(recommender.recommend(users=["u001"], k=999))
+    again.save_pretrained(tmp_path / "run")
+
+
 def test_new_items_with_the_text_of_a_known_one_score_alike(data: Dataset) -> None:
     """Without ID embeddings text is all there is."""
     recommender = fit(data, epochs=1, id_embedding=False)

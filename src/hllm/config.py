@@ -174,7 +174,9 @@ def make_config(values: dict[str, Any]) -> Config:
     except ValidationError as err:
         first = err.errors()[0]
         key = str(first["loc"][0])
-        raise ConfigError(f"setting {key}={values.get(key)!r}: {first['msg']}") from err
+        shown = repr(values.get(key))
+        shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        raise ConfigError(f"setting {key}={shown}: {first['msg']}") from err
     _check_model(config)
     if isinstance(config.max_len, int) and not 1 <= config.max_len < 2**31:
         raise ConfigError(f"setting max_len={config.max_len}: must be a number of events from 1, or 'all'")
@@ -249,7 +251,7 @@ def _scalar(text: str) -> Any:
         return float(text)  # YAML 1.1 reads 1e-3 as text
     try:
         value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):  # ValueError: a date that no calendar has
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that no calendar has
         return text
     quoted = isinstance(value, str) and text.strip()[:1] in ("'", '"')
     return value if quoted or value is None or isinstance(value, bool | int | float | list) else text
@@ -268,7 +270,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as err:
         raise ConfigError(f"config file {path} not found") from err
-    except (OSError, ValueError, yaml.YAMLError) as err:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as err:
         raise ConfigError(f"config file {path} is not readable YAML: {str(err).splitlines()[0]}") from err
     if not isinstance(values, dict):
         raise ConfigError(f"config file {path} must hold 'key: value' lines, not {type(values).__name__}")

@@ -25,9 +25,8 @@ import urllib.parse
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO
 
 from hllm import artifacts
 from hllm.errors import FetchError
@@ -80,7 +79,8 @@ def fetch(
                 raise FetchError(f"{url}: {problem}; it changed at its home or on the way here")
             os.replace(part, target)
     except OSError as err:
-        raise FetchError(f"{url}: {err.strerror or err}: {err.filename or target}") from err
+        problem = artifacts.disk_problem(err, url) or f"{err.strerror or err}: {err.filename or target}"
+        raise FetchError(f"{url}: {problem}") from err
     return target
 
 
@@ -209,51 +209,22 @@ def _unreachable(url: str) -> str | None:
 
 @contextmanager
 def _alone(part: Path, show: bool) -> Iterator[None]:
-    """Hold `part` for this process, waiting for another one that is downloading it.
-
-    The operating system's lock on `NAME.part.lock` ends with its process, however that ends.
-    """
-    path, name = part.with_name(part.name + ".lock"), part.name.removesuffix(".part")
-    file = _try_lock(path)
-    if file is None:
-        with progress(f"waiting while another process downloads {name}", unit="checks", show=show) as bar:
-            while (file := _try_lock(path)) is None:
-                time.sleep(WAIT_SECONDS)
-                bar.advance(1)
-    try:
+    """Hold `part` for this process, waiting for another one that is downloading it."""
+    lock, name = part.with_name(part.name + ".lock"), part.name.removesuffix(".part")
+    with ExitStack() as held:
+        if not _taken(held, lock, 0):
+            with progress(f"waiting while another process downloads {name}", unit="checks", show=show) as bar:
+                while not _taken(held, lock, WAIT_SECONDS):
+                    bar.advance(1)
         yield
-    finally:
-        with suppress(OSError):  # Windows keeps an open file; an empty one is in nobody's way
-            path.unlink()
-        file.close()
 
 
-def _try_lock(path: Path) -> IO[bytes] | None:
-    """The locked file, or None while another process (or thread) has it."""
-    file = open(path, "ab")  # noqa: SIM115 - it stays open as long as the lock is held
+def _taken(held: ExitStack, lock: Path, wait: float) -> bool:
     try:
-        if os.name == "nt":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        file.close()
-        return None
-    except OSError:
-        return file  # a file system without locks: go on as if alone
-    # Who held it before may have removed the file after we opened it: then nobody else would see our lock.
-    try:
-        ours = os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        ours = False
-    if not ours:
-        file.close()
-        return None
-    return file
+        held.enter_context(artifacts.held(lock, wait))
+    except artifacts.Busy:
+        return False
+    return True
 
 
 def _download(url: str, part: Path, show: bool) -> None:

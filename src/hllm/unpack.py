@@ -14,8 +14,11 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from hllm.artifacts import disk_problem
 from hllm.errors import FetchError
 
+# A file that grows beyond these is made to fill the disk.
+MAX_GROWTH, GROWTH_FROM, MAX_MEMBERS = 200, 1 << 28, 200_000
 Member = tuple[str, bool, int, Callable[[], IO[bytes]]]  # name, whether a folder, bytes, how to open it
 
 
@@ -28,22 +31,39 @@ def unpack(path: Path | str, into: Path | str) -> Path:
     """Unpack a zip or tar file (`.tar.gz` and others too) into the folder `into`, and return it.
 
     Files that are there already are replaced. Members that would land outside the folder
-    (absolute names, `..`) and links or devices are refused before anything is written; members
-    arrive complete or not at all. Raises FetchError naming the archive and the reason.
+    (absolute names, `..`), links and devices, and archives that grow out of all proportion are
+    refused before anything is written; members arrive complete or not at all. Raises FetchError
+    naming the archive and the reason.
     """
     path, into = Path(path), Path(into)
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                _write_all(path, list(_zip_members(path, archive)), into)
+                _write_all(path, _limited(path, _zip_members(path, archive)), into)
         else:
             with tarfile.open(path) as tar:
-                _write_all(path, list(_tar_members(path, tar)), into)
+                _write_all(path, _limited(path, _tar_members(path, tar)), into)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, RuntimeError) as err:
         raise FetchError(f"{path} is not a sound zip or tar file: {err}; delete it and fetch again") from err
     except OSError as err:
-        raise FetchError(f"cannot unpack {path} into {into}: {err.strerror or err}") from err
+        problem = disk_problem(err, f"{path} {into}") or err.strerror or err
+        raise FetchError(f"cannot unpack {path} into {into}: {problem}") from err
     return into
+
+
+def _limited(path: Path, members: Iterator[Member]) -> list[Member]:
+    """The members, as long as they are not too many or too large together."""
+    found: list[Member] = []
+    size, limit = 0, max(GROWTH_FROM, MAX_GROWTH * path.stat().st_size)
+    for member in members:
+        found.append(member)
+        size += member[2]
+        if size > limit or len(found) > MAX_MEMBERS:
+            raise FetchError(
+                f"{path} holds more than {limit / 1e6:,.0f} MB ({MAX_GROWTH} times its own size) or {MAX_MEMBERS:,} "
+                "files, the limits for archives; if that is meant, unpack it with another program"
+            )
+    return found
 
 
 def _zip_members(path: Path, archive: zipfile.ZipFile) -> Iterator[Member]:

@@ -99,6 +99,12 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception as err:  # a disk that is full, say: any library has its own error for it
+        from hllm.artifacts import disk_problem
+
+        if (problem := disk_problem(err)) is None:
+            raise
+        console.error(problem)
     return USER_MISTAKE
 
 

@@ -6,13 +6,12 @@ no step depends on the number of threads, so two runs give identical bytes.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from hllm.artifacts import digest
+from hllm.data.fingerprint import fingerprints
 from hllm.data.folder import FORMAT, VERSION
 from hllm.data.splits import TIES, Packed, Split, SplitOptions, history_order, make_split
 from hllm.data.tables.events import duplicate_events, owners, repeated_events, tied_events
@@ -23,8 +22,6 @@ from hllm.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
     import polars as pl
-
-SLICE = 50_000  # rows of text hashed at a time
 
 
 class DatasetOptions(TypedDict, total=False):
@@ -97,7 +94,7 @@ def build(tables: Tables, name: str, options: DatasetOptions) -> Built:
         "n_candidates": len(item_ids),
         "n_catalogue": items.height,
         "n_interactions": len(packed.tokens),
-        **_fingerprints(frames, tables.text_fields, arrays, identity),
+        **fingerprints(frames, tables.text_fields, arrays, identity),
         **identity,
         "counts": counts,
         "evaluated_users": {n: _distinct_users(packed, at) for n, at in split.queries.items()},
@@ -215,40 +212,6 @@ def _rating_note(events: pl.DataFrame, filters: Filters) -> list[str]:
         f"ratings from {rating.min():g} to {rating.max():g} are all kept as positives; to keep the good ones: "
         f"min_rating={middle:g} (--min-rating {middle:g})"
     ]
-
-
-def _fingerprints(
-    frames: dict[str, pl.DataFrame],
-    text_fields: list[str],
-    arrays: dict[str, np.ndarray],
-    identity: dict[str, Any],
-) -> dict[str, Any]:
-    """Identity of the whole dataset, of the items alone (what embeddings depend on), and of other columns."""
-    items = frames["items"]
-    texts = [_digest_column(items[c]) for c in text_fields]
-    items_fingerprint = digest("items", _digest_column(items[ITEM_ID]), json.dumps(text_fields), *texts)
-    # The seed shows in the arrays where it matters; elsewhere it must not change the identity.
-    identity = {**identity, "split": {k: v for k, v in identity["split"].items() if k != "seed"}}
-    fingerprint = digest(
-        "dataset",
-        items_fingerprint,
-        _digest_column(frames["users"][USER_ID]),
-        json.dumps(identity, sort_keys=True),
-        *(part for key, array in sorted(arrays.items()) for part in (key, array)),
-    )
-    others = [c for c in items.columns if c != ITEM_ID and c not in text_fields]
-    return {
-        "fingerprint": fingerprint,
-        "items_fingerprint": items_fingerprint,
-        # Embeddings may be asked for of these, too.
-        "column_digests": {c: _digest_column(items[c]) for c in others},
-    }
-
-
-def _digest_column(values: pl.Series) -> str:
-    """Digest of a column's values; 7, "7" and null all differ."""
-    parts = (json.dumps(values.slice(i, SLICE).to_list()) for i in range(0, len(values), SLICE))
-    return digest(*(digest(part) for part in parts))
 
 
 def _id_type(values: pl.Series) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from hllm import artifacts
+from hllm.artifacts import Manifest
 from hllm.data import folder
 from hllm.data.tables.schema import ITEM_ID, UNITS_PER_SECOND, USER_ID, Tables, to_tables
 from hllm.errors import ArtifactError, ConfigError
@@ -60,6 +61,7 @@ class Dataset:
     train_mask   bool (N,)    events that may be inputs, targets or counts in training
     queries      {"validation", "test"}: int64 (Q,) flat positions of the held-out events
     frames       tables in memory; those of a folder are read when first used
+    files        the folder's manifest; empty in memory, and for folders of an earlier hllm
     """
 
     path: Path | None
@@ -70,6 +72,7 @@ class Dataset:
     train_mask: np.ndarray
     queries: dict[str, np.ndarray]
     frames: Mapping[str, pl.DataFrame] = field(default_factory=dict)
+    files: Manifest = field(default_factory=dict)
 
     # ------------------------------------------------------------------ making one
 
@@ -117,11 +120,15 @@ class Dataset:
     def load(cls, path: Path | str) -> Dataset:
         """Open a dataset folder; arrays are memory-mapped, tables read when first used.
 
-        Raises ArtifactError for a missing, foreign, unfinished or damaged folder.
+        Raises ArtifactError for a missing, foreign, unfinished or damaged folder, and one whose
+        files do not belong together.
         """
         path = Path(path)
-        meta = folder.read_meta(path)
-        return cls._assemble(path, meta, folder.read_arrays(path, meta), {})
+        meta, files, arrays = folder.open_dataset(path)
+        data = cls._assemble(path, meta, arrays, {}, files)
+        if not files:  # of an earlier hllm
+            data.verify()
+        return data
 
     @classmethod
     def _assemble(
@@ -130,10 +137,11 @@ class Dataset:
         meta: dict[str, Any],
         arrays: Mapping[str, np.ndarray],
         frames: Mapping[str, pl.DataFrame],
+        files: Manifest | None = None,
     ) -> Dataset:
         flat = {name: arrays[name] for name in ("tokens", "times", "offsets", "train_mask")}
         queries = {name: arrays[name] for name in ("validation", "test")}
-        return cls(path, meta, **flat, queries=queries, frames=frames)
+        return cls(path, meta, **flat, queries=queries, frames=frames, files=files or {})
 
     # ------------------------------------------------------------------ writing it
 
@@ -150,7 +158,7 @@ class Dataset:
     def copy_to(self, path: Path | str) -> None:
         """Copy all that recommending needs (no interactions, no embeddings) into a run folder."""
         if self.path is not None:
-            folder.copy_dataset(self.path, path)
+            folder.copy_dataset(self.path, path, self.meta, self.files, self._arrays())
         else:
             frames = {name: getattr(self, name) for name in ("items", "users")}
             folder.write_dataset(path, self.meta, self._arrays(), frames)
@@ -196,6 +204,26 @@ class Dataset:
             return self.path / "embeddings"
         return artifacts.home() / "embeddings" / self.items_fingerprint
 
+    def verify(self) -> None:
+        """Raise ArtifactError unless the arrays are, bit for bit, those that the fingerprint stands for.
+
+        To be called where the fingerprint decides: before training, and before going on with it. For a
+        folder of an earlier hllm, which has no digests, the fingerprint is made again.
+        """
+        if self.path is None:
+            return
+        if self.files:
+            folder.check_arrays(self.path, self.files, self._arrays())
+            return
+        from hllm.data.fingerprint import dataset_fingerprint
+
+        found = dataset_fingerprint(self.items_fingerprint, self.users[USER_ID], self.meta, self._arrays())
+        if found != self.fingerprint:
+            raise ArtifactError(
+                f"{self.path} is damaged, or its files do not belong together: their fingerprint is "
+                f"{found[:12]}, not {self.fingerprint[:12]}; {folder.AGAIN}"
+            )
+
     def __repr__(self) -> str:
         return (
             f"Dataset({self.meta['name']!r}: {self.n_users:,} users, {self.n_candidates:,} candidates, "
@@ -240,13 +268,17 @@ class Dataset:
             return self.frames[name]
         if self.path is None:
             raise ArtifactError(f"this dataset has no {name} table")
-        file = self.path / f"{name}.parquet"
-        if name == "interactions" and not file.exists():
+        if name == "interactions" and self._is_copy():
             raise ArtifactError(
                 f"{self.path} is the copy in a run folder, which leaves out interactions; "
                 "open the dataset folder that the run was trained on"
             )
-        return artifacts.read_table(file)
+        return folder.read_table(self.path, self.files, name)
+
+    def _is_copy(self) -> bool:
+        """Whether the folder is a run's, which keeps no interactions."""
+        file = folder.table_file("interactions")
+        return file not in self.files if self.files else not (self.path or Path()).joinpath(file).exists()
 
     @cached_property
     def item_ids(self) -> list[Any]:

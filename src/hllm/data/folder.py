@@ -1,23 +1,21 @@
-"""A dataset as a folder: written so that an interrupted run leaves nothing that looks finished.
+"""A dataset as a folder, whose files belong together or are refused.
 
-All files are built in a temporary folder beside the target and then moved into place, with
-`dataset.json`, the mark of a finished dataset, removed first and written last.
+`dataset.json`, written last, is the mark of a finished dataset and lists every other file with its
+size and digest. Preparing a dataset anew leaves the old one readable until the new one is complete.
 """
 
 from __future__ import annotations
 
-import os
-import platform
-import re
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hllm import artifacts
+from hllm.artifacts import Manifest
 from hllm.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -25,11 +23,23 @@ if TYPE_CHECKING:
 
 MARKER = "dataset.json"
 FORMAT, VERSION = "hllm-dataset", 1
-ARRAYS = ("tokens", "times", "offsets", "train_mask", "validation", "test")
+ARRAYS = {
+    "tokens": np.int32,
+    "times": np.int64,
+    "offsets": np.int64,
+    "train_mask": np.bool_,
+    "validation": np.int64,
+    "test": np.int64,
+}
 TABLES = ("interactions", "items", "users")
+OURS = {"packed", "embeddings", *(f"{name}.parquet" for name in TABLES)}
+# What file managers leave everywhere.
+LITTER = {"Thumbs.db", "desktop.ini"}
 # Telltale files of raw data folders and the source that reads them.
 RAW_FILES = {"u.data": "ml-100k", "ratings.dat": "ml-1m"}
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".inter", ".json")
+AGAIN = "prepare the dataset (or train the run that it is part of) again"
+ATTEMPTS = 3  # at a folder that another process is replacing
 
 
 def write_dataset(
@@ -42,15 +52,27 @@ def write_dataset(
 
     Raises ArtifactError when `path` holds something else, or cannot be written.
     """
-    target = Path(path)
-    check_target(target)
-    with _temporary_sibling(target) as temporary:
-        for name, array in arrays.items():
-            artifacts.write_array(temporary / "packed" / f"{name}.npy", array)
-        for name, frame in frames.items():
-            artifacts.write_table(temporary / f"{name}.parquet", frame)
-        _install(temporary, target)
-    artifacts.write_json(target / MARKER, meta)
+    check_target(path)
+    # Packed arrays go first: they tell an unfinished dataset.
+    artifacts.publish(path, MARKER, meta, {**_array_files(arrays), **_table_files(frames)})
+
+
+def _array_files(arrays: Mapping[str, np.ndarray]) -> dict[str, Callable[[Path], object]]:
+    return {array_file(name): partial(artifacts.write_array, array=array) for name, array in arrays.items()}
+
+
+def _table_files(frames: Mapping[str, pl.DataFrame]) -> dict[str, Callable[[Path], object]]:
+    return {table_file(name): partial(artifacts.write_table, frame=frame) for name, frame in frames.items()}
+
+
+def array_file(name: str) -> str:
+    """The file of an array in a folder's manifest."""
+    return f"packed/{name}.npy"
+
+
+def table_file(name: str) -> str:
+    """The file of a table in a folder's manifest."""
+    return f"{name}.parquet"
 
 
 def check_target(target: Path | str) -> None:
@@ -59,12 +81,13 @@ def check_target(target: Path | str) -> None:
     Worth calling before long work, so that a wrong `--out` fails at once.
     """
     target = Path(target)
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise ArtifactError(f"{target} is a file; choose a folder for the dataset")
-    if is_dataset(target) or _is_unfinished(target) or not any(target.iterdir()):
-        return
+    with artifacts.disk_errors(f"write {target}"):
+        if not target.exists():
+            return
+        if not target.is_dir():
+            raise ArtifactError(f"{target} is a file; choose a folder for the dataset")
+        if is_dataset(target) or _is_unfinished(target) or not own_names(target):
+            return
     raise ArtifactError(f"{target} is not empty and no dataset ({_what_is(target)}); choose another folder")
 
 
@@ -80,125 +103,146 @@ def is_dataset(path: Path | str) -> bool:
     return isinstance(meta, dict) and meta.get("format") == FORMAT
 
 
-def read_meta(path: Path | str) -> dict[str, Any]:
-    """The checked `dataset.json`; ArtifactError says what the folder is instead, and what to do."""
+def open_dataset(path: Path | str) -> tuple[dict[str, Any], Manifest, dict[str, np.ndarray]]:
+    """The content of `dataset.json`, the manifest, and the packed arrays, memory-mapped.
+
+    Every file is checked against the manifest (large tables when they are read), a folder of an earlier
+    hllm, which has none, for sizes alone. One that is being prepared anew gives the old dataset or the
+    new one. ArtifactError says what the folder is instead, what is damaged, and what to do.
+    """
     path = Path(path)
-    if not path.exists():
+    document: dict[str, Any] = {}
+    for _ in range(ATTEMPTS):
+        before, document = document, _read_marker(path)
+        meta = {key: value for key, value in document.items() if key != "files"}
+        files = document.get("files", {})
+        try:
+            arrays = _read_arrays(path, meta, files)
+            artifacts.check_manifest(path, files, later={table_file(name) for name in TABLES}, advice=AGAIN)
+            return meta, files, arrays
+        except ArtifactError:
+            if document == before:
+                raise
+    raise ArtifactError(f"{path} is being written by another process; wait for it to end")
+
+
+def _read_marker(path: Path) -> dict[str, Any]:
+    with artifacts.disk_errors(f"read {path}"):
+        if not path.exists():
+            raise ArtifactError(
+                f"no dataset at {path}; make one with: hllm data prepare NAME --from DIR "
+                f"--out {path} (hllm data list shows the names)"
+            )
+        if not is_dataset(path):
+            raise ArtifactError(f"{path} is not a dataset folder: {_what_is(path)}")
+    version = artifacts.read_json(path / MARKER).get("version")
+    if version != VERSION:
         raise ArtifactError(
-            f"no dataset at {path}; make one with: hllm data prepare NAME --from DIR "
-            f"--out {path} (hllm data list shows the names)"
-        )
-    if not is_dataset(path):
-        raise ArtifactError(f"{path} is not a dataset folder: {_what_is(path)}")
-    meta: dict[str, Any] = artifacts.read_json(path / MARKER)
-    if meta.get("version") != VERSION:
-        raise ArtifactError(
-            f"{path} has dataset version {meta.get('version')}, this hllm reads {VERSION}; "
+            f"{path} has dataset version {version}, this hllm reads {VERSION}; "
             "upgrade hllm or prepare the dataset again"
         )
-    return meta
+    return artifacts.read_document(path / MARKER, AGAIN)
 
 
-def read_arrays(path: Path | str, meta: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The packed arrays, memory-mapped, with sizes checked against `meta`."""
-    path = Path(path)
-    arrays = {name: artifacts.read_array(path / "packed" / f"{name}.npy") for name in ARRAYS}
+def _read_arrays(path: Path, meta: Mapping[str, Any], files: Manifest) -> dict[str, np.ndarray]:
+    """The packed arrays, memory-mapped, with types and sizes checked against `meta`."""
+    places = {
+        name: artifacts.check_file(path, files, array_file(name), AGAIN, digest=False) for name in ARRAYS
+    }
+    arrays = {name: artifacts.read_array(place) for name, place in places.items()}
     n = meta["n_interactions"]
     expected = {"tokens": n, "times": n, "train_mask": n, "offsets": meta["n_users"] + 1}
     expected |= {name: meta["targets"][name] for name in ("validation", "test")}
-    for name, size in expected.items():
-        if arrays[name].shape != (size,):
+    for name, array in arrays.items():
+        if array.shape != (expected[name],) or array.dtype != ARRAYS[name]:
             raise ArtifactError(
-                f"{path}/packed/{name}.npy has shape {arrays[name].shape}, not ({size},); "
-                "the folder is damaged: prepare the dataset again"
+                f"{places[name]} has shape {array.shape} of {array.dtype}, not ({expected[name]},) of "
+                f"{np.dtype(ARRAYS[name])}; the folder is damaged: {AGAIN}"
             )
     return arrays
 
 
-def copy_dataset(source: Path | str, target: Path | str) -> None:
-    """Copy a dataset folder without interactions and embeddings: what a run needs to recommend."""
-    source, target = Path(source), Path(target)
-    (target / MARKER).unlink(missing_ok=True)
-    for name in ("items", "users"):
-        artifacts.copy_file(source / f"{name}.parquet", target / f"{name}.parquet")
-    for name in ARRAYS:
-        artifacts.copy_file(source / "packed" / f"{name}.npy", target / "packed" / f"{name}.npy")
-    artifacts.copy_file(source / MARKER, target / MARKER)
+def read_table(path: Path, files: Manifest, name: str) -> pl.DataFrame:
+    """A table of a dataset that is open; ArtifactError where it is no longer that dataset's."""
+    return artifacts.read_table(
+        artifacts.check_file(
+            path, files, table_file(name), f"if it was prepared anew, open it again, else {AGAIN}"
+        )
+    )
 
 
-@contextmanager
-def _temporary_sibling(target: Path) -> Iterator[Path]:
-    """An empty folder on the same disk as `target`, removed at the end."""
-    target = target.absolute()
-    _sweep(target)
-    temporary = target.with_name(f".{target.name}.{_host()}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-    except OSError as err:
-        raise ArtifactError(f"cannot write beside {target}: {err.strerror}; choose another folder") from err
-    try:
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def check_arrays(path: Path, files: Manifest, arrays: Mapping[str, np.ndarray]) -> None:
+    """ArtifactError unless arrays that are open hold, bit for bit, what the manifest says was written."""
+    for name, array in arrays.items():
+        if artifacts.digest_array(array) != files[array_file(name)]["sha256"]:
+            raise ArtifactError(
+                f"{artifacts.file_of(path, files, array_file(name))} was overwritten while it was open; {AGAIN}"
+            )
 
 
-def _sweep(target: Path) -> None:
-    """Remove what killed processes of this machine left beside `target`.
+def copy_dataset(
+    source: Path,
+    target: Path | str,
+    meta: Mapping[str, Any],
+    files: Manifest,
+    arrays: Mapping[str, np.ndarray],
+) -> None:
+    """Write what a run needs to recommend: an open dataset without interactions and embeddings.
 
-    Another machine's processes cannot be asked whether they live, so theirs stay.
+    Where `target` holds just this already, nothing is written. ArtifactError if `source` is no longer
+    the dataset that was opened.
     """
-    mine = re.compile(rf"\.{re.escape(target.name)}\.{re.escape(_host())}\.(\d+)\.tmp")
-    if not target.parent.is_dir():
-        return
-    for entry in target.parent.iterdir():
-        match = mine.fullmatch(entry.name)
-        if match and not _is_alive(int(match[1])):
-            shutil.rmtree(entry, ignore_errors=True)
+    if files and is_dataset(target):
+        try:
+            there, its_files, _ = open_dataset(target)
+        except ArtifactError:
+            there = {}
+        if there == meta and all(_same(its_files, files, name) for name in its_files):
+            return
+    copies = {
+        table_file(name): partial(artifacts.copy_file, artifacts.file_of(source, files, table_file(name)))
+        for name in ("items", "users")
+    }
+    artifacts.publish(target, MARKER, meta, {**_array_files(arrays), **copies}, expected=files)
 
 
-def _host() -> str:
-    return re.sub(r"\W", "-", platform.node()) or "here"
+def _same(one: Manifest, other: Manifest, name: str) -> bool:
+    return name in other and one[name]["sha256"] == other[name]["sha256"]
 
 
-def _is_alive(process: int) -> bool:
-    if os.name == "nt":  # there `os.kill` ends a process instead of asking after it
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True
+def own_names(path: Path) -> set[str]:
+    """What is in a folder, without hidden files (`.DS_Store`, locks, unfinished files) and other litter."""
+    return {e.name for e in path.iterdir() if not e.name.startswith(".") and e.name not in LITTER}
 
 
-def _install(temporary: Path, target: Path) -> None:
-    """Move every file into `target`. Packed arrays go first: they tell an unfinished dataset."""
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        (target / MARKER).unlink(missing_ok=True)
-        (target / "packed").mkdir(exist_ok=True)
-        for file in sorted(temporary.rglob("*"), key=lambda f: (f.parent == temporary, f.name)):
-            if file.is_file():
-                os.replace(file, target / file.relative_to(temporary))
-    except OSError as err:
-        raise ArtifactError(f"cannot write {target}: {err.strerror or err}") from err
+def remove_dataset(path: Path) -> None:
+    """Remove a dataset's files, its mark first; embeddings and files of others stay, and their folders."""
+    (path / MARKER).unlink(missing_ok=True)
+    for part, stems, suffix in ((path, TABLES, ".parquet"), (path / "packed", ARRAYS, ".npy")):
+        for entry in part.iterdir() if part.is_dir() else ():
+            ours = entry.stem.partition("-")[0] in stems and entry.suffix == suffix
+            if ours or (entry.name.startswith(".") and entry.suffix == ".tmp"):
+                entry.unlink(missing_ok=True)
+    for part in (path / "packed", path):
+        with suppress(OSError):  # it is not there, or something of others is in it
+            part.rmdir()
 
 
 def _is_unfinished(path: Path) -> bool:
-    """Whether only an interrupted write leaves such a folder: packed arrays (or nothing but
-    embeddings) and no marker. Parquet files alone could be the user's own tables."""
-    names = {entry.name for entry in path.iterdir() if not entry.name.endswith(".tmp")}
-    ours = {"packed", "embeddings", *(f"{name}.parquet" for name in TABLES)}
-    return names == {"embeddings"} or ("packed" in names and names <= ours)
+    """Whether an interrupted write left this: packed arrays and no others (or nothing but embeddings),
+    and no marker. Parquet files alone could be the user's own tables. Other files do not matter."""
+    names = own_names(path)
+    if "packed" not in names:
+        return names == {"embeddings"}
+    stems = {Path(name).stem.partition("-")[0] for name in own_names(path / "packed")}
+    return stems <= set(ARRAYS) and MARKER not in names
 
 
 def _what_is(path: Path) -> str:
     """What a folder that is no dataset seems to be, and the next command."""
     if not path.is_dir():
         return "it is a file"
-    names = sorted(entry.name for entry in path.iterdir())
+    names = sorted(own_names(path))
     if not names:
         return "it is empty; fill it with: hllm data prepare NAME --from DIR --out " + str(path)
     if _is_unfinished(path):

@@ -1,7 +1,8 @@
 """Pickles and `.pt` files of other systems, read without running what is in them.
 
 A pickle is a program that may call any function it can name. This reader lets it name numpy
-arrays, plain containers and torch tensors, and refuses everything else by name.
+arrays of numbers and text, plain containers and torch tensors, and refuses everything else by name;
+what it says of numpy's types is checked before numpy believes it (see inspection.py).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import io
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -18,15 +20,12 @@ from typing import IO, Any
 import numpy as np
 
 from hllm.errors import ArtifactError
+from hllm.formats.inspection import Call, Inspector, Refused
 
 # How a file written by torch.save starts: a zip archive, or (before 1.6) a pickled magic number.
 ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-HOLDS = "only numpy arrays, plain containers and torch tensors are loaded"
-
-
-class RefusedGlobal(pickle.UnpicklingError):
-    """The pickle names something outside the allowed list."""
+HOLDS = "only numpy arrays of numbers and text, plain containers and torch tensors are loaded"
 
 
 def load_pickle(path: Path | str) -> Any:
@@ -38,6 +37,8 @@ def load_pickle(path: Path | str) -> Any:
     path = _existing(path)
     try:
         with open(path, "rb") as file:
+            Inspector(file, _PLAIN).load()
+            file.seek(0)
             return _Unpickler(file).load()
     except Exception as err:  # a damaged pickle can fail in any way at all
         raise _unreadable(path, err) from err
@@ -56,10 +57,13 @@ def load_torch(path: Path | str) -> Any:
     if not head.startswith((ZIP_MAGIC, LEGACY_MAGIC)):
         return load_pickle(path)
     try:
+        if not head.startswith(ZIP_MAGIC):  # several pickles in one, of tensors alone
+            return torch.load(path, map_location="cpu", weights_only=True)
+        _inspect_zip(path)
         with torch.serialization.safe_globals(_numpy_globals()):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=head.startswith(ZIP_MAGIC))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as err:
-        raise _unreadable(path, err) from err
+        raise _unreadable(path, err, "file") from err
 
 
 def load_tensor(path: Path | str) -> Any:
@@ -77,6 +81,15 @@ def load_tensor(path: Path | str) -> Any:
     return value
 
 
+def _inspect_zip(path: Path) -> None:
+    """Look through the pickles of a zip file of `torch.save`."""
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.endswith(".pkl"):
+                with archive.open(name) as file:
+                    Inspector(file, _PLAIN).load()
+
+
 class _Unpickler(pickle.Unpickler):
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__(file, encoding="latin1")  # numpy's choice for pickles of Python 2
@@ -87,14 +100,21 @@ class _Unpickler(pickle.Unpickler):
                 return found
         elif (found := _PLAIN.get(f"{module}.{name}")) is not None:
             return found
-        raise RefusedGlobal(f"{module}.{name}")
+        raise Refused(f"{module}.{name}")
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
     """What protocol 2 calls to rebuild bytes: latin1 and nothing else."""
     if encoding not in ("latin1", "latin-1"):
-        raise RefusedGlobal(f"_codecs.encode with encoding {encoding!r}")
+        raise Refused(f"_codecs.encode with encoding {encoding!r}")
     return text.encode("latin1")
+
+
+def _bytes(*parts: Any) -> bytes:
+    """`bytes`, which given a number would make that many."""
+    if parts and not isinstance(parts[0], bytes | bytearray | list | tuple):
+        raise Refused(f"bytes of a {type(parts[0]).__name__}")
+    return bytes(*parts[:1])
 
 
 def _load_storage(data: bytes) -> Any:
@@ -128,7 +148,9 @@ def _numpy_functions() -> dict[str, Any]:
     ):
         found[f"numpy.{name}"] = getattr(np, name)
     found |= {"numpy.float32": np.float32, "numpy.float64": np.float64, "numpy.str_": np.str_}
-    found |= {f"numpy.dtypes.{kind.__name__}": kind for kind in map(type, map(np.dtype, "?bhilqBHILQefdSUO"))}
+    found |= {
+        f"numpy.dtypes.{kind.__name__}": kind for kind in map(type, map(np.dtype, "?bhilqBHILQefdFDSU"))
+    }
     return found
 
 
@@ -136,11 +158,12 @@ def _plain() -> dict[str, Any]:
     found: dict[str, Any] = _numpy_functions()
     found |= {f"collections.{c.__name__}": c for c in (collections.OrderedDict, collections.Counter)}
     found |= {"collections.defaultdict": collections.defaultdict, "collections.deque": collections.deque}
-    safe = (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset, slice)
+    safe = (bool, int, float, complex, str, list, tuple, dict, set, frozenset, slice)
     found |= {
         f"{builtins}.{kind.__name__}": kind for kind in safe for builtins in ("builtins", "__builtin__")
     }
-    return found | {"_codecs.encode": _encode}
+    found |= {f"{builtins}.bytes": Call(_bytes) for builtins in ("builtins", "__builtin__")}
+    return found | {"_codecs.encode": Call(_encode)}
 
 
 _PLAIN = _plain()
@@ -172,10 +195,10 @@ def _existing(path: Path | str) -> Path:
     return path
 
 
-def _unreadable(path: Path, err: Exception) -> ArtifactError:
+def _unreadable(path: Path, err: Exception, what: str = "pickle") -> ArtifactError:
     """One line: the refused global, or what is wrong with the file."""
-    if isinstance(err, RefusedGlobal):
-        return ArtifactError(f"{path} refused: the pickle asks for {err}; {HOLDS}")
+    if isinstance(err, Refused):
+        return ArtifactError(f"{path} refused: the {what} asks for {err}; {HOLDS}")
     if named := re.search(r"GLOBAL ([\w.]+)", str(err)):
         return ArtifactError(f"{path} refused: the file asks for {named[1]}; {HOLDS}")
     text = (str(err).splitlines() or [""])[0][:200]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import datetime
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from hllm.artifacts import read_json, read_tensors, write_json, write_tensors
 from hllm.config import Config, make_config
 from hllm.data.batches.training import TrainLoader
 from hllm.data.dataset import Dataset
+from hllm.data.folder import own_names, remove_dataset
 from hllm.errors import ArtifactError, DataError
 from hllm.evaluate.evaluation import evaluate, parse_max_len
 from hllm.items.source.whitening import EPSILON
@@ -94,6 +96,7 @@ def train_network(
     With `resume`, a checkpoint in `folder` is continued (there may be none yet); it must be of the
     same configuration and data. Raises ArtifactError where it is not.
     """
+    data.verify()
     max_len = parse_max_len(config.max_len)
     histories = data.train_histories()
     check_trainable(data, histories)
@@ -168,10 +171,11 @@ def run_state(folder: Path) -> str:
         raise ArtifactError(f"{folder} is a file; choose a folder for the run with --out")
     if is_run(folder):
         return "finished"
-    names = {entry.name for entry in folder.iterdir() if not entry.name.endswith(".tmp")}
+    parts = [folder / "data", folder / "checkpoints"]
+    names = own_names(folder) - {path.name for path in parts if path.is_dir() and not own_names(path)}
     if not names:
         return "new"
-    if names <= OURS | MADE_LATER and names & {"data", "checkpoints"} and _is_ours(folder):
+    if names & {"data", "checkpoints"} and _is_ours(folder):  # whatever else is there is left alone
         return "unfinished"
     raise ArtifactError(
         f"{folder} is not empty and holds no run ({', '.join(sorted(names)[:3])}); choose another --out"
@@ -179,14 +183,15 @@ def run_state(folder: Path) -> str:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether `data` and `checkpoints` hold only what an interrupted training leaves there. A folder
-    called `data` could be anybody's, and starting over removes it."""
+    """Whether `data` and `checkpoints` are what an interrupted training leaves there. A folder called
+    `data` could be anybody's: with interactions it is a dataset in its own right."""
     data, checkpoints = folder / "data", folder / "checkpoints"
     if not all(path.is_dir() for path in (data, checkpoints) if path.exists()):
         return False
-    within = {path.name for part in (data, checkpoints) if part.is_dir() for path in part.iterdir()}
-    within = {name for name in within if not name.endswith(".tmp")}
-    return within <= {"items.parquet", "users.parquet", "packed", "dataset.json", "last.safetensors"}
+    names = own_names(data) if data.exists() else set()
+    if any(name.startswith("interactions") for name in names):
+        return False
+    return "packed" in names or (checkpoints / "last.safetensors").is_file()
 
 
 def is_run(folder: Path) -> bool:
@@ -208,13 +213,17 @@ def saved_identity(folder: Path) -> dict[str, Any] | None:
 
 
 def clear_run(folder: Path) -> None:
-    """Remove an earlier run's files, the mark of a finished one first."""
-    for name in ("config.json", *sorted((OURS | MADE_LATER) - {"config.json"})):
+    """Remove an earlier run's files, the mark of a finished one first; files of others stay."""
+    for name in ("config.json", *sorted((OURS | MADE_LATER) - {"config.json", "data", "checkpoints"})):
         path = folder / name
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+    remove_dataset(folder / "data")
+    (folder / "checkpoints" / "last.safetensors").unlink(missing_ok=True)
+    with suppress(OSError):  # there is something of others in it
+        (folder / "checkpoints").rmdir()
 
 
 def write_run(folder: Path, network: HLLM, config: Config, data: Dataset, record: RunRecord) -> None:

@@ -67,16 +67,26 @@ def save_checkpoint(
 
 def read_identity(path: Path) -> dict[str, Any]:
     """What a checkpoint's run was: its configuration and data."""
-    _, metadata = read_tensors(path)
+    _, metadata = _read(path)
     identity: dict[str, Any] = metadata["identity"]
     return identity
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        tensors, metadata = read_tensors(path)
+        if "identity" not in metadata:
+            raise ArtifactError(f"cannot read {path}: it is no checkpoint")
+        return tensors, metadata
+    except ArtifactError as err:
+        raise ArtifactError(f"{err}; start the training over with the same command and --overwrite") from err
 
 
 def load_checkpoint(
     path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None
 ) -> tuple[Progress, dict[str, Tensor] | None]:
     """Restore everything in place; returns the progress and the best weights so far."""
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = _read(path)
     device = next(network.parameters()).device
 
     def part(prefix: str) -> dict[str, Tensor]:

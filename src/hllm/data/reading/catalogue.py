@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from hllm.data.reading.lines import decode, read_line_blocks
 from hllm.data.reading.literals import LiteralScanner, parse_record
-from hllm.data.reading.textfiles import bad_line, check_columns
+from hllm.data.reading.textfiles import bad_line, check_columns, check_width
 from hllm.data.tables.schema import ITEM_ID
 from hllm.data.tables.values import clean_id, clean_text, is_missing
 from hllm.errors import DataError
@@ -164,6 +164,7 @@ def _csv_records(
 ) -> Iterator[tuple[Any, ...]]:
     rows = numbered_csv(path)
     header = [name.strip().lower() for name in next(rows)[1]]
+    check_width(path, header)
     check_columns(path, header, [ITEM_ID])
     id_at = header.index(ITEM_ID)
     found = {c: next((n for n in f.names if n in header), None) for c, f in fields.items()}

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hllm.data.reading.textfiles import bad_line
+from hllm.data.reading.textfiles import bad_line, check_header
 from hllm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def read_delimited(
         separator = UNIT.decode()
     header = columns is None
     names = list(columns) if columns is not None else [n.strip() for n in split_line(first, separator)[0]]
-    _check_header(path, names)
+    check_header(path, names)
     quoted = rfc_quotes(data, separator.encode())
     if quoted is None:
         rows = list(lenient_rows(path, data.decode("utf-8"), separator, len(names), header))
@@ -179,27 +179,23 @@ def _uneven(path: Path, data: bytes, separator: str, names: list[str], header: b
 
     text = io.StringIO(data.decode("utf-8"), newline="")
     quoting = csv.QUOTE_MINIMAL if b'"' in data else csv.QUOTE_NONE
-    csv.field_size_limit(1 << 30)
     reader = csv.reader(text, delimiter=separator, quoting=quoting)  # type: ignore[arg-type]
     cut = not data.endswith(b"\n")
     lines = data.count(b"\n") + cut
-    for i, row in enumerate(reader):
-        if row and len(row) != len(names) and (i or not header):
-            last = reader.line_num >= lines and len(row) < len(names)
-            return bad_line(
-                path, reader.line_num, _count(len(row), len(names)), separator.join(row), cut and last
-            )
+    before = csv.field_size_limit(1 << 30)
+    try:
+        for i, row in enumerate(reader):
+            if row and len(row) != len(names) and (i or not header):
+                last = reader.line_num >= lines and len(row) < len(names)
+                problem = _count(len(row), len(names))
+                return bad_line(path, reader.line_num, problem, separator.join(row), cut and last)
+    finally:
+        csv.field_size_limit(before)
     return None
 
 
 def _count(found: int, wanted: int) -> str:
     return f"{found} field{'s' * (found != 1)} where {wanted} are expected"
-
-
-def _check_header(path: Path, names: list[str]) -> None:
-    twice = sorted({n for n in names if names.count(n) > 1})
-    if twice:
-        raise DataError(f"{path} has the column {twice[0]!r} more than once; found: {', '.join(names)}")
 
 
 def check_delimiter(delimiter: str) -> str:

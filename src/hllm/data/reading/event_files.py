@@ -8,14 +8,15 @@ such as `1369699200.0`) or raises an error naming the line.
 
 from __future__ import annotations
 
-import csv
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hllm.data.reading.delimited import split_line
 from hllm.data.reading.lines import decode, read_line_blocks
 from hllm.data.reading.literals import parse_record
-from hllm.data.reading.textfiles import bad_line
+from hllm.data.reading.textfiles import bad_line, check_width
 from hllm.data.tables.schema import ITEM_ID, RATING, TIMESTAMP, USER_ID
 from hllm.errors import DataError
 
@@ -54,16 +55,17 @@ def read_events(path: Path, order: Sequence[str] | None = None) -> pl.DataFrame:
 def first_fields(path: Path) -> list[str]:
     """Fields of the first line of a CSV file."""
     _, lines = next(read_line_blocks(path, 1 << 16))
-    return [field.strip() for field in next(csv.reader([decode(lines[0])]), [])]
+    return [field.strip() for field in split_line(decode(lines[0]), ",")[0]]
 
 
 def _columns(path: Path, order: Sequence[str] | None) -> tuple[list[str], bool]:
     """Canonical names of the file's columns ("" for others), and whether it has a header."""
     first = first_fields(path)
+    check_width(path, first)
     names = [COLUMN_NAMES.get(name.lower(), "") for name in first]
     if any(names):
         missing = [name for name in REQUIRED if name not in names]
-        twice = {name for name in names if name and names.count(name) > 1}
+        twice = {name for name, count in Counter(names).items() if name and count > 1}
         if "parent_asin" in first and twice == {ITEM_ID}:  # 2023: asin is the variant, parent_asin the item
             names = ["" if f == "asin" else n for f, n in zip(first, names, strict=True)]
         elif missing or twice:
@@ -126,7 +128,7 @@ def _csv_rows(path: Path, names: list[str], header: bool) -> Iterator[tuple[Any,
             if not raw.strip() or (header and i == 1):
                 continue
             text = decode(raw)
-            fields = next(csv.reader([text])) if '"' in text else text.split(",")
+            fields = split_line(text, ",")[0]
             if len(fields) != len(names):
                 raise bad_line(path, i, f"{_count(len(fields))} where {len(names)} are expected", text)
             user, item, time = (fields[j] for j in at[:3])

@@ -36,6 +36,14 @@ OPEN = ord("{")
 SKIPPABLE = rf"{STRING}|{ATOM}|{_nested(2)}"
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text; ValueError for any that Python does not take, whatever its depth."""
+    try:
+        return json.loads(text)
+    except RecursionError as err:
+        raise ValueError("lists or objects are nested too deeply") from err
+
+
 def parse_record(raw: bytes) -> dict[str, Any]:
     """A line as a dictionary, JSON first, then a Python literal.
 
@@ -44,8 +52,8 @@ def parse_record(raw: bytes) -> dict[str, Any]:
     """
     text = decode(raw)
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = parse_json(text)
+    except ValueError:
         value = _literal(text)
     if not isinstance(value, dict):
         raise ValueError(f"a {type(value).__name__} where a record in braces is expected")

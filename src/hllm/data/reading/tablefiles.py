@@ -7,13 +7,13 @@ that identifiers keep their zeros (case D1) and times keep their digits.
 from __future__ import annotations
 
 import io
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hllm.data.reading.delimited import read_delimited
-from hllm.data.reading.textfiles import bad_line, read_utf8, split_lines
+from hllm.data.reading.literals import parse_json
+from hllm.data.reading.textfiles import bad_line, check_width, read_utf8, split_lines
 from hllm.errors import DataError
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def _parquet(path: Path) -> pl.DataFrame:
     if not path.is_file():
         read_utf8(path)  # says what is wrong with the path
     try:
+        check_width(path, list(pl.read_parquet_schema(path)))
         return pl.read_parquet(path)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as err:
         raise DataError(f"{path} is not a sound Parquet file: {str(err).splitlines()[0]}") from err
@@ -91,8 +92,8 @@ def _json(path: Path, data: bytes) -> pl.DataFrame:
         rows = _objects(path, data)
     else:
         try:
-            rows = json.loads(data)
-        except (ValueError, RecursionError) as err:
+            rows = parse_json(data)
+        except ValueError as err:
             raise DataError(f"{path} is not JSON: {err}") from err
         if not all(isinstance(row, dict) for row in rows):
             raise DataError(f"{path} is not a list of JSON objects")
@@ -110,8 +111,8 @@ def _objects(path: Path, data: bytes) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as err:
+            value = parse_json(line)
+        except ValueError as err:
             raise bad_line(path, number, f"not JSON ({err})", line, cut and number == len(lines)) from err
         if not isinstance(value, dict):
             raise bad_line(path, number, "not a JSON object", line)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,9 @@ from typing import IO, cast
 from hllm.errors import ConfigError, DataError, nearest
 
 CHUNK = 1 << 24
+MAX_COLUMNS = 10_000
+# Text shrinks to a tenth; a file that grows beyond these is made to fill memory or disk.
+MAX_GROWTH, GROWTH_FROM = 200, 1 << 28
 GZIP = b"\x1f\x8b"
 MAGIC = (
     (b"PK\x03\x04", "a ZIP archive or an Excel workbook"),
@@ -78,7 +82,7 @@ def open_binary(path: Path | str) -> Iterator[IO[bytes]]:
                 yield raw
                 return
             with gzip.GzipFile(fileobj=raw) as unzipped:
-                yield cast(IO[bytes], unzipped)
+                yield cast(IO[bytes], _Limited(path, unzipped, path.stat().st_size))
     except EOFError as err:
         raise DataError(f"{path} is cut short: its gzip stream does not end; download it again") from err
     except (gzip.BadGzipFile, zlib.error) as err:
@@ -89,6 +93,28 @@ def open_binary(path: Path | str) -> Iterator[IO[bytes]]:
         raise DataError(_not_found(path)) from err
     except OSError as err:
         raise DataError(f"cannot read {path}: {err.strerror or err}") from err
+
+
+class _Limited:
+    """A gzip stream that ends in a DataError where it grows out of all proportion."""
+
+    def __init__(self, path: Path, stream: gzip.GzipFile, size: int) -> None:
+        self.path, self.stream, self.limit = path, stream, max(GROWTH_FROM, MAX_GROWTH * size)
+        self.count = 0
+
+    def read(self, size: int = -1) -> bytes:
+        if size >= 0:
+            return self._counted(self.stream.read(size))
+        return b"".join(iter(lambda: self._counted(self.stream.read(CHUNK)), b""))
+
+    def _counted(self, data: bytes) -> bytes:
+        self.count += len(data)
+        if self.count > self.limit:
+            raise DataError(
+                f"{self.path} holds more than {self.limit / 1e6:,.0f} MB, over {MAX_GROWTH} times its own size, the "
+                "limit for gzip files; if that is meant, unpack it with gunzip first"
+            )
+        return data
 
 
 def read_utf8(path: Path | str, encoding: str | None = None, otherwise: str | None = None) -> bytes:
@@ -194,9 +220,31 @@ def _not_found(path: Path) -> str:
 
 def bad_line(path: Path, number: int, problem: str, line: str, cut: bool = False) -> DataError:
     """A DataError for line `number` (from 1) of a text file; `cut`: the file may end too early."""
-    shown = line if len(line) <= 80 else line[:77] + "..."
     advice = "; the file seems cut short, get it again" if cut else ""
-    return DataError(f"{path} line {number:,}: {problem}: {shown!r}{advice}")
+    return DataError(f"{path} line {number:,}: {problem}: {_cut(line)!r}{advice}")
+
+
+def check_header(path: Path, names: Sequence[str]) -> None:
+    """DataError for a header with a name twice, or with too many columns."""
+    check_width(path, names)
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
+        raise DataError(f"{path} has the column {_cut(twice[0])!r} more than once; found: {_listed(names)}")
+
+
+def check_width(path: Path | str, names: Sequence[str]) -> None:
+    """DataError for more columns than anything here has use for."""
+    if len(names) > MAX_COLUMNS:
+        raise DataError(
+            f"{path} has {len(names):,} columns, and the limit is {MAX_COLUMNS:,}; keep those that are needed"
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(_cut, names[:20])) + (f" and {len(names) - 20:,} more" if len(names) > 20 else "")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def check_columns(path: Path, found: Sequence[str], wanted: Sequence[str]) -> None:
@@ -205,5 +253,5 @@ def check_columns(path: Path, found: Sequence[str], wanted: Sequence[str]) -> No
     if missing:
         raise DataError(
             f"{path} has no column {', '.join(map(repr, missing))}{nearest(missing[0], found)}; "
-            f"found: {', '.join(found)}"
+            f"found: {_listed(found)}"
         )

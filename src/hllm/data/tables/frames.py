@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from hllm.data.reading.textfiles import check_width
 from hllm.data.tables.values import is_missing, sound
 from hllm.errors import DataError
 
@@ -22,6 +23,7 @@ def to_polars(frame: Any) -> pl.DataFrame:
 
     if isinstance(frame, pl.LazyFrame):
         frame = frame.collect()
+    check_width("the table", getattr(frame, "column_names", getattr(frame, "columns", ())))
     if not isinstance(frame, pl.DataFrame):
         if type(frame).__module__.split(".")[0] == "pandas" and hasattr(frame, "columns"):
             frame = _from_pandas(frame)

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +28,7 @@ from hllm.errors import ArtifactError
 from hllm.items.encoders.names import is_local
 
 KEY_BYTES = 16
-SPEC_FILE, LOCK_FILE = "spec.json", ".lock"
+SPEC_FILE = "spec.json"
 FORMAT, VERSION = "hllm-embeddings", 1
 # What the vectors depend on. The rest of a specification (device, versions, ...) is for the record.
 IDENTITY = ("revision", "weights", "prompt", "fields", "pooling", "precision", "max_tokens", "catalogue")
@@ -136,22 +135,8 @@ class Store:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Be the only writer of a store; ArtifactError if another process is. The lock dies with its process."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115 (closed below)
-    except OSError as err:
-        raise ArtifactError(f"cannot write embeddings into {folder}: {err.strerror}") from err
-    with file:
-        if not _try_lock(file):
-            file.seek(0)
-            raise ArtifactError(
-                f"process {file.read().strip() or '?'} is writing embeddings into {folder}; wait for it to "
-                "end, then run the same command again (it encodes only what is still missing)"
-            )
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    """Be the only writer of a store; ArtifactError names the other one. The lock dies with its process."""
+    with artifacts.locked(folder):
         for leftover in folder.glob(".*.tmp"):  # of a process that was killed while writing
             leftover.unlink(missing_ok=True)
         yield
@@ -218,22 +203,3 @@ def _groups(names: Sequence[str], shards: Mapping[str, Shard]) -> list[list[str]
         groups[-1].append(name)
         size += shards[name].vectors.nbytes
     return groups
-
-
-def _try_lock(file: IO[str]) -> bool:
-    """Take the operating system's lock on `file`, which ends with the process however it ends."""
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            file.seek(1 << 30)  # a byte nobody writes: Windows locks keep others from reading
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError:
-        return True  # a file system without locks: go on as if alone
-    return True

@@ -1,44 +1,51 @@
-"""The only place that writes or reads our folders: JSON, safetensors, npy and Parquet.
+"""One file at a time: JSON, safetensors, npy and Parquet.
 
 Every write goes to a temporary file in the same folder and is renamed over the target,
-so a reader sees the old file or the new one and never half of one. A folder counts as
-finished when its marker file (`dataset.json`, `config.json`) is there, and the marker is
-written last.
+so a reader sees the old file or the new one and never half of one.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from hllm.errors import ArtifactError
+from hllm.artifacts.disk import disk_errors
+from hllm.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
     import polars as pl
     import torch
 
 T = TypeVar("T")
+HEADER = "hllm"  # key of our digest and metadata in safetensors headers
 
 
 def home() -> Path:
-    """hllm's cache folder: `HLLM_HOME`, or the platform's cache folder."""
-    if value := os.environ.get("HLLM_HOME"):
-        return Path(value).expanduser()
-    if os.name == "nt":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    elif os.uname().sysname == "Darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    """hllm's cache folder: `HLLM_HOME`, or the platform's cache folder. ConfigError where there is none."""
+    value = os.environ.get("HLLM_HOME")
+    try:
+        if value:
+            return Path(value).expanduser()
+        if os.name == "nt":
+            base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        elif os.uname().sysname == "Darwin":
+            base = Path.home() / "Library" / "Caches"
+        else:
+            base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as err:  # no such user, or a process without a home
+        raise ConfigError(
+            f"no folder for hllm's cache: HLLM_HOME={value!r}: {err} Set HLLM_HOME to a folder that exists"
+        ) from err
     return base / "hllm"
 
 
@@ -48,26 +55,24 @@ def atomic(path: Path | str) -> Iterator[Path]:
 
     The data reach the disk before the rename does, so a power cut cannot leave an empty
     file under the final name. The file gets the permissions of any new file here, whatever the
-    library that wrote it thinks. Raises ArtifactError where the folder cannot be written.
+    library that wrote it thinks. Raises ArtifactError where the folder cannot be written, whichever
+    library finds out.
     """
     path = Path(path)
-    try:
+    with disk_errors(f"create {path.parent}"):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise ArtifactError(f"cannot create {path.parent}: {err.strerror}; choose another folder") from err
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}.tmp")
     try:
-        try:
+        with disk_errors(f"write {path}"):
             mode = _new_file_mode(temporary)
             yield temporary
             temporary.chmod(mode)
-            with open(temporary, "rb") as written:
+            with open(temporary, "rb+") as written:  # Windows syncs no file that is open for reading only
                 os.fsync(written.fileno())
             os.replace(temporary, path)
-        except OSError as err:
-            raise ArtifactError(f"cannot write {path}: {err.strerror or err}") from err
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _new_file_mode(path: Path) -> int:
@@ -125,24 +130,64 @@ def read_array(path: Path | str, mmap: bool = True) -> np.ndarray:
 def write_tensors(
     path: Path | str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any] | None = None
 ) -> None:
-    """Write tensors as safetensors with a JSON `metadata` object in the header."""
+    """Write tensors as safetensors with a JSON `metadata` object and a digest of everything in the header."""
     from safetensors.torch import save_file
 
-    header = {"json": json.dumps(metadata or {}, allow_nan=False)}
+    stored = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    text = json.dumps(metadata or {}, allow_nan=False)
     with atomic(path) as temporary:
-        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, str(temporary), header)
+        # One key: safetensors writes several in any order.
+        save_file(stored, str(temporary), {HEADER: f"{_digest_tensors(stored, text)} {text}"})
 
 
 def read_tensors(path: Path | str, device: str = "cpu") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read tensors and metadata written by `write_tensors`."""
+    """Read tensors and metadata written by `write_tensors`, checked against the digest in the header.
+
+    The file is not mapped afterwards, so that it may be replaced. Files without a digest, of an
+    earlier hllm or of others, are read as they are.
+    """
     from safetensors import safe_open
 
     def load(p: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        with safe_open(str(p), framework="pt", device=device) as file:
-            metadata = json.loads((file.metadata() or {}).get("json", "{}"))
-            return {k: file.get_tensor(k) for k in file.keys()}, metadata  # noqa: SIM118
+        with safe_open(str(p), framework="pt") as file:
+            sha256, text = _header(file.metadata())
+            tensors = {k: file.get_tensor(k).clone() for k in file.keys()}  # noqa: SIM118
+        if sha256 is not None and sha256 != _digest_tensors(tensors, text):
+            raise ArtifactError(f"cannot read {p}: it is damaged: its SHA-256 is not the one in its header")
+        return {name: value.to(device) for name, value in tensors.items()}, json.loads(text)
 
     return _read(path, load)
+
+
+def read_metadata(path: Path | str) -> dict[str, Any]:
+    """The metadata alone of a file that `write_tensors` wrote; its tensors are neither read nor checked."""
+    from safetensors import safe_open
+
+    def load(p: Path) -> dict[str, Any]:
+        with safe_open(str(p), framework="pt") as file:
+            found: dict[str, Any] = json.loads(_header(file.metadata())[1])
+        return found
+
+    return _read(path, load)
+
+
+def _header(metadata: Mapping[str, str] | None) -> tuple[str | None, str]:
+    """The digest and the JSON text in a safetensors header; one of an earlier hllm has no digest."""
+    if metadata and HEADER in metadata:
+        sha256, _, text = metadata[HEADER].partition(" ")
+        return sha256, text
+    return None, (metadata or {}).get("json", "{}")
+
+
+def _digest_tensors(tensors: Mapping[str, torch.Tensor], metadata: str) -> str:
+    """Digest of tensors on the CPU, in name order, with their types, shapes and metadata."""
+    import torch
+
+    parts: list[str | np.ndarray] = [metadata]
+    for name, value in sorted(tensors.items()):
+        flat = value.reshape(-1)
+        parts += [f"{name} {value.dtype} {tuple(value.shape)}", flat.view(torch.uint8).numpy()]
+    return digest(*parts)
 
 
 def write_table(path: Path | str, frame: pl.DataFrame) -> None:
@@ -174,6 +219,17 @@ def digest(*parts: bytes | str | np.ndarray) -> str:
             data = memoryview(part.encode("utf-8") if isinstance(part, str) else part)
         sha.update(data.nbytes.to_bytes(8, "little"))
         sha.update(data)
+    return sha.hexdigest()
+
+
+def digest_array(array: np.ndarray) -> str:
+    """SHA-256 (hex) of the file that `write_array` makes of an array."""
+    sha = hashlib.sha256()
+    kind = np.lib.format.header_data_from_array_1_0(np.ascontiguousarray(array))
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, kind)
+    sha.update(header.getvalue())
+    sha.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return sha.hexdigest()
 
 

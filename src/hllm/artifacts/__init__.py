@@ -1,0 +1,72 @@
+"""The only place that writes or reads our folders: files, failing disks, locks, and manifests."""
+
+from __future__ import annotations
+
+from hllm.artifacts.disk import disk_errors, disk_problem
+from hllm.artifacts.files import (
+    atomic,
+    copy_file,
+    digest,
+    digest_array,
+    digest_file,
+    home,
+    read_array,
+    read_json,
+    read_jsonl,
+    read_metadata,
+    read_table,
+    read_tensors,
+    read_text,
+    write_array,
+    write_json,
+    write_jsonl,
+    write_table,
+    write_tensors,
+    write_text,
+)
+from hllm.artifacts.locks import Busy, held, locked
+from hllm.artifacts.manifest import (
+    Manifest,
+    check_file,
+    check_manifest,
+    file_of,
+    manifest_of,
+    publish,
+    read_document,
+    write_document,
+)
+
+__all__ = [
+    "Busy",
+    "Manifest",
+    "atomic",
+    "check_file",
+    "check_manifest",
+    "copy_file",
+    "digest",
+    "digest_array",
+    "digest_file",
+    "disk_errors",
+    "disk_problem",
+    "file_of",
+    "held",
+    "home",
+    "locked",
+    "manifest_of",
+    "publish",
+    "read_array",
+    "read_document",
+    "read_json",
+    "read_jsonl",
+    "read_metadata",
+    "read_table",
+    "read_tensors",
+    "read_text",
+    "write_array",
+    "write_document",
+    "write_json",
+    "write_jsonl",
+    "write_table",
+    "write_tensors",
+    "write_text",
+]
