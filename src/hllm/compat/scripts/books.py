@@ -15,7 +15,7 @@ from hllm.compat.scripts.entry import say
 from hllm.compat.scripts.raw import need_raw
 from hllm.data.reading.catalogue import Field, read_catalogue, read_item_csv
 from hllm.data.reading.event_files import COLUMN_NAMES, first_fields, read_events
-from hllm.data.reading.lines import optional_file
+from hllm.data.reading.files import optional_file
 from hllm.data.sources.amazon import DESCRIPTION, USER_FIRST, title_text
 from hllm.data.sources.bytedance import NAMES
 from hllm.data.tables.schema import ITEM_ID, TIMESTAMP, USER_ID
@@ -73,7 +73,7 @@ def find(folder: Path, kind: str, source: str) -> Found | None:
             if kind_of(path) == kind:
                 return Found("bytedance", path)
     if source in ("auto", "raw"):
-        ratings = optional_file(folder, [RAW[kind]])
+        ratings = optional_file(folder, RAW[kind])
         if ratings is not None:
             return Found("raw", ratings)
     return None

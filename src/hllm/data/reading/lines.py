@@ -8,32 +8,13 @@ line, so that an error can say where it is.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from hllm.data.reading.textfiles import find_file, open_binary, refuse_binary
+from hllm.data.reading.textfiles import open_binary, refuse_binary
 from hllm.errors import DataError
 
 BLOCK = 1 << 22  # bytes read at a time
-
-
-def first_file(folder: Path | str, names: Sequence[str], advice: str = "") -> Path:
-    """The first of `names` (or `name.gz`) in `folder` or one level inside it.
-
-    DataError, listing all names and what is there instead, if none is.
-    """
-    found = optional_file(folder, names)
-    if found is not None:
-        return found
-    others = f"any of {', '.join(names)} will do" if len(names) > 1 else ""
-    find_file(folder, names[0], advice="; ".join(part for part in (others, advice) if part))
-    raise AssertionError("find_file raises for a missing file")
-
-
-def optional_file(folder: Path | str, names: Sequence[str]) -> Path | None:
-    """As `first_file`, but None if there is none."""
-    found = (find_file(folder, name, required=False) for name in names)
-    return next((path for path in found if path is not None), None)
 
 
 def read_blocks(path: Path, size: int = BLOCK) -> Iterator[bytes]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hllm.data.reading.catalogue import Field, read_item_csv
 from hllm.data.reading.event_files import COLUMN_NAMES, first_fields, read_events
+from hllm.data.reading.files import files_named, need_folder
 from hllm.data.tables.schema import ITEM_ID, TIMESTAMP, USER_ID, Tables, guess_time_unit, to_tables
 from hllm.data.tables.values import clean_id
 from hllm.errors import ConfigError, DataError, unknown
@@ -36,33 +37,23 @@ def read_pair(
 
 def find_pair(folder: Path, names: Sequence[str], advice: str) -> tuple[Path, Path]:
     """The interactions file and the item file; DataError says which of them is missing."""
-    present = _present(folder, names)
+    # In folders that are called after their content before the rest.
+    found = dict.fromkeys(files_named(folder, *names, endings=("", ".gz", ".1")))
+    present = sorted(found, key=lambda path: path.parent == folder)
     kinds = {path: _kind(path) for path in present}
     interactions = [p for p, kind in kinds.items() if kind == "interactions"]
     information = [p for p, kind in kinds.items() if kind == "items"]
     if interactions and information:
         return interactions[0], information[0]
-    found = "; ".join(
+    shown = "; ".join(
         f"{path.relative_to(folder)} with the columns {', '.join(first_fields(path)[:6])}" for path in present
     )
     missing = (
         "item texts (item_id, title, ...)" if interactions else "interactions (item_id, user_id, timestamp)"
     )
     raise DataError(
-        f"{folder} has no {names[0]} with {missing}; found: {found or 'nothing of that name'}. {advice}"
+        f"{folder} has no {names[0]} with {missing}; found: {shown or 'nothing of that name'}. {advice}"
     )
-
-
-def _present(folder: Path, names: Sequence[str]) -> list[Path]:
-    """Files of these names, those in folders called after their content first."""
-    inner = sorted(p for p in folder.iterdir() if p.is_dir())
-    candidates = [
-        place / f"{name}{ending}"
-        for place in (*inner, folder)
-        for name in names
-        for ending in ("", ".gz", ".1")
-    ]
-    return [path for path in candidates if path.is_file()]
 
 
 def _kind(path: Path) -> str:
@@ -73,17 +64,6 @@ def _kind(path: Path) -> str:
 
 
 # ------------------------------------------------------------- shared with other readers
-
-
-def need_folder(folder: Path | None) -> Path:
-    """The folder of the raw files; DataError if there is none."""
-    if folder is None:
-        raise DataError("no folder; pass the one that holds the files with --from DIR")
-    folder = Path(folder)
-    if not folder.is_dir():
-        what = "is a file; give the folder that holds it" if folder.exists() else "does not exist"
-        raise DataError(f"folder {folder} {what}")
-    return folder
 
 
 def check_catalogue(value: str) -> None:

@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hllm.data.reading.files import first_file, optional_file
 from hllm.data.reading.textfiles import (
     bad_line,
     check_columns,
     check_encoding,
-    find_file,
     read_utf8,
     split_lines,
 )
@@ -54,14 +54,14 @@ _INNER = re.compile(rf"\((?P<before>a\.k\.a\. )?(?P<name>[^()]+), (?P<article>{A
 def read_ml_100k(folder: Path, *, natural_titles: bool = False, encoding: str | None = None) -> Tables:
     """Read u.data, u.item (19 genre flags become names joined by "|") and, where present, u.user."""
     advice = "It comes with `hllm data fetch ml-100k`"
-    events = _events(_need(folder, "u.data", advice), b"\t")
+    events = _events(first_file(folder, "u.data", advice=advice), b"\t")
 
     def movie(fields: list[str]) -> tuple[Any, ...]:
         flags = fields[-len(GENRES_100K) :]
         genres = "|".join(g for g, flag in zip(GENRES_100K, flags, strict=True) if flag == "1")
         return fields[0], fields[1], genres, fields[2]
 
-    file = _need(folder, "u.item", advice)
+    file = first_file(folder, "u.item", advice=advice)
     rows = list(_rows(file, "|", 5 + len(GENRES_100K), movie, encoding, "latin-1"))
     items = _items(rows, ["item_id", "title", "genres", "release_date"])
     columns = ["user_id", "age", "gender", "occupation", "zip_code"]
@@ -71,12 +71,12 @@ def read_ml_100k(folder: Path, *, natural_titles: bool = False, encoding: str | 
 def read_ml_1m(folder: Path, *, natural_titles: bool = False, encoding: str | None = None) -> Tables:
     """Read ratings.dat, movies.dat and, where present, users.dat of ML-1M (latin-1) or ML-10M (UTF-8)."""
     advice = "It comes with `hllm data fetch ml-1m` (or ml-10m)"
-    events = _events(_need(folder, "ratings.dat", advice), b"::")
+    events = _events(first_file(folder, "ratings.dat", advice=advice), b"::")
 
     def movie(fields: list[str]) -> tuple[Any, ...]:
         return fields[0], "::".join(fields[1:-1]), fields[-1]
 
-    rows = list(_rows(_need(folder, "movies.dat", advice), "::", 3, movie, encoding, "latin-1"))
+    rows = list(_rows(first_file(folder, "movies.dat", advice=advice), "::", 3, movie, encoding, "latin-1"))
     items = _items(rows, ["item_id", "title", "genres"])
     columns = ["user_id", "gender", "age", "occupation", "zip_code"]
     return _tables(events, items, _users(folder, "users.dat", "::", columns, encoding), natural_titles)
@@ -87,8 +87,8 @@ def read_ml_csv(folder: Path, *, natural_titles: bool = False, encoding: str | N
     from hllm.data.reading.delimited import read_delimited
 
     advice = "It comes with `hllm data fetch ml-latest-small` (or ml-20m, ml-25m, ml-32m)"
-    events = _events(_need(folder, "ratings.csv", advice), b",")
-    file = _need(folder, "movies.csv", advice)
+    events = _events(first_file(folder, "ratings.csv", advice=advice), b",")
+    file = first_file(folder, "movies.csv", advice=advice)
     movies = read_delimited(file, read_utf8(file, encoding), ",")
     check_columns(file, movies.columns, ("movieId", "title", "genres"))
     rows = list(movies.select("movieId", "title", "genres").iter_rows())
@@ -133,12 +133,6 @@ def _with_article(article: str, name: str) -> str:
 
 
 # ------------------------------------------------------------------------- parts
-
-
-def _need(folder: Path, name: str, advice: str) -> Path:
-    file = find_file(folder, name, advice=advice)
-    assert file is not None
-    return file
 
 
 def _tables(
@@ -241,7 +235,7 @@ def _users(
     """User attributes; numbers where they are numbers, zip codes as written. None without the file."""
     import polars as pl
 
-    file = find_file(folder, name, required=False)
+    file = optional_file(folder, name)
     if file is None:
         return None
     rows = list(_rows(file, separator, len(columns), lambda f: tuple(f[:5]), encoding, "latin-1"))

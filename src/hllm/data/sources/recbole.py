@@ -11,14 +11,15 @@ with the target in `item_id`), as the files of many sequential models do.
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hllm.data.reading.event_files import REQUIRED, checked_row
+from hllm.data.reading.files import files_named, need_folder
 from hllm.data.reading.lines import decode, read_line_blocks
-from hllm.data.reading.pairs import need_folder
 from hllm.data.reading.textfiles import bad_line, check_columns
 from hllm.data.sources.movielens import with_natural_titles
 from hllm.data.sources.spec import Source
@@ -139,7 +140,8 @@ def _header(path: Path, line: str) -> dict[str, str]:
 
 def _inter_files(folder: Path, name: str | None) -> list[Path]:
     """The interaction file, or the files of its parts (NAME.train.inter, NAME.valid.inter, ...)."""
-    found = sorted(folder.glob("*.inter")) or sorted(folder.glob("*/*.inter"))
+    found = list(files_named(folder, "*.inter"))
+    found = [path for path in found if path.parent == found[0].parent]
     stems = sorted({path.name.split(".")[0] for path in found})
     if name is not None and name not in stems:
         raise DataError(f"{folder}: {unknown('data set', name, stems)} (files NAME.inter)")
@@ -150,7 +152,7 @@ def _inter_files(folder: Path, name: str | None) -> list[Path]:
         names = ", ".join(stems)
         raise DataError(f"{folder} holds several data sets: {names}; choose one with name={stems[0]!r}")
     chosen = [path for path in found if path.name.split(".")[0] == (name or stems[0])]
-    whole = [path for path in chosen if path.name.count(".") == 1]
+    whole = [path for path in chosen if path.name.removesuffix(".gz").count(".") == 1]
     return whole[:1] or chosen
 
 
@@ -224,7 +226,7 @@ def _unrolled(tables: Sequence[Atomic], names: Mapping[str, str]) -> pl.DataFram
 
 def _side(path: Path, column: str, key: str) -> Atomic | None:
     """The item or user file, its identifier under the canonical name; None if there is none."""
-    found = next((p for p in (path, path.with_name(f"{path.name}.gz")) if p.is_file()), None)
+    found = next(files_named(path.parent, glob.escape(path.name)), None)
     if found is None:
         return None
     table = read_atomic(found)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hllm.data.reading.delimited import check_delimiter
+from hllm.data.reading.files import first_file, optional_file
 from hllm.data.reading.tablefiles import is_untyped, read_table_file
-from hllm.data.reading.textfiles import check_encoding, find_file
+from hllm.data.reading.textfiles import check_encoding
 from hllm.data.sources.movielens import with_natural_titles
 from hllm.data.sources.spec import Source
 from hllm.errors import ConfigError, DataError
@@ -138,13 +139,10 @@ def _path(folder: Path | str | None, name: str, file: Path | str | None) -> Path
         return path
     if folder is None:
         return None
-    for pattern in DEFAULT_NAMES:
-        found = find_file(folder, pattern.format(name), required=False)
-        if found is not None:
-            return found
-    if name == "interactions":
-        find_file(folder, "interactions.csv", advice="Name the file with --interactions FILE")
-    return None
+    found = optional_file(folder, *(pattern.format(name) for pattern in DEFAULT_NAMES))
+    if found is None and name == "interactions":
+        return first_file(folder, "interactions.csv", advice="Name the file with --interactions FILE")
+    return found
 
 
 # ------------------------------------------------------------------------- values
