@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hllm.data.reading.lines import decode, read_line_blocks
+from hllm.data.reading.lines import decode, numbered_records, read_line_blocks
 from hllm.data.reading.literals import LiteralScanner, parse_record
 from hllm.data.reading.textfiles import bad_line, check_columns, check_width
 from hllm.data.tables.schema import ITEM_ID
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 ROWS = 50_000  # rows that are Python objects at a time
+UNWANTED: Mapping[str, Any] = {}  # what stands for a record that need not be parsed
 LONGEST_FIELD = 1 << 24  # characters; beyond it a quote was never closed
 
 
@@ -99,24 +100,18 @@ def _records(
 ) -> Iterator[tuple[Any, ...]]:
     names = [name for field in fields.values() for name in field.names]
     scan, quick = LiteralScanner([key, *names]), _quick_id(key)
-    for number, lines in read_line_blocks(path):
-        for i, raw in enumerate(lines, start=number):
-            if wanted is not None:
-                item = quick(raw)
-                if item is not None and clean_id(item) not in wanted:
-                    continue
-            if not raw.strip():
-                continue
-            try:
-                # A Python literal never starts with a double quote in these files, JSON always does.
-                record = parse_record(raw) if raw.startswith(b'{"') else scan(raw)
-            except ValueError as err:
-                raise bad_line(
-                    path, i, f"not an item ({err}); fix the line, or download the file again", decode(raw)
-                ) from err
-            item = _item_id(record.get(key))
-            if wanted is None or item in wanted or not item:
-                yield (item, *_texts(record, fields))
+
+    def parse(raw: bytes) -> Mapping[str, Any]:
+        if wanted is not None and (item := quick(raw)) is not None and clean_id(item) not in wanted:
+            return UNWANTED
+        # A Python literal never starts with a double quote in these files, JSON always does.
+        return parse_record(raw) if raw.startswith(b'{"') else scan(raw)
+
+    problem = "not an item ({}); fix the line, or download the file again"
+    for _, record in numbered_records(path, parse, problem):
+        item = _item_id(record.get(key))
+        if record is not UNWANTED and (wanted is None or item in wanted or not item):
+            yield (item, *_texts(record, fields))
 
 
 def _item_id(value: Any) -> str | None:

@@ -8,12 +8,14 @@ line, so that an error can say where it is.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
-from hllm.data.reading.textfiles import open_binary, refuse_binary
+from hllm.data.reading.textfiles import bad_line, open_binary, refuse_binary
 from hllm.errors import DataError
 
+T = TypeVar("T")
 BLOCK = 1 << 22  # bytes read at a time
 
 
@@ -50,6 +52,44 @@ def read_line_blocks(path: Path, size: int = BLOCK) -> Iterator[tuple[int, list[
             lines.pop()
         yield number, lines
         number += len(lines)
+
+
+def numbered_lines(path: Path, size: int = BLOCK) -> Iterator[tuple[int, bytes]]:
+    """Yield (number, line without its end) of every line that is not blank."""
+    for number, lines in read_line_blocks(path, size):
+        yield from ((i, raw) for i, raw in enumerate(lines, start=number) if raw.strip())
+
+
+def numbered_rows(
+    path: Path, width: int, split: Callable[[str], list[str]], wanted: str, header: bool = True
+) -> Iterator[tuple[int, list[str]]]:
+    """Yield (number, fields) of every row below the header, by the slow way that names a bad one.
+
+    This is where every reader of delimited text goes once its fast parser is in doubt. `wanted` says what
+    a row should be. DataError for the first line that does not split into `width` fields.
+    """
+    for number, raw in numbered_lines(path):
+        if header and number == 1:
+            continue
+        text = decode(raw)
+        fields = split(text)
+        if len(fields) != width:
+            raise bad_line(
+                path, number, f"{len(fields)} field{'s' * (len(fields) != 1)} where {wanted}", text
+            )
+        yield number, fields
+
+
+def numbered_records(path: Path, parse: Callable[[bytes], T], what: str = "{}") -> Iterator[tuple[int, T]]:
+    """Yield (number, record) of files with one record a line. DataError for the first that is none.
+
+    `parse` raises ValueError for what it cannot read; `what` is the message around that.
+    """
+    for number, raw in numbered_lines(path):
+        try:
+            yield number, parse(raw)
+        except ValueError as err:
+            raise bad_line(path, number, what.format(err), decode(raw)) from err
 
 
 def decode(raw: bytes) -> str:

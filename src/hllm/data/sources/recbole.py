@@ -14,12 +14,13 @@ from __future__ import annotations
 import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hllm.data.reading.event_files import REQUIRED, checked_row
+from hllm.data.reading.event_files import REQUIRED, ROWS, checked_row
 from hllm.data.reading.files import files_named, need_folder
-from hllm.data.reading.lines import decode, read_line_blocks
+from hllm.data.reading.lines import decode, numbered_lines, numbered_rows, read_line_blocks
 from hllm.data.reading.textfiles import bad_line, check_columns
 from hllm.data.sources.movielens import with_natural_titles
 from hllm.data.sources.spec import Source
@@ -96,23 +97,13 @@ def read_atomic(path: Path) -> Atomic:
     """An atomic file as strings (empty fields null). DataError for a bad header or an uneven line."""
     import polars as pl
 
-    types: dict[str, str] = {}
-    pieces: list[pl.DataFrame] = []
-    for number, lines in read_line_blocks(path):
-        rows = []
-        for i, raw in enumerate(lines, start=number):
-            if i == 1:
-                types = _header(path, decode(raw))
-                continue
-            if not raw.strip():
-                continue
-            text = decode(raw)
-            fields = text.split("\t")
-            if len(fields) != len(types):
-                raise bad_line(path, i, f"{len(fields)} fields where the header has {len(types)}", text)
-            rows.append(fields)
-        columns = list(zip(*rows, strict=True)) or [()] * len(types)
-        pieces.append(pl.DataFrame(columns, schema=dict.fromkeys(types, pl.String), orient="col"))
+    types = _header(path, decode(next(read_line_blocks(path))[1][0]))
+    wanted = f"the header has {len(types)}"
+    rows = numbered_rows(path, len(types), lambda line: line.split("\t"), wanted)
+    schema = dict.fromkeys(types, pl.String)
+    pieces = [pl.DataFrame(schema=schema)]
+    while piece := [fields for _, fields in islice(rows, ROWS)]:
+        pieces.append(pl.DataFrame(list(zip(*piece, strict=True)), schema=schema, orient="col"))
     frame = pl.concat(pieces)
     return Atomic(path, types, frame.with_columns(pl.when(pl.all() != "").then(pl.all())))
 
@@ -194,12 +185,7 @@ def _checked(path: Path, rows: pl.DataFrame) -> pl.DataFrame:
 
 def _data_lines(path: Path) -> list[int]:
     """Numbers of the lines that are rows."""
-    return [
-        i
-        for number, lines in read_line_blocks(path)
-        for i, raw in enumerate(lines, start=number)
-        if i > 1 and raw.strip()
-    ]
+    return [number for number, _ in numbered_lines(path) if number > 1]
 
 
 def _unrolled(tables: Sequence[Atomic], names: Mapping[str, str]) -> pl.DataFrame:
