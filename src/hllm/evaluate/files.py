@@ -127,7 +127,11 @@ def _ranks(recs: pl.DataFrame, name: str) -> pl.Series:
     wanted = RANK if RANK in recs.columns else SCORE
     if wanted not in recs.columns:
         return recs.select(pl.int_range(1, pl.len() + 1).over(USER_ID).alias(RANK)).to_series()
-    numbers = recs[wanted].cast(pl.Float64, strict=False)
+    kind = recs.schema[wanted]
+    numbers = (
+        recs[wanted] if kind.is_numeric() or kind == pl.String else pl.Series(wanted, [None] * recs.height)
+    )
+    numbers = numbers.cast(pl.Float64, strict=False)
     whole = wanted != RANK or (numbers == numbers.floor()).all()
     if numbers.null_count() or not numbers.is_finite().all() or not whole:
         raise DataError(

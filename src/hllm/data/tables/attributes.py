@@ -44,12 +44,7 @@ def attribute(
 
     values = without_missing(values)
     kind = values.dtype
-    if isinstance(kind, pl.Struct) or kind == pl.Object or "Unknown" in str(kind):
-        if as_text or not isinstance(kind, pl.Struct):
-            raise DataError(
-                f"{table} column {values.name!r} holds {kind if kind == pl.Object else 'records'}, not text or "
-                "numbers; take out a field of it, or convert it to text"
-            )
+    if isinstance(kind, pl.Struct) and not as_text:
         notes.append(f"{table} column {values.name!r} holds records, nothing to read: left out")
         return None
     if isinstance(kind, pl.List | pl.Array):
@@ -64,6 +59,12 @@ def attribute(
         values = _moments(values)
     elif kind.is_decimal():
         values = values.cast(pl.String)
+    elif not (kind.is_numeric() or kind == pl.Boolean):
+        what = "records" if isinstance(kind, pl.Struct) else f"values of type {kind}"
+        raise DataError(
+            f"{table} column {values.name!r} holds {what}, not text or numbers; take out a field of it, convert "
+            "it to text, or leave the column out"
+        )
     if values.dtype == pl.String:
         return values if cleaned else _plain_text(values) if as_text else _typed(values)
     values = _whole(values)

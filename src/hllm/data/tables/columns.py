@@ -177,7 +177,10 @@ def canonical_ratings(values: pl.Series) -> pl.Series:
     """Ratings as Float64, null where there is none."""
     import polars as pl
 
-    text = values.str.strip_chars(WHITE) if values.dtype == pl.String else values
+    kind = values.dtype
+    if not (kind.is_numeric() or kind in (pl.String, pl.Boolean, pl.Null)):
+        raise DataError(f"column {values.name!r} has type {kind}; ratings are numbers")
+    text = values.str.strip_chars(WHITE) if kind == pl.String else values
     numbers = without_missing(without_missing(text).cast(pl.Float64, strict=False))
     bad = (numbers.is_null() | numbers.is_infinite()) & without_missing(text).is_not_null()
     if bad.any():

@@ -77,7 +77,8 @@ def column_of(name: str, values: Iterable[Any]) -> pl.Series:
         example = next((v for v in present if type(v) is not type(present[0])), present[0])
         what = f"values of several types ({', '.join(kinds)})" if len(kinds) > 1 else f"{kinds[0]} values"
         raise DataError(
-            f"column {name!r} holds {what}, such as {example!r}; convert it first, for example with .astype(str)"
+            f"column {name!r} holds {what}, such as {' '.join(repr(example).split())}; "
+            "convert it first, for example with .astype(str)"
         )
     return column
 
