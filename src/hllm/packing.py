@@ -173,7 +173,9 @@ def flat_index(starts: Tensor, lengths: Tensor, device: torch.device | str) -> T
     """Flat positions int64 (T,) of the pieces [start, start + length), laid end to end."""
     total = int(lengths.sum())
     offsets = offsets_of(lengths).to(device, non_blocking=True)
-    return starts.to(device, non_blocking=True)[segment_ids(offsets, total)] + positions_in_segment(offsets, total)
+    return starts.to(device, non_blocking=True)[segment_ids(offsets, total)] + positions_in_segment(
+        offsets, total
+    )
 
 
 def last_positions(offsets: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def rows(text: str, **options: object) -> list[tuple[str | None, ...]]:
     return read_delimited(FILE, text.encode(), **options).rows()  # type: ignore[arg-type]
 
 
-def test_lone_quotes_are_text() -> None:
+def test_case_d4_lone_quotes_are_text() -> None:
     """Case D4."""
     text = 'item_id:token\ttitle:token_seq\n1\tThe "Burbs\n2\tUp\n3\t5" Disk\n'
     assert rows(text) == [("1", 'The "Burbs'), ("2", "Up"), ("3", '5" Disk')]
