@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from hllm import hardware
-from hllm.artifacts import read_json, read_tensors, write_json, write_tensors
+from hllm.artifacts import locked, read_json, read_tensors, write_json, write_tensors
 from hllm.config import Config, make_config
 from hllm.data.batches.training import TrainLoader
 from hllm.data.dataset import Dataset
@@ -228,17 +228,19 @@ def clear_run(folder: Path) -> None:
 
 def write_run(folder: Path, network: HLLM, config: Config, data: Dataset, record: RunRecord) -> None:
     """Write a finished run; `config.json`, its mark, last."""
-    if _is_another(folder, config, data, record):
-        check_folder(data, folder)
-        clear_run(folder)  # metrics and report of another run would not be this one's
-    (folder / "config.json").unlink(missing_ok=True)
-    if data.path is None or data.path.resolve() != (folder / "data").resolve():
-        data.copy_to(folder / "data")
-    write_tensors(folder / "model.safetensors", network.state_dict())
-    document = {"format": FORMAT, "version": VERSION, "config": config.model_dump(), **asdict(record)}
-    if network.source.whitening is not None and config.whiten == "whiten":
-        document["whitening"] = {"rank": network.source.whitening.basis.shape[1], "epsilon": EPSILON}
-    write_json(folder / "config.json", document)
+    run_state(folder)
+    with locked(folder):
+        if _is_another(folder, config, data, record):
+            check_folder(data, folder)
+            clear_run(folder)  # metrics and report of another run would not be this one's
+        (folder / "config.json").unlink(missing_ok=True)
+        if data.path is None or data.path.resolve() != (folder / "data").resolve():
+            data.copy_to(folder / "data")
+        write_tensors(folder / "model.safetensors", network.state_dict())
+        document = {"format": FORMAT, "version": VERSION, "config": config.model_dump(), **asdict(record)}
+        if network.source.whitening is not None and config.whiten == "whiten":
+            document["whitening"] = {"rank": network.source.whitening.basis.shape[1], "epsilon": EPSILON}
+        write_json(folder / "config.json", document)
 
 
 def _is_another(folder: Path, config: Config, data: Dataset, record: RunRecord) -> bool:
