@@ -99,7 +99,7 @@ def reconstruct(kind: Any, shape: Any, code: Any) -> Array:
 
 
 def _plain_dtype(code: Any) -> np.dtype[Any]:
-    if not isinstance(code, str | bytes):
+    if not isinstance(code, str):
         raise Refused(f"a numpy dtype made of a {type(code).__name__}")
     try:
         real = np.dtype(code)
