@@ -31,7 +31,7 @@ from hllm.data.dataset import Dataset
 from hllm.evaluate.evaluation import evaluate
 from hllm.items.embed import load_embeddings
 from hllm.runs.build import build_network
-from hllm.runs.run import train_network
+from hllm.runs.train import train_network
 from hllm.train.optim import make_optimizer
 from hllm.train.step import make_step
 
@@ -50,9 +50,10 @@ METRICS = ("ndcg@10", "hr@10")
 def step_milliseconds(data: Dataset, config: Any, embeddings: Any, device: str, steps: int = 30) -> float:
     """Median time of one training step, forward to optimiser."""
     network = build_network(data, config, embeddings).to(device).train()
-    max_len = None if config.max_len == "all" else config.max_len
+    training = config.training
+    max_len = None if training.max_len == "all" else training.max_len
     loader = TrainLoader(
-        data.train_histories(), max_len, config.batch_tokens, 0, device, config.windows, config.passes
+        data.train_histories(), max_len, training.batch_tokens, 0, device, training.windows, training.passes
     )
     step = make_step(network, make_optimizer(network, config), config, loader)
     batches = [batch for epoch in range(8) for batch in loader.epoch(epoch)][: steps + 6]
@@ -72,7 +73,9 @@ def measure(data: Dataset, embeddings: Any, name: str, args: argparse.Namespace)
         settings = {**LOSSES[name], "seed": seed, **json.loads(args.set)}
         config = load_config(args.preset, overrides=settings)
         network, fit = train_network(data, config, embeddings, torch.device(args.device), show=False)
-        found = evaluate(network, data, "test", (10,), max_len=config.max_len, bootstrap=0, details=False)
+        found = evaluate(
+            network, data, "test", (10,), max_len=config.training.max_len, bootstrap=0, details=False
+        )
         for metric in METRICS:
             values[metric].append(found[metric])
         seconds.append(fit.seconds)
@@ -101,7 +104,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     data = Dataset.load(args.dataset)
-    embeddings = load_embeddings(data, args.item_llm, pooling=load_config(args.preset).pooling)
+    embeddings = load_embeddings(data, args.item_llm, pooling=load_config(args.preset).items.pooling)
     document: dict[str, Any] = {
         "benchmark": "losses",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -38,7 +38,7 @@ from hllm.data.dataset import Dataset
 from hllm.evaluate.evaluation import evaluate
 from hllm.items.embed import load_embeddings
 from hllm.runs.build import build_network
-from hllm.runs.run import train_network
+from hllm.runs.train import train_network
 from hllm.train.optim import WeightAverage, make_optimizer
 from hllm.train.step import make_step
 
@@ -55,7 +55,7 @@ def packed(data: Dataset, config: Config, item_llm: str, device: str) -> Side:
     network = build_network(data, config, embeddings).to(device).train()
     loader = our_loader(data, config, device)
     step = make_step(network, make_optimizer(network, config), config, loader)
-    average = WeightAverage(network, config.ema_decay)
+    average = WeightAverage(network, config.training.ema_decay)
     averaged = copy.deepcopy(network)
     drawn = itertools.chain.from_iterable(loader.epoch(epoch) for epoch in itertools.count())
 
@@ -130,10 +130,14 @@ def on_the_clock(
 def hllm_lite(data: Dataset, item_llm: str, epochs: int, device: str) -> dict[str, Any]:
     """The whole schedule of the preset for quality."""
     config = load_config("hllm-lite", overrides={"epochs": epochs, "eval_every": 2})
-    embeddings = load_embeddings(data, item_llm, pooling=config.pooling)
+    embeddings = load_embeddings(data, item_llm, pooling=config.items.pooling)
     network, fit = train_network(data, config, embeddings, torch.device(device), show=False)
-    assert isinstance(config.max_len, int)
-    row = {"seconds": fit.seconds, "epochs": epochs, "test": score(network, data, config.max_len, "test")}
+    assert isinstance(config.training.max_len, int)
+    row = {
+        "seconds": fit.seconds,
+        "epochs": epochs,
+        "test": score(network, data, config.training.max_len, "test"),
+    }
     print(f"hllm-lite: {json.dumps(row)}", flush=True)
     return row
 
@@ -171,13 +175,15 @@ def main() -> None:
         "batch_tokens": args.batch_tokens,
         "batch_size": args.batch_size,
     }
-    assert isinstance(config.max_len, int)
+    assert isinstance(config.training.max_len, int)
     sides: dict[str, Callable[[], Side]] = {
         "torch_rechub": lambda: torch_rechub(data, config, args.item_llm, args.device, args.batch_size),
         "rechub": lambda: packed(data, config, args.item_llm, args.device),
     }
     for name in args.sides:
-        document[name] = on_the_clock(name, sides[name](), data, config.max_len, args.seconds, args.marks)
+        document[name] = on_the_clock(
+            name, sides[name](), data, config.training.max_len, args.seconds, args.marks
+        )
         if args.out is not None:
             write_json(args.out, document)
     if args.epochs:

@@ -31,15 +31,16 @@ from hllm.artifacts import write_json
 from hllm.compat.rechub import HLLMModel, SeqTrainer, SequenceDataGenerator
 from hllm.compat.rechub.states import State
 from hllm.compat.rechub.windows import leave_last_out
-from hllm.config import Config, heads_of, load_config
+from hllm.config import Config, load_config
 from hllm.data.dataset import Dataset
 from hllm.evaluate.evaluation import evaluate
 from hllm.evaluate.metrics import Metrics
 from hllm.items.embed import ItemEmbeddings, load_embeddings
-from hllm.models.hllm import HLLM
-from hllm.models.rechub import rechub_weights
+from hllm.models.hllm import Network
+from hllm.models.rechub_weights import rechub_weights
 from hllm.packing import Batch, segment_ids
-from hllm.runs.run import train_network
+from hllm.runs.train import train_network
+from hllm.settings import heads_of
 
 METRICS = ("ndcg@10", "hr@10")
 
@@ -72,9 +73,9 @@ def train_twin(
     data: Dataset, config: Config, embeddings: ItemEmbeddings, device: str, batch_size: int
 ) -> tuple[TwinRanker, float]:
     """One epoch of the padded twin with torch-rechub's optimiser; the ranker and its seconds."""
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.training.seed)
     vectors = torch.from_numpy(np.array(embeddings.vectors))
-    length, state = int(config.max_len), state_of(config)
+    length, state = int(config.training.max_len), state_of(config)
     # Times in seconds, and only as many targets as training has: what is held out is left out here too.
     windows = leave_last_out(
         np.asarray(data.tokens), np.asarray(data.times), np.asarray(data.offsets), length
@@ -83,15 +84,15 @@ def train_twin(
     loader = SequenceDataGenerator(*(windows[name] for name in order)).generate_dataloader(batch_size)[0]
     width = vectors.shape[1]
     model = HLLMModel(
-        vectors, len(vectors), width, heads_of(width, config.n_heads), config.n_layers, length,
-        config.dropout, temperature=config.temperature, state=state,
+        vectors, len(vectors), width, heads_of(width, config.users.n_heads), config.users.n_layers, length,
+        config.users.dropout, temperature=config.scorer.temperature, state=state,
     )  # fmt: skip
     trainer = SeqTrainer(
         model,
-        optimizer_params={"lr": config.learning_rate, "weight_decay": config.weight_decay},
+        optimizer_params={"lr": config.training.learning_rate, "weight_decay": config.training.weight_decay},
         device=device,
         loss_type="nce",
-        loss_params={"temperature": config.loss_temperature, "ignore_index": 0},
+        loss_params={"temperature": config.objective.loss_temperature, "ignore_index": 0},
         state=state,
     )
     started = time.perf_counter()
@@ -101,13 +102,13 @@ def train_twin(
     return TwinRanker(model), time.perf_counter() - started
 
 
-def padded(network: HLLM, config: Config) -> HLLMModel:
+def padded(network: Network, config: Config) -> HLLMModel:
     """The packed network's weights in the padded model: what attention to padding changes."""
     weights = rechub_weights(network)
     n, width = weights["item_embeddings"].shape
     model = HLLMModel(
-        weights["item_embeddings"], n, width, heads_of(width, config.n_heads), config.n_layers,
-        int(config.max_len), temperature=config.temperature, state=state_of(config),
+        weights["item_embeddings"], n, width, heads_of(width, config.users.n_heads), config.users.n_layers,
+        int(config.training.max_len), temperature=config.scorer.temperature, state=state_of(config),
     ).to(weights["item_embeddings"].device)  # fmt: skip
     model.load_state_dict(weights)
     return model

@@ -29,12 +29,13 @@ import torch
 
 from hllm import hardware
 from hllm.artifacts import write_json
-from hllm.compat.rechub.windows import Windows, leave_last_out
-from hllm.config import Config, heads_of, load_config
+from hllm.compat.rechub.windows import StoredWindows, leave_last_out
+from hllm.config import Config, load_config
 from hllm.data.batches.training import TrainLoader
 from hllm.data.dataset import Dataset
 from hllm.items.embed import ItemEmbeddings, load_embeddings
 from hllm.runs.build import build_network
+from hllm.settings import heads_of
 from hllm.train.optim import make_optimizer
 from hllm.train.step import make_step
 
@@ -47,7 +48,7 @@ Timed = Iterator[tuple[float, int]]  # seconds of one batch, and the tokens or w
 
 def our_batches(data: Dataset, embeddings: ItemEmbeddings, config: Config, device: str) -> Timed:
     """Batches of the packed engine without end; tokens count."""
-    assert isinstance(config.max_len, int)
+    assert isinstance(config.training.max_len, int)
     network = build_network(data, config, embeddings).to(device).train()
     loader = our_loader(data, config, device)
     step = make_step(network, make_optimizer(network, config), config, loader)
@@ -60,10 +61,10 @@ def our_batches(data: Dataset, embeddings: ItemEmbeddings, config: Config, devic
 
 
 def our_loader(data: Dataset, config: Config, device: str) -> TrainLoader:
-    assert isinstance(config.max_len, int)
+    assert isinstance(config.training.max_len, int)
     return TrainLoader(
-        data.train_histories(), config.max_len, config.batch_tokens, config.seed, device,
-        config.windows, config.passes,
+        data.train_histories(), config.training.max_len, config.training.batch_tokens, config.training.seed, device,
+        config.training.windows, config.training.passes,
     )  # fmt: skip
 
 
@@ -95,10 +96,10 @@ def their_training(
     from torch_rechub.utils.data import SequenceDataGenerator
 
     loader = SequenceDataGenerator(*(rows[name] for name in COLUMNS)).generate_dataloader(batch_size)[0]
-    model = HLLMModel(*model_shape(embeddings, config), config.dropout)
+    model = HLLMModel(*model_shape(embeddings, config), config.users.dropout)
     trainer = SeqTrainer(
         model,
-        optimizer_params={"lr": config.learning_rate, "weight_decay": config.weight_decay},
+        optimizer_params={"lr": config.training.learning_rate, "weight_decay": config.training.weight_decay},
         device=device,
         loss_type="nce",
         loss_params={"temperature": 1.0, "ignore_index": 0},
@@ -110,13 +111,20 @@ def model_shape(embeddings: ItemEmbeddings, config: Config) -> tuple[Any, ...]:
     """HLLMModel's arguments before dropout: item vectors, vocabulary, width, heads, layers, window."""
     vectors = torch.from_numpy(np.array(embeddings.vectors))
     n, width = vectors.shape
-    return vectors, n, width, heads_of(width, config.n_heads), config.n_layers, config.max_len
+    return (
+        vectors,
+        n,
+        width,
+        heads_of(width, config.users.n_heads),
+        config.users.n_layers,
+        config.training.max_len,
+    )
 
 
-def their_windows(data: Dataset, config: Config) -> Windows:
-    assert isinstance(config.max_len, int)
+def their_windows(data: Dataset, config: Config) -> StoredWindows:
+    assert isinstance(config.training.max_len, int)
     tokens, times, offsets = (np.asarray(a) for a in (data.tokens, data.times, data.offsets))
-    return leave_last_out(tokens, times, offsets, config.max_len)["train"]
+    return leave_last_out(tokens, times, offsets, config.training.max_len)["train"]
 
 
 def alternate(sides: dict[str, Timed], batches: int) -> dict[str, dict[str, float]]:
@@ -175,7 +183,7 @@ def main() -> None:
         document[name][f"{unit}_per_second"] = row["units"] / row["seconds"]
     spans, _ = our_loader(data, config, args.device).plan(0)
     ours, theirs = document["hllm"], document["torch_rechub"]
-    ours |= {"batch_tokens": config.batch_tokens, "passes": config.passes}
+    ours |= {"batch_tokens": config.training.batch_tokens, "passes": config.training.passes}
     ours["epoch_seconds"] = int((spans.lengths - 1).sum()) / ours["tokens_per_second"]
     theirs["batch_size"] = args.batch_size
     theirs["epoch_seconds"] = len(their_windows(data, config)) / theirs["windows_per_second"]

@@ -24,13 +24,15 @@ from hllm.pipeline import Recommender, evaluate_run
 from hllm.testing import check_ranker, world, world_tables
 
 SMALL = {
-    "d_model": 16, "n_layers": 1, "n_heads": 2, "epochs": 3, "batch_tokens": 200, "whiten_rank": 8,
-    "adapter_hidden": 16, "learning_rate": 1e-2,
+    "d_model": 16, "n_layers": 1, "n_heads": 2, "epochs": 3, "batch_tokens": 200, "learning_rate": 1e-2,
 }  # fmt: skip
+SMALL_TEXT = {"item_llm": "random", "adapter_hidden": 16}
 
 
 def fit(data: Dataset, preset: str = "demo", out: Path | None = None, **settings: Any) -> Recommender:
-    settings = {**SMALL, **({"item_llm": "random"} if preset == "demo" else {}), **settings}
+    text = SMALL_TEXT if preset == "demo" else {}
+    rank = {"whiten_rank": 8} if text and settings.get("whiten", "whiten") == "whiten" else {}
+    settings = {**SMALL, **text, **rank, **settings}
     return Recommender.from_preset(preset, **settings).fit(data, out=out, device="cpu", progress=False)
 
 
@@ -316,7 +318,7 @@ def test_items_that_cannot_be_added(run: Path, data: Dataset) -> None:
         recommender.add_items(data.items[:1], device="cpu")
     with pytest.raises(ConfigError, match="item_llm=None"):
         fit(data, "sasrec", epochs=1).add_items(pl.DataFrame(NEW), device="cpu")
-    with pytest.raises(ConfigError, match="TF-IDF"):
+    with pytest.raises(ConfigError, match="tfidf vectors"):
         fit(data, epochs=1, item_llm="tfidf").add_items(pl.DataFrame(NEW), device="cpu")
     assert recommender.recommend(k=5).equals(before)
 
@@ -351,8 +353,8 @@ def test_embeddings_are_made_once_and_ambiguity_is_an_error(
     import hllm.items.embed as module
 
     calls = []
-    original = module.embed
-    monkeypatch.setattr(module, "embed", lambda *a, **k: (calls.append(1), original(*a, **k))[1])
+    original = module.Resolved.complete
+    monkeypatch.setattr(module.Resolved, "complete", lambda *a, **k: (calls.append(1), original(*a, **k))[1])
     tiny = world(n_users=15, n_items=21)
     fit(tiny, epochs=1)
     fit(tiny, epochs=1)
@@ -361,7 +363,7 @@ def test_embeddings_are_made_once_and_ambiguity_is_an_error(
     def ambiguous(*_: Any, **__: Any) -> None:
         raise AmbiguousError("2 sets of embeddings match x. Choose one by its key, for example ...")
 
-    monkeypatch.setattr(module, "load_embeddings", ambiguous)
+    monkeypatch.setattr(module.Resolved, "load", ambiguous)
     with pytest.raises(AmbiguousError, match="2 sets of embeddings"):
         fit(tiny, epochs=1)
     assert len(calls) == 1

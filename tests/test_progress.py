@@ -58,6 +58,38 @@ def test_a_broken_loop_is_not_reported_as_done() -> None:
     assert stream.getvalue() == ""
 
 
+def test_inside_a_long_unit_there_is_a_line_at_once_and_then_every_few_seconds(clock: Clock) -> None:
+    stream = io.StringIO()
+    with progress("train", total=10, unit="epochs", stream=stream, done=2) as bar:
+        bar.inside(50, 200)  # resumed a quarter into the third
+        for step in range(51, 201):
+            clock.now += 0.1
+            bar.inside(step, 200)
+        bar.note("loss 4.2")
+        bar.advance()
+        clock.now += 5
+        bar.inside(0, 200)
+    assert stream.getvalue().splitlines() == [
+        "train: epoch 3/10, 50/200 steps",
+        "train: epoch 3/10, 101/200 steps, 20 s/epoch, 2 min 30 s left",
+        "train: epoch 3/10, 152/200 steps, 20 s/epoch, 2 min 25 s left",
+        "train: epoch 4/10, 0/200 steps, 26.7 s/epoch, 3 min 07 s left, loss 4.2",
+        "train: 1 epochs in 20 s (20 s/epoch), loss 4.2",
+    ]
+
+
+def test_a_bar_moves_inside_a_unit(clock: Clock) -> None:
+    stream = Terminal()
+    with progress("train", total=4, unit="epochs", stream=stream, done=1) as bar:
+        bar.note("loss 4.2")
+        clock.now += 1
+        bar.inside(30, 100)
+        assert bar.display.tasks[0].completed == 1.3  # type: ignore[attr-defined]
+        assert bar.display.tasks[0].fields["text"] == "30/100 steps, loss 4.2"  # type: ignore[attr-defined]
+        bar.advance()
+        assert bar.display.tasks[0].completed == 2  # type: ignore[attr-defined]
+
+
 def test_silence(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(track(range(3), "embed", show=False)) == [0, 1, 2]
     with progress("embed", show=False) as bar:

@@ -8,8 +8,8 @@ Writes `model.pth` (torch-rechub's parameter names) and a run folder that `hllm 
 from functools import partial
 from pathlib import Path
 
-from hllm.compat.scripts.entry import entrance
-from hllm.compat.scripts.train_hllm import amazon_books
+from rechub_scripts.entry import entrance
+from rechub_scripts.train_hllm import amazon_books
 
 if __name__ == "__main__":
     raise SystemExit(entrance(partial(amazon_books, Path(__file__).resolve().parent)))

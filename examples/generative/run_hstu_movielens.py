@@ -6,8 +6,8 @@ python examples/generative/run_hstu_movielens.py --epoch 5 --device cuda
 from functools import partial
 from pathlib import Path
 
-from hllm.compat.scripts.entry import entrance
-from hllm.compat.scripts.train_hstu import movielens
+from rechub_scripts.entry import entrance
+from rechub_scripts.train_hstu import movielens
 
 if __name__ == "__main__":
     raise SystemExit(entrance(partial(movielens, Path(__file__).resolve().parent)))

@@ -1,83 +1,160 @@
-"""Typed, validated configuration and the presets. Unknown keys are errors.
+"""Typed, validated configuration in sections, and the presets. Unknown keys are errors.
 
-One flat model: every setting has one name, the same in Python, in a YAML file, in
-`--set key=value` and in a run's `config.json`.
+Each section is declared beside what it configures and joined here. A setting has one name in Python, in a
+YAML file, in `--set key=value` and in a run's `config.json`: dotted (`users.n_layers`), nested
+(`users: {n_layers: 6}`) or short (`n_layers`), which is never ambiguous.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, model_validator
 
 from hllm.errors import ConfigError, nearest, unknown
+from hllm.items.config import ItemsConfig
+from hllm.losses.config import ObjectiveConfig
+from hllm.models.config import ScorerConfig, UsersConfig
+from hllm.settings import Settings, shown
+from hllm.train.config import Runtime, TrainingConfig
+
+MAX_FILE = 2**18  # bytes of a settings file; YAML takes half a minute for a megabyte of brackets
 
 
-class Config(BaseModel):
-    """Everything that defines a run, apart from the dataset."""
+class Config(Settings):
+    """Everything that defines a run, apart from the dataset; `runtime` says how a machine runs it.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    `runtime` is no part of the run's identity: `model_dump()` leaves it out.
+    """
 
     preset: str = "hllm-lite"
+    items: ItemsConfig = ItemsConfig()
+    users: UsersConfig = UsersConfig()
+    scorer: ScorerConfig = ScorerConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    training: TrainingConfig = TrainingConfig()
+    runtime: Runtime = Field(default=Runtime(), exclude=True)
 
-    # Item vectors. `item_llm` is a short name, a hub name, a folder, "tfidf", "random", or
-    # None for a model without text.
-    item_llm: str | None = "smollm2-135m"
-    pooling: Literal["mean", "last"] = "mean"
-    prompt: str | None = None  # None: the official prompt of text/template.py
-    text_fields: list[str] | None = None  # None: every text column, in the table's order
-    whiten: Literal["whiten", "center", "none"] = "whiten"
-    whiten_rank: int = Field(256, ge=1)
-    adapter_hidden: int | None = Field(512, ge=1)  # None: no adapter, text vectors are item vectors
-    id_embedding: bool = True
+    @classmethod
+    def arrange(cls, values: Any) -> Any:
+        return nest(spread(values)) if isinstance(values, Mapping) else super().arrange(values)
 
-    # User model. "gated" is models/hllm.py's own, "rechub" torch-rechub's (models/rechub.py).
-    user_model: Literal["gated", "rechub"] = "gated"
-    d_model: int | None = Field(256, ge=1)  # None, and only without adapter: the text vectors' width
-    n_layers: int = Field(6, ge=1)
-    n_heads: int | None = Field(4, ge=1)  # None: torch-rechub's rule, 4, from width 512 on 8, from 2048 on 16
-    ffn_hidden: int | None = Field(None, ge=1)  # None: 8/3 of d_model, a multiple of 32
-    dropout: float = Field(0.5, ge=0, lt=1)
-    max_distance: int = Field(256, ge=1)  # relative positions further back share one bias
-    max_len: int | Literal["all"] = 200
-    time_embedding: Literal["none", "window_end", "previous"] = "none"  # user_model="rechub" only
-    num_time_buckets: int = Field(2048, ge=2)
-    time_bucket_fn: Literal["sqrt", "log"] = "sqrt"
-    scorer: Literal["cosine", "dot"] = "cosine"
-    temperature: float = Field(0.07, gt=0)  # start value where it is learned
-    learn_temperature: bool = True
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Self:
+        d_model, adapter_hidden = self.users.d_model, self.items.adapter_hidden
+        if (adapter_hidden is None) != (d_model is None):
+            raise ConfigError(
+                f"d_model={d_model} with adapter_hidden={adapter_hidden}: without an adapter the item "
+                "vectors' own width is the model's, so both are null, or neither"
+            )
+        if self.users.user_model == "gated" and d_model is None:
+            raise ConfigError("user_model='gated' needs a d_model and an adapter_hidden; d_model is null")
+        if self.users.user_model == "rechub" and self.training.max_len == "all":
+            raise ConfigError(
+                "user_model='rechub' has one vector per position, so max_len is a number, not 'all'"
+            )
+        if self.training.id_updates is not None and not self.items.id_embedding:
+            self.__dict__["training"] = self.training.model_copy(update={"id_updates": None})
+        return self
 
-    # Objective. "nce" is torch-rechub's name for cross entropy over every item.
-    loss: Literal["cross_entropy", "nce", "in_batch", "sampled"] = "cross_entropy"
-    loss_temperature: float = Field(1.0, gt=0)  # divides the scores once more, in the loss alone
-    # in_batch: targets of other users taken as negatives, at most (None: all). sampled: items drawn (None: 512).
-    n_negatives: int | None = Field(None, ge=1)
-    negatives_by: Literal["counts", "uniform"] = "counts"  # sampled: drawn by training events, or evenly
-    logq: bool = True  # in_batch, sampled: scores are corrected for how often an item is a negative
-    mask_history: bool = False  # in_batch, sampled: the user's own items are no negatives
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
-    mask_prob: float = Field(0.1, ge=0, lt=1)  # input items replaced by a learned mask vector
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with some settings changed, each by any of its names, checked like a new one."""
+        own = spread({name: getattr(self, name) for name in type(self).model_fields})
+        return type(self)(**nest(own | spread(update or {})))
 
-    # Training. "random": one window per user and epoch; "pieces": ByteDance's cut, without overlap;
-    # "every": whole histories in pieces, every event but a user's first a target once an epoch.
-    windows: Literal["random", "pieces", "every"] = "random"
-    passes: int = Field(1, ge=1)  # how often an epoch goes over the data, each time in other windows
-    optimizer: Literal["adamw", "adam"] = "adamw"  # adam: weight_decay is an L2 penalty on every weight
-    epochs: int = Field(40, ge=1)
-    batch_tokens: int = Field(8192, ge=1)
-    learning_rate: float = Field(2e-3, gt=0)
-    weight_decay: float = Field(0.15, ge=0)
-    warmup_ratio: float = Field(0.05, ge=0, le=1)
-    min_lr_ratio: float = Field(0.01, ge=0, le=1)
-    grad_clip: float | None = Field(1.0, gt=0)  # None: gradients are not clipped
-    ema_decay: float = Field(0.999, ge=0, lt=1)  # 0: no weight averaging
-    patience: int | None = Field(None, ge=1)  # epochs without a better valid_metric; None: never stop
-    valid_metric: str = Field("ndcg@10", pattern=r"^(hr|recall|ndcg|mrr)@[1-9]\d*$")
-    eval_every: int = Field(1, ge=1)  # epochs between validations; the last epoch is always validated
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    seed: int = Field(0, ge=0, lt=2**32)
+
+SECTIONS: dict[str, type[Settings]] = {
+    name: field.annotation
+    for name, field in Config.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Settings)
+}
+# short name -> dotted name, for every setting
+DOTTED = {"preset": "preset"} | {
+    name: f"{section}.{name}" for section, kind in SECTIONS.items() for name in kind.model_fields
+}
+
+
+def without_effect(config: Config) -> dict[str, str]:
+    """Dotted names of the settings that change nothing beside the others, with the reason.
+
+    Given by a user they are refused; from a preset or an earlier run they are dropped, that is, they
+    have their neutral value already.
+    """
+    found = {
+        f"{section}.{name}": reason
+        for section in SECTIONS
+        for name, reason in getattr(config, section).without_effect().items()
+    }
+    if not config.items.id_embedding:
+        found["training.id_updates"] = "id_embedding is false, so there are no ID rows to update"
+    return found
+
+
+def spread(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings under short, dotted or section names -> by dotted name. ConfigError for an unknown one."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"a configuration is made of named settings, not of {shown(values)}")
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Settings):
+            value = value.model_dump()
+        if key in SECTIONS and not (key in DOTTED and not isinstance(value, Mapping)):  # `scorer` is both
+            if not isinstance(value, Mapping):
+                raise ConfigError(
+                    f"{key}={shown(value)}: {key} is a section of settings; set one of them, for example "
+                    f"{key}.{next(iter(SECTIONS[key].model_fields))}"
+                )
+            parts = {dotted_name(f"{key}.{name}"): part for name, part in value.items()}
+        else:
+            parts = {dotted_name(key): value}
+        for name, part in parts.items():
+            if name in found and found[name] != part:
+                raise ConfigError(f"{name} is given twice: {shown(found[name])} and {shown(part)}")
+            found[name] = part
+    return found
+
+
+def nest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted name -> by section, as `Config` takes them."""
+    nested: dict[str, Any] = {}
+    for dotted, value in values.items():
+        section, dot, name = dotted.partition(".")
+        if dot:
+            nested.setdefault(section, {})[name] = value
+        else:
+            nested[section] = value
+    return nested
+
+
+def by_short_name(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration in a `config.json`, of this version or an earlier one, by short names."""
+    flat: dict[str, Any] = {}
+    for name, value in document.items():
+        flat |= value if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def dotted_name(key: Any) -> str:
+    """The dotted name of a setting; ConfigError, with the nearest valid name, for an unknown key."""
+    if key in DOTTED:
+        return DOTTED[key]
+    if key in DOTTED.values():
+        return str(key)
+    section, dot, name = str(key).partition(".")
+    if not dot:
+        raise ConfigError(
+            f"unknown setting {shown(key)}{nearest(str(key)[:80], [*DOTTED, *SECTIONS])}; "
+            f"valid: {', '.join(DOTTED)}"
+        )
+    if name in DOTTED:  # right, but in another section
+        raise ConfigError(f"unknown setting {shown(key)} (did you mean {DOTTED[name]!r}?)")
+    known = [d for d in DOTTED.values() if d.startswith(f"{section}.")] or list(DOTTED.values())
+    raise ConfigError(
+        f"unknown setting {shown(key)}{nearest(str(key)[:80], DOTTED.values())}; valid: {', '.join(known)}"
+    )
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -151,97 +228,45 @@ def load_config(
 ) -> Config:
     """Return the preset's configuration, changed by a YAML `file`, then by `overrides`.
 
-    Raises ConfigError for an unknown preset or key (with the nearest valid name) and for a
-    value of the wrong type or range.
+    Raises ConfigError for an unknown preset or key (with the nearest valid name), for a value of
+    the wrong type or range, and for a setting of the file or the overrides that has no effect.
     """
-    values: dict[str, Any] = {}
-    if file is not None:
-        values |= _read_yaml(Path(file))
-    values |= overrides or {}
-    preset = values.pop("preset", preset)
+    given = {} if file is None else spread(_read_yaml(Path(file)))
+    given |= spread(overrides or {})
+    preset = given.pop("preset", preset)
     if not isinstance(preset, str) or preset not in PRESETS:
         raise ConfigError(unknown("preset", preset, PRESETS))
-    return make_config({"preset": preset, **PRESETS[preset], **values})
-
-
-def make_config(values: dict[str, Any]) -> Config:
-    """Validate `values`; ConfigError names the key, the value and what is allowed."""
-    for key in values:
-        if key not in Config.model_fields:
-            raise ConfigError(unknown("setting", key, Config.model_fields))
-    try:
-        config = Config(**values)
-    except ValidationError as err:
-        first = err.errors()[0]
-        key = str(first["loc"][0])
-        shown = repr(values.get(key))
-        shown = shown if len(shown) <= 80 else shown[:77] + "..."
-        raise ConfigError(f"setting {key}={shown}: {first['msg']}") from err
-    _check_model(config)
-    if isinstance(config.max_len, int) and not 1 <= config.max_len < 2**31:
-        raise ConfigError(f"setting max_len={config.max_len}: must be a number of events from 1, or 'all'")
-    if config.item_llm is None and not config.id_embedding:
-        raise ConfigError(
-            "item_llm=None with id_embedding=False leaves items without any vector; set one of them"
-        )
+    config = make_config({"preset": preset, **spread(PRESETS[preset]), **given})
+    for dotted, reason in without_effect(config).items():
+        section, _, name = dotted.partition(".")
+        kind = SECTIONS[section]
+        if dotted in given and not (name in kind.OFF and given[dotted] == kind.OFF[name]):
+            raise ConfigError(f"setting {name}={shown(given[dotted])} has no effect: {reason}")
     return config
 
 
-def heads_of(d_model: int, n_heads: int | None) -> int:
-    """`n_heads`, or torch-rechub's choice for the width; ConfigError unless it divides `d_model`."""
-    if n_heads is None:
-        n_heads = 16 if d_model >= 2048 else 8 if d_model >= 512 else 4
-    if d_model % n_heads:
-        fitting = [str(n) for n in range(1, min(d_model, 64) + 1) if d_model % n == 0]
-        raise ConfigError(
-            f"d_model={d_model} is not a multiple of n_heads={n_heads}; choose n_heads from {', '.join(fitting)}"
-        )
-    return n_heads
+def make_config(values: Mapping[str, Any]) -> Config:
+    """Validate `values`, under any of their names; ConfigError names key, value and what is allowed.
 
-
-def _check_model(config: Config) -> None:
-    if config.d_model is not None:
-        heads_of(config.d_model, config.n_heads)
-    if (config.adapter_hidden is None) != (config.d_model is None):
-        raise ConfigError(
-            f"d_model={config.d_model} with adapter_hidden={config.adapter_hidden}: without an adapter the item "
-            "vectors' own width is the model's, so both are null, or neither"
-        )
-    if config.adapter_hidden is None and (config.item_llm is None or config.id_embedding):
-        raise ConfigError(
-            f"adapter_hidden=null uses text vectors alone as item vectors; it needs an item_llm "
-            f"(item_llm={config.item_llm}) and id_embedding=false"
-        )
-    if config.user_model == "rechub" and config.max_len == "all":
-        raise ConfigError(
-            "user_model='rechub' has one vector per position, so max_len is a number, not 'all'"
-        )
-    if config.user_model != "rechub" and config.time_embedding != "none":
-        raise ConfigError(
-            f"time_embedding={config.time_embedding!r} belongs to user_model='rechub'; "
-            f"with user_model={config.user_model!r} it is 'none'"
-        )
-    if config.label_smoothing and config.loss in ("in_batch", "sampled"):
-        raise ConfigError(
-            f"label_smoothing={config.label_smoothing} spreads over every item, which loss={config.loss!r} never "
-            "sees; set label_smoothing=0, or loss=cross_entropy"
-        )
+    What has no effect is dropped without a word: this reads presets and the files of earlier runs.
+    """
+    return Config(**nest(spread(values)))
 
 
 def parse_assignments(pairs: list[str]) -> dict[str, Any]:
-    """Parse `key=value` strings of `--set`; values are YAML scalars (`1e-3`, `true`, `null`, `[a, b]`)."""
+    """Parse `key=value` strings of `--set` to values by short name.
+
+    Values are YAML scalars or lists (`1e-3`, `true`, `null`, `[a, b]`). Raises ConfigError for an
+    unknown key.
+    """
     values = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals:
-            raise ConfigError(f"--set {pair!r} is not key=value, for example --set epochs=20")
+            raise ConfigError(f"--set {shown(pair)} is not key=value, for example --set epochs=20")
         key = key.strip()
-        if key not in Config.model_fields:
-            raise ConfigError(
-                f"unknown setting {key!r}{nearest(key, Config.model_fields)}; valid: "
-                + ", ".join(Config.model_fields)
-            )
-        values[key] = _scalar(text)
+        name = key if key in SECTIONS else dotted_name(key).rpartition(".")[2]
+        values[name] = _scalar(text)
     return values
 
 
@@ -267,6 +292,8 @@ def _is_number(text: str) -> bool:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
+        if (size := path.stat().st_size) > MAX_FILE:
+            raise ConfigError(f"config file {path} has {size:,} bytes, settings at most {MAX_FILE:,}")
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as err:
         raise ConfigError(f"config file {path} not found") from err

@@ -1,8 +1,7 @@
 """Ragged sequences laid end to end: a flat array plus offsets, never a padded matrix.
 
 Sequence `u` of a packed array is `flat[offsets[u]:offsets[u + 1]]`. Everything that
-handles histories (data, models, evaluation) uses this one layout; `pad` and `unpad`
-are for the few places, such as the portable attention, that need rectangles.
+handles histories (data, models, evaluation) uses this one layout.
 """
 
 from __future__ import annotations
@@ -19,10 +18,58 @@ class Rows:
 
     slots     int64 (T,)    slot of each token in the flattened grid; neighbours stay neighbours
     segments  int64 (B, R)  sequence number in each slot, -1 where it is empty
+    order     int64 (B, R)  None: the order of slots. Slot i sees slot j of its sequence if order_j < order_i, or
+                            i = j, or the two are equal and `mutual` is set: causal histories, baskets of events
+                            that happen at once, and candidates that see a history but not each other
     """
 
     slots: Tensor
     segments: Tensor
+    order: Tensor | None = None
+    mutual: bool = False
+
+    def to(self, device: torch.device | str) -> Rows:
+        """Return the rows with every tensor on `device`."""
+        order = None if self.order is None else self.order.to(device, non_blocking=True)
+        slots, segments = (x.to(device, non_blocking=True) for x in (self.slots, self.segments))
+        return Rows(slots, segments, order, self.mutual)
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What a user model may read of events beside the items' vectors.
+
+    times       int64 (T,)  whole seconds
+    clock       False: `times` are no clock times (an anonymous history without any), and say nothing
+    query_time  int64 (U,)  time of the event to be predicted, where it is known
+    features    {name: (T, ...)}
+    """
+
+    times: Tensor
+    clock: bool = True
+    query_time: Tensor | None = None
+    features: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ItemView:
+    """Which items a step needs: what the source encodes, once each, and where events find their items among them.
+
+    tokens     int64 (M,)  distinct; the first `n_classes` are the classes of the loss
+    valid      bool (M,)   None: all of them; else False where fixed shapes leave an entry unused
+    inputs     int64 (T,)  row of each event's item among `tokens`
+    targets    int64 (T,)  row of each event's target, -1 = nothing to predict
+    negatives  int64 (K,)  rows drawn as negatives, repeats kept; None where the loss draws none
+    log_q      float32 (M,)  log of each item's probability to be a negative; None: scores are not corrected
+    """
+
+    tokens: Tensor
+    inputs: Tensor
+    targets: Tensor
+    n_classes: int
+    valid: Tensor | None = None
+    negatives: Tensor | None = None
+    log_q: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +82,8 @@ class Batch:
     targets        int64 (T,)     next item's token; 0 = nothing to predict here
     offsets        int32 (U + 1,) sequence boundaries, offsets[0] = 0, offsets[U] = T
     query_time     int64 (U,)     time of the event to be predicted, where it is known
+    clock          whether `times` are clock times
+    n_targets      float32 ()     targets of the global batch, over all ranks: what the loss is divided by
     token_features {name: (T, ...)}, user_features {name: (U, ...)}
     host_lengths   lengths on the CPU, kept by `to` so that planning needs no device sync
     rows           how the tokens fall into rows for attention, where that is planned already
@@ -46,6 +95,8 @@ class Batch:
     targets: Tensor
     offsets: Tensor
     query_time: Tensor | None = None
+    clock: bool = True
+    n_targets: Tensor | None = None
     token_features: dict[str, Tensor] = field(default_factory=dict)
     user_features: dict[str, Tensor] = field(default_factory=dict)
     host_lengths: Tensor | None = None
@@ -65,10 +116,11 @@ class Batch:
             targets=move(self.targets),
             offsets=move(self.offsets),
             query_time=None if self.query_time is None else move(self.query_time),
+            n_targets=None if self.n_targets is None else move(self.n_targets),
             token_features={k: move(v) for k, v in self.token_features.items()},
             user_features={k: move(v) for k, v in self.user_features.items()},
             host_lengths=self.lengths,
-            rows=None,
+            rows=None if self.rows is None else self.rows.to(device),
         )
 
     @property
@@ -77,6 +129,11 @@ class Batch:
         if self.host_lengths is not None:
             return self.host_lengths
         return lengths_of(self.offsets).long().cpu()
+
+    @property
+    def signals(self) -> Signals:
+        """What user models may read beside the items."""
+        return Signals(self.times, self.clock, self.query_time, self.token_features)
 
     @property
     def n_users(self) -> int:
@@ -184,3 +241,37 @@ def fill_rows(lengths: list[int], row: int) -> tuple[list[int], int]:
         with_room[room - length].append(r)
         bits |= 1 << (room - length)
     return starts, max(used, 1)
+
+
+def padded(batch: Batch, n_tokens: int, rows: Rows) -> Batch:
+    """`batch` with T = U = `n_tokens`, so that shapes repeat: the same batch to every model and loss.
+
+    What is left over is users without events, and tokens in empty slots of `rows` that have nothing to predict.
+    The grid of `rows`, made for the batch, has `n_tokens` slots or more.
+    """
+    t = batch.n_tokens
+    # Every slot keeps at most one token: left-over tokens take the empty ones.
+    empty = torch.argsort((rows.segments.flatten() >= 0).to(torch.int8), stable=True)
+    slots = torch.cat((rows.slots, empty[: n_tokens - t]))
+    more = n_tokens - batch.n_users
+    # Left-over users have no events: all tokens, left-over ones too, lie before where they would begin. Left-over
+    # tokens belong to none of the sequences in `rows`, which is what models and losses go by.
+    ends = batch.offsets[-1:].expand(more)
+    return replace(
+        batch,
+        users=_longer(batch.users, n_tokens),
+        tokens=_longer(batch.tokens, n_tokens),
+        times=_longer(batch.times, n_tokens),
+        targets=_longer(batch.targets, n_tokens),
+        offsets=torch.cat((batch.offsets, ends)),
+        query_time=None if batch.query_time is None else _longer(batch.query_time, n_tokens),
+        token_features={k: _longer(v, n_tokens) for k, v in batch.token_features.items()},
+        user_features={k: _longer(v, n_tokens) for k, v in batch.user_features.items()},
+        host_lengths=torch.cat((batch.lengths, torch.zeros(more, dtype=torch.long))),
+        rows=replace(rows, slots=slots),
+    )
+
+
+def _longer(x: Tensor, n: int) -> Tensor:
+    """`x` (m, ...) followed by zeros: (n, ...)."""
+    return torch.cat((x, x.new_zeros(n - x.shape[0], *x.shape[1:])))

@@ -17,12 +17,17 @@ from hllm.data.dataset import Dataset
 from hllm.errors import AmbiguousError, ArtifactError, ConfigError, HLLMError
 from hllm.evaluate.evaluation import evaluate, parse_max_len
 from hllm.evaluate.metrics import DEFAULT_KS, Metrics
-from hllm.models.hllm import HLLM
+from hllm.models.hllm import Network
 from hllm.recommend.frames import to_frame
 from hllm.recommend.queries import queries_of_histories, queries_of_titles, queries_of_users
 from hllm.recommend.rules import make_rules
 from hllm.recommend.topk import recommend
-from hllm.runs.run import RunRecord, check_folder, new_record, read_run, train_network, write_run
+from hllm.runs.auto_batch import BatchSize, probe, with_fitting_batch
+from hllm.runs.folder import check_folder
+from hllm.runs.record import RunRecord, new_record
+from hllm.runs.save import read_run, write_run
+from hllm.runs.train import train_network
+from hllm.train.trainer import Stopped
 
 if TYPE_CHECKING:
     import polars as pl
@@ -41,7 +46,7 @@ class Recommender:
     """
 
     config: Config
-    network: HLLM | None = None
+    network: Network | None = None
     dataset: Dataset | None = None  # the run's own copy of what recommending needs
     record: RunRecord = field(default_factory=RunRecord)
 
@@ -58,16 +63,18 @@ class Recommender:
         device: str = "auto",
         resume: bool = False,
         progress: bool = True,
+        embeddings: ItemEmbeddings | None = None,
     ) -> Recommender:
         """Train on `data` and keep the weights of the best validation epoch; returns itself.
 
-        Item embeddings are made first where they are missing. With `out`, checkpoints and the
-        finished run go there, and `resume=True` goes on where an interrupted one stopped. Raises
-        TrainingError for NaN or collapsed vectors, DeviceError for a missing device, ArtifactError where
-        another process is writing `out`.
+        Item embeddings are `embeddings`, or the store's, made first where they are missing. With `out`,
+        checkpoints and the finished run go there, and `resume=True` goes on where an interrupted one
+        stopped. Raises TrainingError for NaN or collapsed vectors, DeviceError for a missing
+        device, ArtifactError where another process is writing `out`.
         """
         target = hardware.pick_device(device)
-        embeddings = _embeddings(data, self.config, device, progress)
+        if embeddings is None:
+            embeddings = _embeddings(data, self.config, device, progress)
         folder = None if out is None else Path(out)
         record = new_record(data, self.config, embeddings)
         if folder is not None:
@@ -110,11 +117,11 @@ class Recommender:
             (k,) if isinstance(k, int) else tuple(k),
             keep_seen=keep_seen,
             candidates=candidates,
-            max_len=self.config.max_len,
+            max_len=self.config.training.max_len,
             bootstrap=bootstrap,
             name=self.config.preset,
-            seeds=(self.config.seed,),
-            checkpoint=f"best validation {self.config.valid_metric}",
+            seeds=(self.config.training.seed,),
+            checkpoint=f"best validation {self.config.training.valid_metric}",
         )
 
     def recommend(
@@ -147,7 +154,7 @@ class Recommender:
         else:
             queries, names = queries_of_users(data, users, split)
         rules = make_rules(data, candidates=candidates, exclude=exclude, keep_seen=keep_seen)
-        top = recommend(network, queries, rules, k, max_len=parse_max_len(self.config.max_len))
+        top = recommend(network, queries, rules, k, max_len=parse_max_len(self.config.training.max_len))
         return to_frame(top, names, data)
 
     def add_items(self, items: Any, device: str = "auto") -> Recommender:
@@ -183,12 +190,43 @@ class Recommender:
         network, config, data, record = read_run(Path(path), hardware.pick_device(device))
         return cls(config, network, data, record)
 
-    def _ready(self) -> tuple[HLLM, Dataset]:
+    def _ready(self) -> tuple[Network, Dataset]:
         if self.network is None or self.dataset is None:
             raise HLLMError(
                 "this recommender is not trained yet: call fit(data), or Recommender.from_pretrained(RUN)"
             )
         return self.network, self.dataset
+
+
+def fit_run(
+    data: Dataset,
+    config: Config,
+    folder: Path,
+    embeddings: ItemEmbeddings | None,
+    batch: BatchSize,
+    *,
+    device: str = "auto",
+    resume: bool = False,
+    go_on: str = "the same command",
+) -> Recommender:
+    """Train a run into `folder`, with `batch` or, where `batch.auto`, with the part of it that fits.
+
+    Raises KeyboardInterrupt, naming `go_on` as what to type, after Ctrl-C, and DeviceError where memory
+    runs out, naming the size that fits.
+    """
+    target = hardware.pick_device(device)
+
+    def train(size: int) -> Recommender:
+        recommender = Recommender(batch.config(config, size))
+        same = resume and size == batch.size
+        try:
+            return recommender.fit(data, out=folder, device=device, resume=same, embeddings=embeddings)
+        except Stopped as stop:
+            raise KeyboardInterrupt(f"{stop}; everything is saved. Go on with {go_on}") from stop
+
+    return with_fitting_batch(
+        train, lambda size: probe(data, batch.config(config, size), embeddings, target), batch
+    )
 
 
 def evaluate_run(
@@ -218,14 +256,15 @@ def evaluate_run(
 
 def _embeddings(data: Dataset, config: Config, device: str, progress: bool) -> ItemEmbeddings | None:
     """The item embeddings a configuration asks for, made where they are missing."""
-    if config.item_llm is None:
+    items = config.items
+    if items.item_llm is None:
         return None
-    from hllm.items.embed import embed, load_embeddings
+    from hllm.items.embed import resolve
 
-    options = {"pooling": config.pooling, "prompt": config.prompt, "text_fields": config.text_fields}
+    wanted = resolve(data, items.item_llm, items.pooling, items.prompt, items.text_fields)
     try:
-        return load_embeddings(data, config.item_llm, **options)  # type: ignore[arg-type]
+        return wanted.load()
     except AmbiguousError:
         raise
-    except ArtifactError:  # missing or unfinished
-        return embed(data, config.item_llm, device=device, progress=progress, **options)  # type: ignore[arg-type]
+    except ArtifactError:  # missing, unfinished or damaged
+        return wanted.complete(device, progress=progress)

@@ -27,6 +27,9 @@ class Bar(Protocol):
     def advance(self, n: int = 1) -> None:
         """Count `n` more units as done."""
 
+    def inside(self, done: int, total: int, unit: str = "steps") -> None:
+        """Say how far the unit at hand is, where units are long; its first call shows a line at once."""
+
     def note(self, text: str) -> None:
         """Show a short `text` beside the counts (the loss, the current file); replaces the last one."""
 
@@ -38,8 +41,9 @@ def progress(
     unit: str = "items",
     show: bool = True,
     stream: IO[str] | None = None,
+    done: int = 0,
 ) -> Iterator[Bar]:
-    """Yield a `Bar` for a loop of `total` units (None: unknown).
+    """Yield a `Bar` for a loop of `total` units (None: unknown), `done` of which an earlier one did.
 
     `stream` is standard error by default. On a terminal the bar redraws in place; anywhere
     else (a log file, a notebook, CI) a line is written every few seconds and one at the end.
@@ -51,9 +55,9 @@ def progress(
     stream = sys.stderr if stream is None else stream
     if stream.isatty():
         with _rich_progress(stream, unit) as display:
-            yield _Rich(display, description, total)
+            yield _Rich(display, description, total, done)
         return
-    bar = _Plain(stream, description, total, unit)
+    bar = _Plain(stream, description, total, unit, done)
     yield bar
     bar.finish()  # not after an exception: a loop that broke off is not done
 
@@ -91,38 +95,64 @@ class _Silent:
     def advance(self, n: int = 1) -> None:
         pass
 
+    def inside(self, done: int, total: int, unit: str = "steps") -> None:
+        pass
+
     def note(self, text: str) -> None:
         pass
 
 
 class _Plain:
-    def __init__(self, stream: IO[str], description: str, total: int | None, unit: str) -> None:
+    def __init__(
+        self, stream: IO[str], description: str, total: int | None, unit: str, before: int = 0
+    ) -> None:
         self.stream, self.description, self.total, self.unit = stream, description, total, unit
-        self.done, self.text = 0, ""
+        self.done, self.before, self.text = before, before, ""
         self.start = self.printed = time.monotonic()
+        self.entered: float | None = None  # how far the first unit was when `inside` was first told
 
     def advance(self, n: int = 1) -> None:
         self.done += n
-        now = time.monotonic()
-        if now - self.printed >= PLAIN_INTERVAL:
-            self.printed = now
-            self._print(self._line(now - self.start))
+        if self._is_due():
+            self._print(self._line())
+
+    def inside(self, done: int, total: int, unit: str = "steps") -> None:
+        first, share = self.entered is None, done / max(total, 1)
+        if first:
+            self.entered = share
+        if self._is_due(first):
+            of = f"/{self.total:,}" if self.total else ""
+            at = f"{self.unit.removesuffix('s')} {self.done + 1:,}{of}, {done:,}/{total:,} {unit}"
+            self._print(at if first else f"{at}, {self._pace(share)}")
 
     def note(self, text: str) -> None:
         self.text = text
 
     def finish(self) -> None:
-        elapsed = time.monotonic() - self.start
-        rate = f" ({rate_text(self.done, elapsed, self.unit)})" if elapsed > 0.05 and self.done else ""
-        self._print(f"{self.done:,} {self.unit} in {duration(elapsed)}{rate}")
+        elapsed, done = time.monotonic() - self.start, self.done - self.before
+        rate = f" ({rate_text(done, elapsed, self.unit)})" if elapsed > 0.05 and done else ""
+        self._print(f"{done:,} {self.unit} in {duration(elapsed)}{rate}")
 
-    def _line(self, elapsed: float) -> str:
-        rate = rate_text(self.done, elapsed, self.unit)
+    def _is_due(self, always: bool = False) -> bool:
+        now = time.monotonic()
+        if not always and now - self.printed < PLAIN_INTERVAL:
+            return False
+        self.printed = now
+        return True
+
+    def _line(self) -> str:
         if not self.total:
-            return f"{self.done:,} {self.unit}, {rate}"
-        left = (self.total - self.done) * elapsed / self.done if self.done else 0.0
-        share = self.done / self.total
-        return f"{self.done:,}/{self.total:,} {self.unit} ({share:.0%}), {rate}, {duration(left)} left"
+            return f"{self.done:,} {self.unit}, {self._pace()}"
+        return f"{self.done:,}/{self.total:,} {self.unit} ({self.done / self.total:.0%}), {self._pace()}"
+
+    def _pace(self, share: float = 0.0) -> str:
+        """Speed and time left, `share` of the unit at hand counted."""
+        elapsed, done = time.monotonic() - self.start, self.done - self.before + share - (self.entered or 0.0)
+        rate = rate_text(done, elapsed, self.unit)
+        if not self.total:
+            return rate
+        left = (self.total - self.done - share) * elapsed / done if done > 0 else 0.0
+        return f"{rate}, {duration(left)} left"
 
     def _print(self, line: str) -> None:
         text = f", {self.text}" if self.text else ""
@@ -130,18 +160,28 @@ class _Plain:
 
 
 class _Rich:
-    def __init__(self, display: Progress, description: str, total: int | None) -> None:
-        self.display = display
-        self.task = display.add_task(description, total=total, text="")
+    def __init__(self, display: Progress, description: str, total: int | None, done: int = 0) -> None:
+        self.display, self.done, self.text, self.shown = display, done, "", 0.0
+        self.task = display.add_task(description, total=total, completed=done, text="")
 
     def advance(self, n: int = 1) -> None:
-        self.display.advance(self.task, n)
+        self.done += n
+        self.display.update(self.task, completed=self.done, text=self.text)
+
+    def inside(self, done: int, total: int, unit: str = "steps") -> None:
+        now = time.monotonic()
+        if now - self.shown < 0.1:  # as often as the bar is drawn
+            return
+        self.shown = now
+        text = ", ".join(filter(None, (f"{done:,}/{total:,} {unit}", self.text)))
+        self.display.update(self.task, completed=self.done + done / max(total, 1), text=text)
 
     def note(self, text: str) -> None:
+        self.text = text
         self.display.update(self.task, text=text)
 
 
-def rate_text(done: int, seconds: float, unit: str) -> str:
+def rate_text(done: float, seconds: float, unit: str) -> str:
     """Speed with three figures: `1,210 items/s`, `45.2 items/s`, `19.8 s/epoch`."""
     rate = done / seconds if seconds > 0 else 0.0
     if 0 < rate < 1:

@@ -64,7 +64,7 @@ def test_again_and_after_an_interruption(
         return step(self, *given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "CHECKPOINT_SECONDS", -1.0)
+        patch.setattr(trainer.Trainer, "_due", lambda self: True)
         patch.setattr(trainer.Trainer, "_step", interrupted)
         assert main(arguments) == 130
         assert "--resume" not in capsys.readouterr().err  # which this command has not

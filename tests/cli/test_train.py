@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from hllm import pipeline, progress
 from hllm.artifacts import read_json, read_jsonl, write_text
 from hllm.cli import main
 from hllm.data.dataset import Dataset
@@ -31,7 +32,7 @@ FILES = {
 BREAKING = """
 import os, signal, sys
 from hllm.train import trainer
-trainer.CHECKPOINT_SECONDS = -1.0
+trainer.Trainer._due = lambda self: True
 step = trainer.Trainer._step
 def breaking(self, *arguments):
     if self.state.step == {step}:
@@ -65,7 +66,7 @@ def command(world_folder: Path, small: list[str]) -> Callable[..., list[str]]:
 def test_a_run_folder_holds_everything(run_folder: Path) -> None:
     assert {p.name for p in run_folder.iterdir()} == FILES
     record = read_json(run_folder / "config.json")
-    assert record["config"]["preset"] == "sasrec" and record["config"]["max_len"] == 12
+    assert record["config"]["preset"] == "sasrec" and record["config"]["training"]["max_len"] == 12
     assert record["best"]["epoch"] in (1, 2, 3)
     history = read_jsonl(run_folder / "history.jsonl")
     assert [row["epoch"] for row in history] == [1, 2, 3]
@@ -100,7 +101,7 @@ def test_settings_from_a_file_then_from_set(
     arguments = ["train", str(world_folder), "--config", str(file), "--out", str(tmp_path / "run")]
     assert main([*arguments, "--set", "epochs=1", "--set", "batch_tokens=300", "--device", "cpu"]) == 0
     config = read_json(tmp_path / "run" / "config.json")["config"]
-    assert (config["preset"], config["d_model"], config["epochs"]) == ("sasrec", 8, 1)
+    assert (config["preset"], config["users"]["d_model"], config["training"]["epochs"]) == ("sasrec", 8, 1)
 
 
 def test_a_finished_run_is_shown_again(
@@ -123,7 +124,7 @@ def test_a_finished_run_is_shown_again(
     assert (run / "model.safetensors").read_bytes() == weights
 
     assert main(command(run, "--set", "dropout=0.1", "--overwrite")) == 0
-    assert read_json(run / "config.json")["config"]["dropout"] == 0.1
+    assert read_json(run / "config.json")["config"]["users"]["dropout"] == 0.1
     assert (run / "model.safetensors").read_bytes() != weights
 
 
@@ -189,7 +190,7 @@ def test_killed_before_the_first_checkpoint(
     command: Callable[..., list[str]], run_folder: Path, tmp_path: Path, run_python: Any
 ) -> None:
     run = tmp_path / "run"
-    code = BREAKING.replace("trainer.CHECKPOINT_SECONDS = -1.0\n", "").format(step=2, signal="SIGKILL")
+    code = BREAKING.replace("trainer.Trainer._due = lambda self: True\n", "").format(step=2, signal="SIGKILL")
     assert run_python("-c", code, *command(run)).returncode == -signal.SIGKILL
     assert own_names(run) == {"data"}
     assert main(command(run)) == 0
@@ -212,7 +213,7 @@ def test_an_unfinished_run_is_no_run_yet(
 
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "CHECKPOINT_SECONDS", -1.0)
+        patch.setattr(trainer.Trainer, "_due", lambda self: True)
         patch.setattr(trainer.Trainer, "_step", full)
         with pytest.raises(OSError, match="the disk is gone"):
             main(command(run))
@@ -236,7 +237,7 @@ def test_resume_goes_before_overwrite(
 
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "CHECKPOINT_SECONDS", -1.0)
+        patch.setattr(trainer.Trainer, "_due", lambda self: True)
         patch.setattr(trainer.Trainer, "_step", interrupted)
         assert main(command(run, "--overwrite")) == 130
     assert "Go on with the same command and --resume" in capsys.readouterr().err
@@ -245,15 +246,62 @@ def test_resume_goes_before_overwrite(
 
 
 def test_out_of_memory_names_smaller_settings(
-    command: Callable[..., list[str]], tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
+    command: Callable[..., list[str]], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(self: Any, *arguments: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    monkeypatch.setattr(trainer.Trainer, "_step", full)
-    line = fails(*command(tmp_path / "run", "--set", "batch_tokens=64"))
-    assert "out of memory on cpu with batch_tokens=64, max_len=" in line
-    assert "try --set batch_tokens=32" in line
+    monkeypatch.setattr(trainer.Trainer, "fit", full)
+    assert main(command(tmp_path / "run", "--set", "batch_tokens=64")) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert (
+        "out of memory with --set batch_tokens=64; 32 fits: type --set batch_tokens=32, or --auto-batch"
+        in line
+    )
+
+
+def test_auto_batch_takes_the_size_that_fits_and_records_it(
+    command: Callable[..., list[str]], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, auto = pipeline.train_network, ("--set", "batch_tokens=128", "--auto-batch")
+
+    def small(data: Any, config: Any, *rest: Any) -> Any:
+        if config.training.batch_tokens > 64:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return train(data, config, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "train_network", small)
+        assert main(command(tmp_path / "run", *auto)) == 0
+    said = "out of memory with --set batch_tokens=128; going on with 64, which fits"
+    assert said in capsys.readouterr().err
+    assert read_json(tmp_path / "run" / "config.json")["config"]["training"]["batch_tokens"] == 64
+    assert main(command(tmp_path / "run", *auto)) == 0
+    err = capsys.readouterr().err
+    assert "holds this run, finished" in err and said not in err
+
+
+def test_progress_counts_absolute_epochs_after_a_break(
+    command: Callable[..., list[str]], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = trainer.Trainer._step
+
+    def interrupted(self: Any, *arguments: Any) -> Any:
+        if self.state.epoch == 1 and self.state.step_in_epoch == 2:
+            raise Stopped("stopped")
+        return step(self, *arguments)
+
+    monkeypatch.setattr(progress, "PLAIN_INTERVAL", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Trainer, "_due", lambda self: True)
+        patch.setattr(trainer.Trainer, "_step", interrupted)
+        assert main(command(tmp_path / "run")) == 130
+    assert "train: epoch 1/3, 0/" in capsys.readouterr().err
+    assert main(command(tmp_path / "run")) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train: ")]
+    assert lines[0].startswith("train: epoch 2/3, 2/") and lines[0].endswith(" steps")
+    assert any(line.startswith("train: epoch 3/3, ") for line in lines)
+    assert lines[-1].startswith("train: 2 epochs in ")
 
 
 def test_nothing_to_resume(command: Callable[..., list[str]], tmp_path: Path, capsys: Capture) -> None:
@@ -334,4 +382,4 @@ def test_the_default_run_folder(
         )
         == 0
     )
-    assert Recommender.from_pretrained("runs/world-sasrec", "cpu").config.epochs == 1
+    assert Recommender.from_pretrained("runs/world-sasrec", "cpu").config.training.epochs == 1

@@ -54,5 +54,5 @@ def test_an_epoch_of_several_passes_has_every_target_as_often(passes: int) -> No
     loader = TrainLoader(histories, 4, 50, 0, windows="every", passes=passes)
     n = sum(int((batch.targets > 0).sum()) for batch in loader.epoch(0))
     assert n == passes * int(np.maximum(np.diff(histories.offsets) - 1, 0).sum())
-    starts = [tuple(windows.starts) for windows, _ in (loader.plan(0), loader.plan(1))]
+    starts = [tuple(loader.plan(epoch).windows.starts) for epoch in (0, 1)]
     assert starts[0] != starts[1]

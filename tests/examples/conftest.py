@@ -115,7 +115,7 @@ class Shell:
 
     def _python(self, words: list[str]) -> int:
         script = self.folder / words[0]
-        out, err, argv, cwd = io.StringIO(), io.StringIO(), sys.argv, Path.cwd()
+        out, err, argv, path, cwd = io.StringIO(), io.StringIO(), sys.argv, sys.path[:], Path.cwd()
         sys.argv = [str(script), *words[1:]]
         os.chdir(self.folder)
         try:
@@ -125,7 +125,7 @@ class Shell:
         except SystemExit as end:
             return int(end.code or 0)
         finally:
-            sys.argv = argv
+            sys.argv, sys.path[:] = argv, path
             os.chdir(cwd)
             self.output += out.getvalue()
             self.errors = err.getvalue()

@@ -120,8 +120,8 @@ def test_quick_start(shell, raw_files, tiny_llm, clone, place):
     assert weights["item_embeddings"].shape == vectors.shape
     assert weights["position_embedding.weight"].shape == (200, 16)
     run = Recommender.from_pretrained(clone / "hllm-ml-1m-tiny-llama", "cpu")
-    assert run.config.epochs == 5 and run.config.preset == "rechub"
-    assert run.config.batch_tokens == 512 * run.config.passes
+    assert run.config.training.epochs == 5 and run.config.preset == "rechub"
+    assert run.config.training.batch_tokens == 512 * run.config.training.passes
     assert run.recommend(users=[1], k=5).height == 5
 
 
@@ -131,7 +131,10 @@ def test_step_3_with_every_flag(shell, raw_files, clone):
     shell.type(first, tinyllama="tfidf", cuda="cpu")
     shell.type("cd ../../../..")
     shell.type(STEP_3.replace("--epochs 1", "--epochs 1 --model_type tfidf"), tinyllama="tfidf", **UP)
-    assert Recommender.from_pretrained(clone / "hllm-ml-1m-tfidf", "cpu").config.loss == "cross_entropy"
+    assert (
+        Recommender.from_pretrained(clone / "hllm-ml-1m-tfidf", "cpu").config.objective.loss
+        == "cross_entropy"
+    )
 
 
 @pytest.mark.parametrize("layout", ["books", "bytedance"])
@@ -153,7 +156,9 @@ def test_books(shell, raw_files, tiny_llm, clone, layout):
     vectors = torch.load(here / "processed/item_embeddings_tiny-llama.pt", weights_only=True)
     assert vectors.shape == (len(vocab["item_to_idx"]), 16) and not vectors[0].any()
     shell.type(BOOKS_ADVANCED, baichuan2=str(tiny_llm), **UP)
-    assert Recommender.from_pretrained(clone / "hllm-amazon-books-tiny-llama", "cpu").config.n_layers == 4
+    assert (
+        Recommender.from_pretrained(clone / "hllm-amazon-books-tiny-llama", "cpu").config.users.n_layers == 4
+    )
 
 
 @pytest.mark.parametrize("state", ["rechub", "rechub-doc"])

@@ -82,7 +82,7 @@ def test_a_folder_of_torch_rechub_is_taken_as_it_is(shell, raw_files, clone, sta
     )
     assert histories(ours.dataset) == histories(theirs.dataset)  # users are numbered anew
     n = len(vocab.item_ids) + 1  # films without an event are in the raw files alone
-    assert torch.equal(ours.network.source.text[:n], theirs.network.source.text)
+    assert torch.equal(*(r.network.source.parts["text"].table[:n] for r in (ours, theirs)))
 
 
 def test_texts_of_a_foreign_folder_come_from_raw_files(shell, raw_files, clone):

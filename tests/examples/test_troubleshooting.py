@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from hllm.compat.scripts import environment, train_hllm, train_hstu, vectors
+from hllm import pipeline
 from hllm.errors import DeviceError, FetchError
+from hllm.runs.auto_batch import BatchSize
 from hllm.train import trainer
+from rechub_scripts import environment, train_hllm, train_hstu, vectors
 
 ROOT = Path(__file__).resolve().parents[2]
 ML = "examples/generative/data/ml-1m"
@@ -43,7 +45,7 @@ def limited(limit: int, step):
     """`step` on a machine whose memory holds `limit` targets a batch."""
 
     def run(data, config, *rest):
-        if config.batch_tokens > limit:
+        if config.training.batch_tokens > limit:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return step(data, config, *rest)
 
@@ -51,24 +53,24 @@ def limited(limit: int, step):
 
 
 def test_q1_out_of_memory_names_the_batch_size_that_fits(prepared, monkeypatch):
-    monkeypatch.setattr(train_hllm, "train_network", limited(40 * 9, train_hllm.train_network))
-    monkeypatch.setattr(train_hllm, "_probe", limited(40 * 9, train_hllm._probe))
+    monkeypatch.setattr(pipeline, "train_network", limited(40 * 9, pipeline.train_network))
+    monkeypatch.setattr(pipeline, "probe", limited(40 * 9, pipeline.probe))
     line = refused(prepared, f"{TRAIN} --batch_size 512")
     assert "out of memory with --batch_size 512; 32 fits: type --batch_size 32, or --auto-batch" in line
     assert "--max_seq_len" in line and "--device cpu" in line
 
 
 def test_q1_auto_batch_takes_it(prepared, monkeypatch, clone):
-    monkeypatch.setattr(train_hllm, "train_network", limited(40 * 9, train_hllm.train_network))
-    monkeypatch.setattr(train_hllm, "_probe", limited(40 * 9, train_hllm._probe))
+    monkeypatch.setattr(pipeline, "train_network", limited(40 * 9, pipeline.train_network))
+    monkeypatch.setattr(pipeline, "probe", limited(40 * 9, pipeline.probe))
     prepared.type(f"{TRAIN} --batch_size 512 --auto-batch")
     assert "warning: out of memory with --batch_size 512; going on with 32" in prepared.errors
     assert (clone / "model.pth").is_file()
 
 
 def test_q1_nothing_fits(prepared, monkeypatch):
-    monkeypatch.setattr(train_hllm, "train_network", limited(0, None))
-    monkeypatch.setattr(train_hllm, "_probe", limited(0, None))
+    monkeypatch.setattr(pipeline, "train_network", limited(0, None))
+    monkeypatch.setattr(pipeline, "probe", limited(0, None))
     assert "with a batch of 1 as well" in refused(prepared, TRAIN)
 
 
@@ -76,7 +78,7 @@ def test_q1_other_faults_are_not_hidden(prepared, monkeypatch):
     def broken(*_):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(train_hllm, "train_network", broken)
+    monkeypatch.setattr(pipeline, "train_network", broken)
     with pytest.raises(RuntimeError, match="shapes"):
         prepared.type(TRAIN)
 
@@ -144,7 +146,7 @@ def test_q3_raw_files(shell, clone, monkeypatch):
     def unreachable(name, folder):
         raise FetchError(f"cannot get {name}. Tried (1) files.grouplens.org: no connection")
 
-    monkeypatch.setattr("hllm.compat.scripts.raw.fetch_source", unreachable)
+    monkeypatch.setattr("rechub_scripts.raw.fetch_source", unreachable)
     line = refused(shell, SEQUENCES)
     assert "no connection" in line and f"put ratings.dat, movies.dat into {here}" in line
 
@@ -203,7 +205,9 @@ def test_q5_slow_training_says_why(prepared, monkeypatch, clone):
     )
     said: list[str] = []
     monkeypatch.setattr(train_hllm, "warn", said.append)
-    train_hllm._describe(data.data, embeddings, config, torch.device("cuda"), 64)
+    train_hllm._describe(
+        data.data, embeddings, config, torch.device("cuda"), BatchSize(64, False, said.append)
+    )
     assert "--batch_size 64 leaves a GPU mostly idle" in said[0]
 
 
@@ -213,13 +217,6 @@ def test_a_missing_gpu_stops_with_what_to_type(prepared, command):
     line = refused(prepared, command.replace("--device cpu", "--device cuda"))
     assert "device 'cuda' is not available" in line and "type --device cpu" in line
     prepared.type(command.replace("--device cpu", "--device auto"))
-
-
-def test_memory_warning():
-    gib = 2**30
-    assert environment.memory_warning(20 * gib, 24 * gib, 3 * gib, "x") is None
-    text = environment.memory_warning(2 * gib, 4 * gib, 16 * gib, "--model_type tinyllama")
-    assert "16.0 GiB" in text and "2.0 of 4.0 GiB" in text and "--model_type tinyllama" in text
 
 
 def test_memory_that_encoding_takes(tiny_llm):
@@ -276,7 +273,7 @@ def test_an_interruption_ends_with_130(prepared, monkeypatch):
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_hllm, "train_network", stopped)
+    monkeypatch.setattr(pipeline, "train_network", stopped)
     prepared.type(TRAIN, expect=130)
     assert prepared.errors.endswith("interrupted\n")
 
@@ -284,9 +281,9 @@ def test_an_interruption_ends_with_130(prepared, monkeypatch):
 @pytest.mark.parametrize("batch", ["--batch_size 1", "--batch_size 4 --auto-batch"])
 def test_after_an_interruption_the_same_command_goes_on(prepared, monkeypatch, batch):
     """Also with the batch that was found to fit, without trying the larger one, which would start anew."""
-    train = train_hllm.train_network
-    monkeypatch.setattr(train_hllm, "train_network", limited(9, train))
-    monkeypatch.setattr(train_hllm, "_probe", limited(9, train_hllm._probe))
+    train = pipeline.train_network
+    monkeypatch.setattr(pipeline, "train_network", limited(9, train))
+    monkeypatch.setattr(pipeline, "probe", limited(9, pipeline.probe))
     step = trainer.Trainer._step
 
     def interrupted(self, *arguments):
@@ -295,7 +292,7 @@ def test_after_an_interruption_the_same_command_goes_on(prepared, monkeypatch, b
         return step(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "CHECKPOINT_SECONDS", -1.0)
+        patch.setattr(trainer.Trainer, "_due", lambda self: True)
         patch.setattr(trainer.Trainer, "_step", interrupted)
         prepared.type(f"{TRAIN} {batch}", expect=130)
     assert "everything is saved. Go on with the same command" in prepared.errors
@@ -312,7 +309,7 @@ def test_overwrite_replaces_raw_files(shell, clone, raw_files, monkeypatch, tmp_
     def fetched(name, folder):
         raw_files["ml-1m"](folder / "ml-1m")
 
-    monkeypatch.setattr("hllm.compat.scripts.raw.fetch_source", fetched)
+    monkeypatch.setattr("rechub_scripts.raw.fetch_source", fetched)
     assert "ratings.dat" in refused(shell, SEQUENCES)
     shell.type(f"{SEQUENCES} --overwrite")
     assert (here / "data" / "ml-1m" / "ratings.dat").read_text() != "damaged"

@@ -17,7 +17,6 @@ from hllm.data.dataset import Dataset
 from hllm.errors import AmbiguousError, ArtifactError, ConfigError, DataError, DeviceError
 from hllm.items import embed as module
 from hllm.items.embed import embed, load_embeddings
-from hllm.items.store import encode
 from hllm.text.template import OFFICIAL_PROMPT
 
 
@@ -35,7 +34,7 @@ def embed_quietly(data, model, **options):
 def count_encoded(monkeypatch):
     """Texts that reach the encoder, batch by batch."""
     batches = []
-    original = encode.make_encoder
+    original = module.make_encoder
 
     def counting(*arguments):
         encoder = original(*arguments)
@@ -75,7 +74,7 @@ def test_rows_are_the_items_own_texts(make_dataset, llama, pooling):
     assert result.spec["source"] == "folder"
 
 
-def test_d12_rows_follow_the_items_whatever_their_order_and_type(tmp_path, llama):
+def test_case_d12_rows_follow_the_items_whatever_their_order_and_type(tmp_path, llama):
     titles = {1: "one", 2: "two", 3: "three"}
     items = pl.DataFrame({"item_id": ["3", "2", "1"], "title": [titles[i] for i in (3, 2, 1)]})
     events = pl.DataFrame({"user_id": [7, 7, 7], "item_id": [1, 3, 2], "timestamp": [1, 2, 3]})
@@ -188,7 +187,7 @@ class NaNEncoder:
 
 
 @pytest.mark.parametrize("batch_size", [1, 64])
-def test_d13_nan_is_named_never_stored_and_only_what_is_missing_is_encoded_again(
+def test_case_d13_nan_is_named_never_stored_and_only_what_is_missing_is_encoded_again(
     make_dataset, llama, monkeypatch, batch_size
 ):
     data = make_dataset(["Up", "Seven", "Heat"], [None] * 3, ids=[11, 22, 33])
@@ -354,7 +353,8 @@ print(load_embeddings(Dataset.load({str(data.path)!r}), {str(llama)!r}).vectors.
 
 KILLED = """
 import sys, time
-from hllm.items.store import shards as store
+from hllm.items.store import encode, shards as store
+encode.BLOCK_SECONDS = 0
 write, written = store.write_shard, []
 def slow(*arguments):
     write(*arguments)
@@ -435,3 +435,99 @@ def test_a_copy_of_the_model_elsewhere_is_the_same_model(make_dataset, save_mode
         load_embeddings(data, str(copy))
     assert embed_quietly(data, copy).stats["encoded"] == 0
     assert load_embeddings(data, str(copy)).spec["model"] == str(copy)
+
+
+def _spec_file(data, result):
+    return data.embeddings_dir / result.spec["key"] / "spec.json"
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"format": "hllm-embeddings"}', "another's"])
+def test_case_e20_a_missing_or_damaged_spec_is_recovered(make_dataset, llama, content, count_encoded):
+    data = make_dataset()
+    first = embed_quietly(data, llama)
+    path = _spec_file(data, first)
+    if content is None:
+        path.unlink()
+    elif content == "another's":
+        other = embed_quietly(data, llama, pooling="last")
+        shutil.copyfile(_spec_file(data, other), path)
+    else:
+        path.write_text(content)
+    with pytest.raises(ArtifactError, match=r"no embeddings of.*run: hllm embed"):
+        load_embeddings(data, str(llama))
+    count_encoded.clear()
+    again = embed_quietly(data, llama)
+    assert count_encoded == []
+    assert {**again.spec, "made_with": None} == {**first.spec, "made_with": None}
+    np.testing.assert_array_equal(again.vectors, first.vectors)
+    np.testing.assert_array_equal(load_embeddings(data, str(llama)).vectors, first.vectors)
+
+
+def test_case_e20_a_spec_without_the_width_is_completed(make_dataset, llama):
+    data = make_dataset()
+    first = embed_quietly(data, llama)
+    path = _spec_file(data, first)
+    artifacts.write_json(path, {k: v for k, v in artifacts.read_json(path).items() if k != "dim"})
+    assert load_embeddings(data, str(llama)).spec == first.spec
+    embed_quietly(data, llama)
+    assert artifacts.read_json(path)["dim"] == 32
+
+
+@pytest.mark.parametrize("damage", ["reversed keys", "no text", "cut", "another catalogue's"])
+def test_an_index_that_was_changed_is_refused_and_written_anew(make_dataset, llama, damage):
+    data = make_dataset()
+    first = embed_quietly(data, llama)
+    (path,) = (data.embeddings_dir / first.spec["key"]).glob("index-*")
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-3])
+    elif damage == "another catalogue's":
+        embed_quietly(make_dataset(["Up", *(["Seven"] * 8)]), llama)
+        other = next(p for p in path.parent.glob("index-*") if p != path)
+        shutil.copyfile(other, path)
+        data = make_dataset()
+    else:
+        tensors, header = artifacts.read_tensors(path)
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        if damage == "no text":
+            tensors["has_text"][:] = False
+        else:
+            tensors["keys"] = tensors["keys"].flip(0).contiguous()
+        artifacts.write_tensors(path, tensors, header)
+    with pytest.raises(ArtifactError, match=r"index-.*run `hllm embed` again"):
+        load_embeddings(data, str(llama))
+    assert embed_quietly(data, llama).stats["encoded"] == 0
+    np.testing.assert_array_equal(load_embeddings(data, str(llama)).vectors, first.vectors)
+
+
+def test_foreign_files_in_a_store_are_left_alone(make_dataset, llama):
+    data = make_dataset()
+    first = embed_quietly(data, llama)
+    folder = data.embeddings_dir / first.spec["key"]
+    strange = [
+        folder / name for name in (".DS_Store", "shard-copy.safetensors", "shard-000000 (1).safetensors")
+    ]
+    for path in [*strange, data.embeddings_dir / "Thumbs.db"]:
+        path.write_bytes(b"not ours")
+    shutil.copytree(folder, data.embeddings_dir / "backup")
+    np.testing.assert_array_equal(load_embeddings(data, str(llama)).vectors, first.vectors)
+    assert embed_quietly(data, llama).stats["encoded"] == 0
+    assert all(path.read_bytes() == b"not ours" for path in strange)
+
+
+def test_a_request_is_looked_up_once_and_each_file_read_once(make_dataset, llama, monkeypatch):
+    from hllm.items.store import shards
+
+    data = make_dataset()
+    embed_quietly(data, llama)
+    changed = make_dataset(["Se7en", *["Up"] * 8])
+    read, looked = [], []
+    read_shard, list_specs = shards.read_shard, module.list_specs
+    monkeypatch.setattr(shards, "read_shard", lambda *a: read.append(a[0].name) or read_shard(*a))
+    monkeypatch.setattr(module, "list_specs", lambda root: looked.append(root) or list_specs(root))
+    wanted = module.resolve(changed, str(llama))
+    with pytest.raises(ArtifactError, match="not finished"):
+        wanted.load()
+    assert wanted.complete("cpu", progress=False).stats["encoded"] > 0
+    assert wanted.load().has_text.sum() == 9  # what it made is known to it
+    assert read == ["shard-000000.safetensors"]
+    assert len(looked) == 1

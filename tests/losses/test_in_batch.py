@@ -12,7 +12,7 @@ from torch import Tensor
 from hllm.config import load_config
 from hllm.losses.in_batch import in_batch
 from hllm.losses.objective import make_objective, users_of_tokens
-from hllm.packing import Batch, make_rows, offsets_of
+from hllm.packing import Batch, ItemView, make_rows, offsets_of
 
 LENGTHS = [4, 1, 7, 3]
 M, D = 11, 6
@@ -80,11 +80,14 @@ def test_the_objective_is_the_definition(
             "loss_temperature": 0.5,
         },
     )
-    ours = make_objective(config, counts)(q, items, targets, batch, rows)
+    log_q = (counts / counts.sum()).log() if logq else None
+    view = ItemView(
+        torch.arange(1, M + 1), batch.tokens - 1, targets, M, log_q=None if log_q is None else log_q.float()
+    )
+    ours = make_objective(config.objective)(q, items, batch, view)
     own = [
         {int(t) - 1 for t in batch.tokens[users == u]} if mask_history else set[int]() for u in users.tolist()
     ]
-    log_q = (counts / counts.sum()).log() if logq else None
     theirs = naive(q / 0.5, items, targets, users, log_q, own)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)  # log_q is float32 in training
     for mine, plain in zip(
@@ -110,6 +113,14 @@ def test_a_limit_takes_that_many_of_the_targets(vectors: tuple[Tensor, Tensor]) 
     assert math.log(3) < float(few) <= math.log(5) + 1e-6  # at most one of the four is one's own item
 
 
+def test_the_sum_is_divided_by_the_count_given(vectors: tuple[Tensor, Tensor]) -> None:
+    q, items = vectors
+    targets = torch.arange(len(q)) % M
+    users = torch.arange(len(q))
+    mean = in_batch(q, items, targets, users)
+    torch.testing.assert_close(in_batch(q, items, targets, users, count=torch.tensor(60)), mean * len(q) / 60)
+
+
 def test_a_batch_of_one_user_has_no_negatives() -> None:
     loss = in_batch(torch.randn(5, D), torch.randn(M, D), torch.arange(5), torch.zeros(5, dtype=torch.long))
     assert float(loss) == pytest.approx(0, abs=1e-6)
@@ -128,5 +139,6 @@ def test_nce_is_cross_entropy_with_a_temperature(batch: Batch, vectors: tuple[Te
     rows = torch.arange(-1, M)
     targets = torch.where(batch.targets > 0, rows[batch.targets], -1)
     config = load_config("rechub-doc")
-    loss = make_objective(config, torch.ones(M, dtype=torch.long))(q, items, targets, batch, rows)
+    view = ItemView(torch.arange(1, M + 1), batch.tokens - 1, targets, M)
+    loss = make_objective(config.objective)(q, items, batch, view)
     torch.testing.assert_close(loss, F.cross_entropy(q @ items.T / 0.1, targets, ignore_index=-1))

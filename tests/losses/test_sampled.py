@@ -17,7 +17,8 @@ from hllm.config import load_config
 from hllm.errors import TrainingError
 from hllm.items.embed import ItemEmbeddings
 from hllm.losses.sampled import draw, history_keys, sampled_softmax
-from hllm.runs.run import run_state, train_network
+from hllm.runs.folder import run_state
+from hllm.runs.train import train_network
 from hllm.testing import chain
 
 T, K, M, D, USERS = 37, 23, 19, 5, 6
@@ -94,6 +95,49 @@ def test_it_is_full_cross_entropy_when_every_other_item_is_a_negative(problem: d
     ours = sampled_softmax(q, items, targets, torch.arange(M))
     full = F.cross_entropy(q @ items.T, targets, ignore_index=-1)
     torch.testing.assert_close(ours, full, rtol=1e-12, atol=1e-12)
+
+
+def test_parts_of_a_batch_divide_by_its_count(problem: dict[str, Tensor]) -> None:
+    q, items, targets, columns = (problem[k] for k in ("queries", "items", "targets", "columns"))
+    count, cut = (targets >= 0).sum(), 11
+    parts = sum(
+        sampled_softmax(q[s], items, targets[s], columns, count=count) for s in (slice(0, cut), slice(cut, T))
+    )
+    whole = sampled_softmax(q, items, targets, columns)
+    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)
+    mine, expected = (torch.autograd.grad(loss, (q, items)) for loss in (parts, whole))
+    torch.testing.assert_close(mine, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_frozen_items_get_no_gradient(problem: dict[str, Tensor]) -> None:
+    q, items, targets, columns = (problem[k] for k in ("queries", "items", "targets", "columns"))
+    (expected,) = torch.autograd.grad(sampled_softmax(q, items, targets, columns), q)
+    (mine,) = torch.autograd.grad(sampled_softmax(q, items.detach(), targets, columns), q)
+    assert torch.equal(mine, expected)
+
+
+def test_a_view_of_the_batchs_items_gives_the_loss_of_the_catalogue(problem: dict[str, Tensor]) -> None:
+    """Rows of a compact view, with its items' log_q and history, stand for the same items."""
+    q, items, targets, columns, users = (
+        problem[k] for k in ("queries", "items", "targets", "columns", "users")
+    )
+    columns = columns.where(columns < 9, -1)  # so that the view leaves items out
+    kept = torch.cat([targets, columns]).unique()
+    kept = kept[kept >= 0]
+    rows = torch.full((M + 1,), -1)  # the last for what is not there
+    rows[kept] = torch.arange(len(kept))
+    history = problem["history"]
+    whole = sampled_softmax(
+        q, items, targets, columns, log_q=problem["log_q"], users=users, seen=history_keys(users, history, M)
+    )
+    seen = rows[history] >= 0
+    own = history_keys(users[seen], rows[history][seen], len(kept))
+    view = sampled_softmax(
+        q, items[kept], rows[targets], rows[columns], log_q=problem["log_q"][kept], users=users, seen=own
+    )
+    torch.testing.assert_close(view, whole, rtol=1e-12, atol=1e-12)
+    mine, expected = (torch.autograd.grad(loss, (q, items)) for loss in (view, whole))
+    torch.testing.assert_close(mine, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_uniform_correction_changes_nothing(problem: dict[str, Tensor]) -> None:

@@ -11,157 +11,176 @@ import torch
 import hllm
 from hllm.errors import DataError
 from hllm.losses.cross_entropy import cross_entropy
-from hllm.models.hllm import HLLM
+from hllm.models.hllm import HLLM, Network
 from hllm.packing import Batch, make_rows
 
-Network = Callable[..., HLLM]
+MakeNetwork = Callable[..., Network]
+Forward = Callable[[Network, Batch], tuple[torch.Tensor, ...]]
 MakeBatch = Callable[[list[list[int]]], Batch]
 
 HISTORIES = [[1, 2, 3, 4, 6], [7, 8, 9], [10], [2, 1, 4, 9, 10, 6, 7, 8, 1, 2, 3, 4, 9, 9, 1, 2, 6], [6, 6]]
 
 
-def loss_of(network: HLLM, batch: Batch) -> torch.Tensor:
-    queries, items, targets = network(batch)
+def loss_of(forward: Forward, network: Network, batch: Batch) -> torch.Tensor:
+    queries, items, targets = forward(network, batch)
     return cross_entropy(queries, items, targets, 0.1)
 
 
-def gradients(network: HLLM) -> dict[str, torch.Tensor]:
+def gradients(network: Network) -> dict[str, torch.Tensor]:
     return {
         name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
         for name, p in network.named_parameters()
     }
 
 
-def test_packed_equals_one_user_at_a_time(make_network: Network, make_batch: MakeBatch) -> None:
+def test_packed_equals_one_user_at_a_time(
+    make_network: MakeNetwork, make_batch: MakeBatch, forward: Forward
+) -> None:
     """Outputs and gradients in float64, to 1e-9."""
     network = make_network()
     packed = make_batch(HISTORIES)
-    queries = network(packed)[0]
-    alone = torch.cat([network(make_batch([history]))[0] for history in HISTORIES])
+    queries = forward(network, packed)[0]
+    alone = torch.cat([forward(network, make_batch([history]))[0] for history in HISTORIES])
     torch.testing.assert_close(queries, alone, atol=1e-9, rtol=0)
 
-    loss_of(network, packed).backward()
+    loss_of(forward, network, packed).backward()
     ours = gradients(network)
     network.zero_grad()
     n_targets = int((packed.targets > 0).sum())
     for history in HISTORIES:
         if len(history) > 1:  # the mean over targets, as a sum of each user's share
-            (loss_of(network, make_batch([history])) * (len(history) - 1) / n_targets).backward()
+            (loss_of(forward, network, make_batch([history])) * (len(history) - 1) / n_targets).backward()
     theirs = gradients(network)
-    assert ours["user_model.blocks.0.attention.bias.table"].any()
-    assert ours["source.adapter.0.weight"].any() and ours["source.id_embedding.weight"].any()
+    assert ours["model.user_model.blocks.0.attention.bias.table"].any()
+    assert ours["source.parts.text.adapter.0.weight"].any() and ours["source.parts.ids.weight"].any()
     for name, gradient in ours.items():
         torch.testing.assert_close(
             gradient, theirs[name], atol=1e-9, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
         )
 
 
-def test_changing_one_user_changes_no_other_bit(make_network: Network, make_batch: MakeBatch) -> None:
+def test_changing_one_user_changes_no_other_bit(
+    make_network: MakeNetwork, make_batch: MakeBatch, forward: Forward
+) -> None:
     network = make_network()
-    before = network(make_batch(HISTORIES))[0]
+    before = forward(network, make_batch(HISTORIES))[0]
     changed = [list(history) for history in HISTORIES]
     changed[3] = [11 - t if 1 <= 11 - t not in (5, 11, 12) else 1 for t in changed[3]]
-    after = network(make_batch(changed))[0]
+    after = forward(network, make_batch(changed))[0]
     owner = torch.repeat_interleave(torch.arange(5), torch.tensor([len(h) for h in HISTORIES]))
     assert torch.equal(before[owner != 3], after[owner != 3])
     assert not torch.equal(before[owner == 3], after[owner == 3])
 
 
-def test_a_neighbour_gets_no_gradient(make_network: Network, make_batch: MakeBatch) -> None:
+def test_a_neighbour_gets_no_gradient(
+    make_network: MakeNetwork, make_batch: MakeBatch, forward: Forward
+) -> None:
     """The loss of one user reaches the inputs of that user alone."""
     network = make_network()
     batch = make_batch(HISTORIES)
     x = torch.randn(batch.n_tokens, 16, dtype=torch.float64, requires_grad=True)
-    network.user_model(x, batch)[5:8].sum().backward()  # the second user
+    network.model.hidden(batch, x)[5:8].sum().backward()  # the second user
     assert x.grad is not None
     assert bool((x.grad[5:8] != 0).any(1).all())
     assert not x.grad[:5].any() and not x.grad[8:].any()
 
 
-def test_case_d16_on_the_cpu(make_network: Network, make_batch: MakeBatch) -> None:
+def test_case_d16_on_the_cpu(make_network: MakeNetwork, make_batch: MakeBatch, forward: Forward) -> None:
     """Users A (5 items) and B (3) packed, float32: B is as if alone, whatever A is; gradients finite."""
     network = make_network(torch.float32)
     a, b = [1, 2, 3, 4, 6], [7, 8, 9]
-    packed = network(make_batch([a, b]))[0][5:]
-    torch.testing.assert_close(packed, network(make_batch([b]))[0], atol=1e-5, rtol=0)
-    assert torch.equal(packed, network(make_batch([a[::-1], b]))[0][5:])
+    packed = forward(network, make_batch([a, b]))[0][5:]
+    torch.testing.assert_close(packed, forward(network, make_batch([b]))[0], atol=1e-5, rtol=0)
+    assert torch.equal(packed, forward(network, make_batch([a[::-1], b]))[0][5:])
     histories = [(list(range(1, 5)) * 300)[:1025], b]  # 1,025: no multiple of anything
-    loss_of(network, make_batch(histories)).backward()
+    loss_of(forward, network, make_batch(histories)).backward()
     for name, gradient in gradients(network).items():
         assert bool(torch.isfinite(gradient).all()), name
 
 
-def test_the_past_does_not_see_the_future(make_network: Network, make_batch: MakeBatch) -> None:
+def test_the_past_does_not_see_the_future(
+    make_network: MakeNetwork, make_batch: MakeBatch, forward: Forward
+) -> None:
     network = make_network()
-    one, other = (network(make_batch([[1, 2, 3, *end]]))[0] for end in ([4, 6], [9, 10]))
+    one, other = (forward(network, make_batch([[1, 2, 3, *end]]))[0] for end in ([4, 6], [9, 10]))
     assert torch.equal(one[:3], other[:3])
     assert not torch.allclose(one[3], other[3])
 
 
-def test_rows_planned_elsewhere_change_nothing(make_network: Network, make_batch: MakeBatch) -> None:
+def test_rows_planned_elsewhere_change_nothing(
+    make_network: MakeNetwork, make_batch: MakeBatch, forward: Forward
+) -> None:
     network = make_network()
     batch = make_batch(HISTORIES)
     for rows in (make_rows(batch, 24), make_rows(batch, 64, 3)):
         torch.testing.assert_close(
-            network(replace(batch, rows=rows))[0], network(batch)[0], atol=1e-12, rtol=0
+            forward(network, replace(batch, rows=rows))[0], forward(network, batch)[0], atol=1e-12, rtol=0
         )
 
 
-def test_the_training_softmax_holds_trained_items_only(make_network: Network, make_batch: MakeBatch) -> None:
+def test_the_training_softmax_holds_trained_items_only(
+    make_network: MakeNetwork, make_batch: MakeBatch, forward: Forward
+) -> None:
     """protocol.md, "Negatives"; and every target's row is its own item."""
     network = make_network()
     batch = make_batch(HISTORIES)
-    queries, items, targets = network(batch)
-    assert network.source.trained_tokens.tolist() == [1, 2, 3, 4, 6, 7, 8, 9, 10]
+    queries, items, targets = forward(network, batch)
+    trained = torch.tensor([1, 2, 3, 4, 6, 7, 8, 9, 10])
     assert items.shape == (9, 16)
     assert queries.shape == (batch.n_tokens, 16)
     assert torch.equal(targets >= 0, batch.targets > 0)
-    named = network.source.trained_tokens[targets.clamp(min=0)]
+    named = trained[targets.clamp(min=0)]
     assert torch.equal(named[targets >= 0], batch.targets[batch.targets > 0])
-    torch.testing.assert_close(
-        items, network.scorer.item(network.source.encode(network.source.trained_tokens))
-    )
+    torch.testing.assert_close(items, network.model.scorer.item(network.source.encode(trained)))
 
 
-def test_ranking_sees_what_training_computes(make_network: Network, make_batch: MakeBatch) -> None:
+def test_ranking_sees_what_training_computes(
+    make_network: MakeNetwork, make_batch: MakeBatch, forward: Forward
+) -> None:
     network = make_network().eval()
     batch = make_batch(HISTORIES)
-    queries, items, _ = network(batch)
+    queries, items, _ = forward(network, batch)
     last = batch.offsets[1:].long() - 1
     torch.testing.assert_close(network.query(batch), queries[last])
-    scores = network.score(network.query(batch), network.source.trained_tokens)
+    scores = network.score(network.query(batch), torch.tensor([1, 2, 3, 4, 6, 7, 8, 9, 10]))
     torch.testing.assert_close(scores, queries[last] @ items.T)
 
 
-def test_scores_follow_the_weights(make_network: Network, make_batch: MakeBatch) -> None:
+def test_scores_follow_the_weights(
+    make_network: MakeNetwork, make_batch: MakeBatch, forward: Forward
+) -> None:
     """The cached item table does not outlive a return to training."""
     network = make_network().eval()
     query, tokens = network.query(make_batch([[1, 2]])), torch.tensor([4, 11])
     before = network.score(query, tokens)
     network.train()
     with torch.no_grad():
-        network.source.adapter[2].bias += 1.0
+        network.get_parameter("source.parts.text.adapter.2.bias").add_(1.0)
     network.eval()
     assert not torch.allclose(network.score(query, tokens), before)
 
 
-def test_masking_hides_inputs_in_training_only(make_network: Network, make_batch: MakeBatch) -> None:
+def test_masking_hides_inputs_in_training_only(
+    make_network: MakeNetwork, make_batch: MakeBatch, forward: Forward
+) -> None:
     network = make_network(mask_prob=0.5)
     batch = make_batch([[1, 2, 3, 4, 6, 7]])
     torch.manual_seed(1)
-    one, targets = network(batch)[0], network(batch)[2]
+    one, targets = forward(network, batch)[0], forward(network, batch)[2]
     torch.manual_seed(2)
-    other = network(batch)[0]
+    other = forward(network, batch)[0]
     assert not torch.allclose(one, other)
     assert torch.equal(targets >= 0, batch.targets > 0)  # a hidden input is still a target of the one before
     network.eval()
-    assert torch.equal(network(batch)[0], network(batch)[0])
-    loss = network.train()(batch)[0].sum()
+    assert torch.equal(forward(network, batch)[0], forward(network, batch)[0])
+    loss = forward(network.train(), batch)[0].sum()
     loss.backward()
-    assert network.user_model.mask_vector.grad.any()
+    assert network.model.user_model.mask_vector.grad.any()
 
 
-def test_an_empty_history_is_refused(make_network: Network, make_batch: MakeBatch) -> None:
+def test_an_empty_history_is_refused(
+    make_network: MakeNetwork, make_batch: MakeBatch, forward: Forward
+) -> None:
     with pytest.raises(DataError, match="without any event"):
         make_network().query(make_batch([[1, 2], []]))
 

@@ -15,41 +15,50 @@ from hllm.compat.rechub import HLLMModel, load_model, score_windows
 from hllm.config import load_config
 from hllm.errors import ArtifactError, ConfigError
 from hllm.formats.rechub import read_model, write_model
-from hllm.items.source.frozen import FrozenItemSource
-from hllm.items.source.whitening import Whitening
-from hllm.models.hllm import HLLM
-from hllm.models.rechub import load_rechub_weights, rechub_weights, window_ends
-from hllm.packing import Batch, Rows, make_rows, offsets_of
+from hllm.items.source.build import make_source
+from hllm.models.hllm import Network
+from hllm.models.rechub import window_ends
+from hllm.models.rechub_weights import load_rechub_weights, rechub_weights
+from hllm.packing import Batch, ItemView, Rows, make_rows, offsets_of
+from hllm.runs.build import with_source
 
 N_ITEMS, D, MAX_LEN = 15, 24, 8
 PRESETS = ("rechub", "rechub-doc")
 
 
 @pytest.fixture
-def make_network() -> Callable[..., HLLM]:
+def make_network() -> Callable[..., Network]:
     """A network of 15 items with every weight random, in float64."""
 
-    def make(preset: str, **settings: Any) -> HLLM:
+    def make(preset: str, **settings: Any) -> Network:
         torch.manual_seed(1)
+        buckets = {} if settings.get("time_embedding") == "none" else {"num_time_buckets": 40}
         config = load_config(
             preset,
-            overrides={"max_len": MAX_LEN, "n_heads": 3, "num_time_buckets": 40, "dropout": 0, **settings},
+            overrides={"max_len": MAX_LEN, "n_heads": 3, "dropout": 0, **buckets, **settings},
         )
         raw = torch.randn(N_ITEMS + 1, D) * torch.linspace(0.5, 2, N_ITEMS + 1).unsqueeze(1)
         raw[[0, 4]] = 0  # padding, and an item without text
         has_text = raw.any(1)
         trained = torch.arange(N_ITEMS + 1) > 0
-        whitening = Whitening.fit(raw[1:], config.whiten, config.whiten_rank)
-        source = FrozenItemSource(
-            trained, config.d_model, whitening.transform(raw, has_text), has_text, whitening,
-            config.adapter_hidden, config.id_embedding,
-        )  # fmt: skip
-        network = HLLM(config, source)
-        for parameter in network.user_model.parameters():
+        network = with_source(make_source(config.items, config.users.d_model, trained, raw, has_text), config)
+        for parameter in network.model.user_model.parameters():
             torch.nn.init.normal_(parameter, std=0.4)
         return network.double().eval()
 
     return make
+
+
+def forward(network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Queries (T, d) and the classes (15, d) of all items."""
+    tokens = torch.arange(1, N_ITEMS + 1)
+    view = ItemView(tokens, batch.tokens - 1, batch.targets - 1, N_ITEMS)
+    outputs = network.model(batch, view, network.source.encode(tokens))
+    return outputs.queries, outputs.classes
+
+
+def table_of(network: Network) -> Tensor:
+    return network.get_buffer("source.parts.text.table")
 
 
 def make_batch(lengths: list[int], seed: int = 0) -> Batch:
@@ -61,7 +70,7 @@ def make_batch(lengths: list[int], seed: int = 0) -> Batch:
     return Batch(torch.arange(len(lengths)), tokens, times, targets, offsets_of(sizes))
 
 
-def twin_of(network: HLLM, preset: str) -> HLLMModel:
+def twin_of(network: Network, preset: str) -> HLLMModel:
     weights = rechub_weights(network)
     twin = HLLMModel(
         weights["item_embeddings"], N_ITEMS + 1, D, n_heads=3, n_layers=2, max_seq_len=MAX_LEN,
@@ -78,37 +87,37 @@ def windows_of(batch: Batch) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_full_windows_score_as_their_model_scores_them(
-    make_network: Callable[..., HLLM], preset: str
+    make_network: Callable[..., Network], preset: str
 ) -> None:
     network, batch = make_network(preset), make_batch([MAX_LEN] * 4)
     theirs = twin_of(network, preset)(*windows_of(batch))  # (4, L, V)
     ours = network.score(network.query(batch), torch.arange(N_ITEMS + 1))
     torch.testing.assert_close(ours, theirs[:, -1])
-    queries, items, _ = network(batch)
+    queries, items = forward(network, batch)
     torch.testing.assert_close(queries @ items.T, theirs.flatten(0, 1)[:, 1:])
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_gradients_are_theirs(make_network: Callable[..., HLLM], preset: str) -> None:
+def test_gradients_are_theirs(make_network: Callable[..., Network], preset: str) -> None:
     network, batch = make_network(preset), make_batch([MAX_LEN] * 4)
     twin = twin_of(network, preset)
     weight = torch.randn(4 * MAX_LEN, N_ITEMS, dtype=torch.float64)
     (twin(*windows_of(batch)).flatten(0, 1)[:, 1:] * weight).sum().backward()
-    queries, items, _ = network(batch)
+    queries, items = forward(network, batch)
     ((queries @ items.T) * weight).sum().backward()
     theirs = dict(twin.named_parameters())
-    for name, parameter in network.user_model.named_parameters():
+    for name, parameter in network.model.user_model.named_parameters():
         torch.testing.assert_close(parameter.grad, theirs[name].grad, msg=name)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_short_windows_end_at_the_last_position_and_see_no_padding(
-    make_network: Callable[..., HLLM], preset: str
+    make_network: Callable[..., Network], preset: str
 ) -> None:
     """What their blocks give for a window alone, its positions counted from max_seq_len - n."""
     network, batch = make_network(preset), make_batch([3, 1, MAX_LEN, 5])
     twin = twin_of(network, preset)
-    queries, _, _ = network(batch)
+    queries, _ = forward(network, batch)
     for first, last in zip(batch.offsets[:-1].tolist(), batch.offsets[1:].tolist(), strict=True):
         n = last - first
         tokens, times = batch.tokens[first:last], batch.times[first:last]
@@ -117,14 +126,14 @@ def test_short_windows_end_at_the_last_position_and_see_no_padding(
         x = (x + twin.time_embedding(minutes.sqrt().long().clamp(max=39))).unsqueeze(0)
         for block in twin.transformer_blocks:
             x = block(x, rel_pos_bias=twin.rel_pos_bias(n))
-        expected = network.scorer.query(x[0])
+        expected = network.model.scorer.query(x[0])
         torch.testing.assert_close(queries[first:last], expected)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("time_embedding", ["window_end", "previous", "none"])
 def test_neighbours_in_a_batch_change_nothing(
-    make_network: Callable[..., HLLM], preset: str, time_embedding: str
+    make_network: Callable[..., Network], preset: str, time_embedding: str
 ) -> None:
     network, batch = make_network(preset, time_embedding=time_embedding), make_batch([3, 1, 6, 5])
     together = network.query(batch)
@@ -138,7 +147,9 @@ def test_neighbours_in_a_batch_change_nothing(
         torch.testing.assert_close(network.query(alone)[0], together[u])
 
 
-def test_gaps_since_the_event_before_are_causal_at_every_position(make_network: Callable[..., HLLM]) -> None:
+def test_gaps_since_the_event_before_are_causal_at_every_position(
+    make_network: Callable[..., Network],
+) -> None:
     """`window_end` is not, before a window's last event: the letter of the original."""
     batch = make_batch([MAX_LEN])
     later = batch.times.clone()
@@ -146,7 +157,7 @@ def test_gaps_since_the_event_before_are_causal_at_every_position(make_network: 
     changed = replace(batch, times=later)
     for form, same in (("previous", True), ("window_end", False)):
         network = make_network("rechub", time_embedding=form)
-        before, after = network(batch)[0][:-1], network(changed)[0][:-1]
+        before, after = forward(network, batch)[0][:-1], forward(network, changed)[0][:-1]
         assert torch.equal(before, after) is same, form
 
 
@@ -160,15 +171,15 @@ def test_the_last_event_of_each_window_is_found_in_any_layout() -> None:
     assert window_ends(wide).tolist() == [5, 5, 1]
 
 
-def test_weights_go_out_and_come_back(make_network: Callable[..., HLLM]) -> None:
+def test_weights_go_out_and_come_back(make_network: Callable[..., Network]) -> None:
     network, other, batch = make_network("rechub"), make_network("rechub"), make_batch([4, 8])
-    for parameter in other.user_model.parameters():
+    for parameter in other.model.user_model.parameters():
         torch.nn.init.zeros_(parameter)
     load_rechub_weights(other, rechub_weights(network))
     torch.testing.assert_close(other.query(batch), network.query(batch))
 
 
-def test_weights_of_another_model_are_refused(make_network: Callable[..., HLLM]) -> None:
+def test_weights_of_another_model_are_refused(make_network: Callable[..., Network]) -> None:
     weights = rechub_weights(make_network("rechub"))
     with pytest.raises(ArtifactError, match="check max_len, n_layers, n_heads"):
         load_rechub_weights(make_network("rechub", n_layers=3), weights)
@@ -179,19 +190,19 @@ def test_weights_of_another_model_are_refused(make_network: Callable[..., HLLM])
         load_rechub_weights(make_network("rechub"), weights)
 
 
-def test_vectors_are_the_item_llms_own_and_never_trained(make_network: Callable[..., HLLM]) -> None:
+def test_vectors_are_the_item_llms_own_and_never_trained(make_network: Callable[..., Network]) -> None:
     network = make_network("rechub-doc")
     assert not list(network.source.parameters())
     tokens = torch.tensor([1, 4, 7])
-    assert torch.equal(network.source.encode(tokens), network.source.text[tokens])
+    assert torch.equal(network.source.encode(tokens), table_of(network)[tokens])
     assert not network.source.encode(torch.tensor([4])).any()  # no text: the zero vector
 
 
-def test_added_items_are_scored_by_their_vectors(make_network: Callable[..., HLLM]) -> None:
+def test_added_items_are_scored_by_their_vectors(make_network: Callable[..., Network]) -> None:
     network, batch = make_network("rechub"), make_batch([4])
     query = network.query(batch)
     network.source.extend(
-        torch.stack([network.source.text[7].float(), torch.zeros(D)]), torch.tensor([True, False])
+        torch.stack([table_of(network)[7].float(), torch.zeros(D)]), torch.tensor([True, False])
     )
     network.train().eval()
     scores = network.score(query, torch.arange(N_ITEMS + 3))
@@ -214,14 +225,14 @@ def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any
         load_config("rechub", overrides=settings)
 
 
-def test_a_width_that_heads_do_not_divide_is_refused(make_network: Callable[..., HLLM]) -> None:
+def test_a_width_that_heads_do_not_divide_is_refused(make_network: Callable[..., Network]) -> None:
     with pytest.raises(ConfigError, match="n_heads=5; choose n_heads from 1, 2, 3, 4, 6, 8, 12, 24"):
         make_network("rechub", n_heads=5)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_model_pth_of_ours_is_theirs(
-    make_network: Callable[..., HLLM], preset: str, tmp_path: Path
+    make_network: Callable[..., Network], preset: str, tmp_path: Path
 ) -> None:
     network, batch = make_network(preset).float(), make_batch([MAX_LEN] * 3)
     write_model(tmp_path / "model.pth", rechub_weights(network))

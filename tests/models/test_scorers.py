@@ -50,6 +50,6 @@ def test_a_zero_vector_gives_no_nan() -> None:
 
 
 def test_scorer_of_a_configuration() -> None:
-    scorer = make_scorer(load_config("sasrec", overrides={"temperature": 0.2}))
+    scorer = make_scorer(load_config("sasrec", overrides={"temperature": 0.2}).scorer)
     assert isinstance(scorer, CosineScorer)
     torch.testing.assert_close(scorer.query(torch.tensor([[3.0, 4.0]])), torch.tensor([[3.0, 4.0]]))

@@ -13,8 +13,9 @@ from hllm.config import Config, load_config
 from hllm.data.dataset import Dataset
 from hllm.errors import DataError
 from hllm.items.embed import ItemEmbeddings
+from hllm.items.source.build import empty_source
 from hllm.items.source.whitening import Whitening
-from hllm.runs.build import build_network, empty_network
+from hllm.runs.build import build_network, with_source
 from hllm.testing import world
 
 
@@ -42,19 +43,19 @@ def test_whitening_is_fitted_on_training_items_with_text_alone(config: Config) -
     network = build_network(data, config, embeddings)
     fitted = trained & embeddings.has_text
     expected = Whitening.fit(torch.from_numpy(embeddings.vectors[fitted]), "whiten", 6)
-    assert torch.equal(network.source.whitening.mean, expected.mean)
-    assert torch.equal(network.source.whitening.basis, expected.basis)
+    assert torch.equal(network.source.parts["text"].whitening.mean, expected.mean)
+    assert torch.equal(network.source.parts["text"].whitening.basis, expected.basis)
     embeddings.vectors[~fitted] += 100
     again = build_network(data, config, embeddings)
-    assert torch.equal(again.source.whitening.basis, expected.basis)
-    assert network.source.trained.tolist() == trained.tolist()
-    assert not network.source.text[~torch.from_numpy(embeddings.has_text)].any()
+    assert torch.equal(again.source.parts["text"].whitening.basis, expected.basis)
+    assert network.source.parts["ids"].weight.any(1).tolist() == trained.tolist()
+    assert not network.source.parts["text"].table[~torch.from_numpy(embeddings.has_text)].any()
 
 
 def test_weights_depend_on_the_seed_alone(data: Dataset, make_config: Callable[..., Config]) -> None:
     def weights(seed: int) -> torch.Tensor:
         torch.rand(7)  # whatever was drawn before
-        return build_network(data, make_config(seed=seed), None).source.id_embedding.weight
+        return build_network(data, make_config(seed=seed), None).get_parameter("source.parts.ids.weight")
 
     assert torch.equal(weights(1), weights(1))
     assert not torch.equal(weights(1), weights(2))
@@ -64,11 +65,11 @@ def test_weights_depend_on_the_seed_alone(data: Dataset, make_config: Callable[.
 def test_an_empty_network_takes_saved_weights(config: Config, id_embedding: bool) -> None:
     data = world(n_users=20)
     config = config.model_copy(update={"id_embedding": id_embedding})
-    state = build_network(data, config, embeddings_of(data)).state_dict()
-    other = empty_network(config, {name: value.shape for name, value in state.items()})
-    other.load_state_dict(state)
-    other.source.refresh()
-    assert other.source.trained_tokens.tolist() == state["source.trained"].nonzero().flatten().tolist()
+    network = build_network(data, config, embeddings_of(data))
+    other = with_source(empty_source(network.source.spec()), config)
+    other.load_state_dict(network.state_dict())
+    for name, value in network.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name
 
 
 def test_too_few_items_to_train_on(make_config: Callable[..., Config]) -> None:

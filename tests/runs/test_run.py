@@ -15,7 +15,9 @@ from hllm.artifacts import read_json, write_json, write_text
 from hllm.data.dataset import Dataset
 from hllm.errors import ArtifactError, DataError
 from hllm.pipeline import Recommender
-from hllm.runs.run import RunRecord, clear_run, is_run, read_record, read_run, run_state, write_run
+from hllm.runs.folder import clear_run, is_run, read_record, run_state
+from hllm.runs.record import RunRecord
+from hllm.runs.save import read_run, write_run
 from hllm.testing import world
 from hllm.train.trainer import Trainer
 
@@ -96,7 +98,7 @@ def test_a_run_reads_back_as_it_was(tmp_path: Path, recommender: Recommender) ->
     for name, value in recommender.network.state_dict().items():
         assert torch.equal(network.state_dict()[name], value), name
     saved = read_json(tmp_path / "run" / "config.json")
-    assert (saved["format"], saved["version"]) == ("hllm-run", 1)
+    assert (saved["format"], saved["version"]) == ("hllm-run", 2)
     assert saved["best"]["epoch"] == 1 and saved["seconds"] > 0
     assert saved["dataset"]["n_users"] == 40 and "torch" in saved["versions"]
     write_run(tmp_path / "again", network, config, data, record)
@@ -136,13 +138,14 @@ def test_what_is_no_run_says_what_to_do(tmp_path: Path, data: Dataset, recommend
     record = read_json(tmp_path / "old" / "config.json")
     write_json(tmp_path / "old" / "config.json", {**record, "version": 99})
     assert is_run(tmp_path / "old")
-    assert "run version 99, this hllm reads 1" in message(tmp_path / "old")
+    assert "run version 99, this hllm reads up to 2" in message(tmp_path / "old")
 
 
 def test_weights_of_another_shape_are_named(tmp_path: Path, recommender: Recommender) -> None:
     recommender.save_pretrained(tmp_path / "run")
     record = read_json(tmp_path / "run" / "config.json")
-    write_json(tmp_path / "run" / "config.json", {**record, "config": {**record["config"], "n_layers": 2}})
+    record["config"]["users"]["n_layers"] = 2
+    write_json(tmp_path / "run" / "config.json", record)
     with pytest.raises(ArtifactError, match=r"model\.safetensors does not fit its config\.json"):
         read_run(tmp_path / "run", CPU)
 

@@ -11,8 +11,8 @@ import torch
 
 from hllm.config import Config, load_config
 from hllm.data.dataset import Dataset
-from hllm.models.hllm import HLLM
-from hllm.runs.run import train_network
+from hllm.models.hllm import Network
+from hllm.runs.train import train_network
 from hllm.testing import world
 from hllm.train import trainer
 from hllm.train.trainer import FitResult
@@ -37,12 +37,12 @@ def make_config() -> Callable[..., Config]:
 
 
 @pytest.fixture
-def train(data: Dataset, make_config: Callable[..., Config]) -> Callable[..., tuple[HLLM, FitResult]]:
+def train(data: Dataset, make_config: Callable[..., Config]) -> Callable[..., tuple[Network, FitResult]]:
     """Train the small model on the small world; settings by name."""
 
     def run(
         folder: Path | None = None, resume: bool = False, embeddings: Any = None, **settings: Any
-    ) -> tuple[HLLM, FitResult]:
+    ) -> tuple[Network, FitResult]:
         device = torch.device("cpu")
         return train_network(data, make_config(**settings), embeddings, device, folder, resume, show=False)
 
@@ -52,4 +52,4 @@ def train(data: Dataset, make_config: Callable[..., Config]) -> Callable[..., tu
 @pytest.fixture
 def saved_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint after every step instead of every 15 seconds."""
-    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(trainer.Trainer, "_due", lambda self: True)

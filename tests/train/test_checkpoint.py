@@ -9,9 +9,18 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from hllm.artifacts import read_tensors
 from hllm.errors import ArtifactError
-from hllm.train.checkpoint import Progress, load_checkpoint, read_identity, save_checkpoint
-from hllm.train.optim import WeightAverage
+from hllm.train.checkpoint import (
+    Progress,
+    best_path,
+    drop_other_bests,
+    load_checkpoint,
+    read_identity,
+    save_checkpoint,
+)
+from hllm.train.config import TrainingConfig
+from hllm.train.optim import Optimizer, WeightAverage
 
 IDENTITY = {"config": {"seed": 1}, "dataset": "f00d", "embeddings": None}
 
@@ -22,48 +31,44 @@ class State:
     def __init__(self, steps: int = 3, width: int = 4) -> None:
         torch.manual_seed(0)
         self.network = nn.Sequential(nn.Linear(width, 5), nn.Dropout(0.5), nn.Linear(5, 1))
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=0.1, fused=True)
-        self.average = WeightAverage(self.network, 0.9)
+        self.optimizer = Optimizer(self.network, TrainingConfig(learning_rate=0.1))
+        self.average = WeightAverage(self.optimizer.parameters, 0.9)
         for _ in range(steps):
             self.step()
 
     def step(self) -> None:
         self.optimizer.zero_grad()
         self.network(torch.randn(6, self.network[0].in_features)).square().mean().backward()
-        self.optimizer.step()
+        self.optimizer.step(1.0)
         self.average.update()
 
-    def save(self, path: Path, progress: Progress, best: dict[str, torch.Tensor] | None = None) -> None:
-        save_checkpoint(path, progress, self.network, self.optimizer, self.average, best, IDENTITY)
+    def save(self, path: Path, progress: Progress) -> None:
+        save_checkpoint(path, progress, self.network, self.optimizer, self.average, IDENTITY)
 
 
 def test_going_on_gives_the_same_bits(tmp_path: Path) -> None:
     first = State()
-    best = {"0.weight": torch.full((5, 4), 2.0)}
     progress = Progress(2, 1, 3, 4.5, 0.75, 1, 0.25, 1, False, [{"epoch": 1, "loss": 3.0}])
-    first.save(tmp_path / "last.safetensors", progress, best)
+    first.save(tmp_path / "last.safetensors", progress)
     first.step()
     other = State(steps=0)
-    loaded, loaded_best = load_checkpoint(
-        tmp_path / "last.safetensors", other.network, other.optimizer, other.average
-    )
+    loaded = load_checkpoint(tmp_path / "last.safetensors", other.network, other.optimizer, other.average)
     assert loaded == progress
-    assert loaded_best is not None and torch.equal(loaded_best["0.weight"], best["0.weight"])
     other.step()  # the same dropout mask and the same noise: the random state came back too
     for mine, theirs in zip(other.network.parameters(), first.network.parameters(), strict=True):
         assert torch.equal(mine, theirs)
-        for key, value in first.optimizer.state[theirs].items():
-            assert torch.equal(other.optimizer.state[mine][key], value), key
+        for key, value in first.optimizer.dense.state[theirs].items():
+            assert torch.equal(other.optimizer.dense.state[mine][key], value), key
     assert all(torch.equal(a, b) for a, b in zip(other.average.average, first.average.average, strict=True))
     assert other.average.steps == first.average.steps
     assert read_identity(tmp_path / "last.safetensors") == IDENTITY
 
 
-def test_before_the_first_step_there_is_no_optimizer_state_and_no_best(tmp_path: Path) -> None:
+def test_before_the_first_step_there_is_no_optimizer_state(tmp_path: Path) -> None:
     State(steps=0).save(tmp_path / "last.safetensors", Progress())
     other = State(steps=0)
-    progress, best = load_checkpoint(tmp_path / "last.safetensors", other.network, other.optimizer, None)
-    assert progress == Progress() and best is None and not other.optimizer.state
+    progress = load_checkpoint(tmp_path / "last.safetensors", other.network, other.optimizer, None)
+    assert progress == Progress() and not other.optimizer.dense.state
 
 
 def test_a_failed_write_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,6 +93,35 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     other = State(steps=0, width=7)
     with pytest.raises(ArtifactError, match="belongs to another model"):
         load_checkpoint(tmp_path / "last.safetensors", other.network, other.optimizer, other.average)
+
+
+def test_what_is_frozen_is_not_saved(tmp_path: Path) -> None:
+    """Nor is anything held twice: weights, two moments and an average of what is trained."""
+    state = State()
+    state.network.register_buffer("table", torch.zeros(1000, 10))
+    state.network[0].weight.requires_grad_(False)
+    state.optimizer, state.average = Optimizer(state.network, TrainingConfig()), None
+    state.save(tmp_path / "last.safetensors", Progress())
+    tensors, _ = read_tensors(tmp_path / "last.safetensors")
+    assert sorted(name for name in tensors if name.startswith("model.")) == [
+        "model.0.bias",
+        "model.2.bias",
+        "model.2.weight",
+    ]
+
+
+def test_the_identity_is_read_without_the_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    State().save(tmp_path / "last.safetensors", Progress())
+    monkeypatch.setattr("hllm.artifacts.read_tensors", None)
+    monkeypatch.setattr("hllm.train.checkpoint.read_tensors", None)
+    assert read_identity(tmp_path / "last.safetensors") == IDENTITY
+
+
+def test_only_the_best_that_is_named_stays(tmp_path: Path) -> None:
+    for epoch in (2, 5, 7):
+        best_path(tmp_path, epoch).touch()
+    drop_other_bests(tmp_path, 5)
+    assert [path.name for path in tmp_path.iterdir()] == ["best-5.safetensors"]
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:

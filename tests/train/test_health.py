@@ -18,7 +18,7 @@ from hllm.data.dataset import Dataset
 from hllm.errors import ArtifactError, TrainingError
 from hllm.items.embed import embed
 from hllm.pipeline import Recommender
-from hllm.runs.run import run_state
+from hllm.runs.folder import run_state
 from hllm.train.health import check_loss, check_vectors, mean_cosine, spaced_rows
 from hllm.train.trainer import Trainer
 
@@ -72,12 +72,12 @@ def test_case_d14_collapsed_items(tmp_path: Path, saved_every_step: None) -> Non
     run = tmp_path / "run"
     with pytest.raises(TrainingError, match="item vectors have collapsed to one direction in epoch 1"):
         recommender.fit(data, out=run, device="cpu", progress=False)
-    tensors, metadata = read_tensors(run / "checkpoints" / "last.safetensors")
+    _, metadata = read_tensors(run / "checkpoints" / "last.safetensors")
     progress = metadata["progress"]
     n_items = int((data.train_counts() > 0).sum())
     assert progress["loss_sum"] / progress["step_in_epoch"] == pytest.approx(math.log(n_items), abs=1e-3)
     assert progress["best_epoch"] is None and progress["best_value"] is None
-    assert not [name for name in tensors if name.startswith("best.")]
+    assert not list((run / "checkpoints").glob("best-*"))
     assert run_state(run) == "unfinished"
     with pytest.raises(ArtifactError, match="not finished"):
         Recommender.from_pretrained(run)
@@ -86,7 +86,7 @@ def test_case_d14_collapsed_items(tmp_path: Path, saved_every_step: None) -> Non
 def test_collapsed_users_are_found_in_training(
     train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hllm.models.hllm.HLLM.query", lambda self, batch: torch.ones(batch.n_users, 16))
+    monkeypatch.setattr("hllm.models.hllm.Network.query", lambda self, batch: torch.ones(batch.n_users, 16))
     with pytest.raises(TrainingError, match="user vectors have collapsed"):
         train()
 
@@ -95,7 +95,7 @@ def test_collapsed_users_are_found_in_training(
 def test_collapsed_users_are_never_the_best_however_short_the_training(
     train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, epochs: int
 ) -> None:
-    monkeypatch.setattr("hllm.models.hllm.HLLM.query", lambda self, batch: torch.ones(batch.n_users, 16))
+    monkeypatch.setattr("hllm.models.hllm.Network.query", lambda self, batch: torch.ones(batch.n_users, 16))
     with pytest.raises(
         TrainingError, match=f"user vectors have collapsed to one direction in epoch {epochs}"
     ):
@@ -119,10 +119,10 @@ def test_patience_does_not_count_before_there_is_a_best(
     assert result.best_epoch >= 3
 
 
-def flat_until(first: int) -> Callable[[Trainer, int], None]:
+def flat_until(first: int) -> Callable[[Trainer, int, Any], None]:
     """A health check that finds user vectors flat before epoch `first`."""
 
-    def check(self: Trainer, epoch: int) -> None:
+    def check(self: Trainer, epoch: int, plan: Any) -> None:
         self.state.flat_validations = self.state.flat_validations + 1 if epoch < first else 0
 
     return check
@@ -138,7 +138,7 @@ def test_nan_stops_training_and_is_never_the_best(
         loss = step(self, *args)
         if self.state.step == 2:
             with torch.no_grad():
-                self.network.user_model.norm.weight[0] = math.nan
+                self.network.get_parameter("model.user_model.norm.weight")[0] = math.nan
         return loss
 
     monkeypatch.setattr(Trainer, "_step", broken)
@@ -146,9 +146,9 @@ def test_nan_stops_training_and_is_never_the_best(
     with pytest.raises(TrainingError, match=r"the loss is nan at step \d+: .*learning_rate"):
         train(run)
     assert not (run / "config.json").exists() and not (run / "model.safetensors").exists()
-    tensors, metadata = read_tensors(run / "checkpoints" / "last.safetensors")
+    _, metadata = read_tensors(run / "checkpoints" / "last.safetensors")
     assert metadata["progress"]["step"] <= 3 and metadata["progress"]["best_epoch"] is None
-    assert not [name for name in tensors if name.startswith("best.")]
+    assert not list((run / "checkpoints").glob("best-*"))
 
 
 @pytest.mark.parametrize("kind", ["item", "user"])
@@ -161,9 +161,8 @@ def test_nan_weights_are_not_validated(
     def broken(self: Trainer, *args: Any) -> None:
         with torch.no_grad():
             network = self.network
-            weight = (
-                network.source.id_embedding.weight[3] if kind == "item" else network.user_model.norm.weight
-            )
+            ids = network.get_parameter("source.parts.ids.weight")
+            weight = ids[3] if kind == "item" else network.get_parameter("model.user_model.norm.weight")
             weight[0] = math.nan
         finish(self, *args)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,22 @@ import torch
 
 from hllm.artifacts import read_json, read_jsonl, read_tensors
 from hllm.config import Config
-from hllm.data.batches.training import TrainLoader
 from hllm.data.dataset import Dataset
 from hllm.errors import ArtifactError
-from hllm.models.hllm import HLLM
+from hllm.models.hllm import Network
 from hllm.pipeline import Recommender
-from hllm.runs.build import build_network
-from hllm.runs.run import run_state
+from hllm.runs.folder import run_state
+from hllm.runs.train import make_trainer
 from hllm.testing import chain
 from hllm.train import trainer as module
-from hllm.train.optim import learning_rate
+from hllm.train.optim import Optimizer, learning_rate
 from hllm.train.trainer import FitResult, Stopped, Trainer
 
-Train = Callable[..., tuple[HLLM, FitResult]]
+Train = Callable[..., tuple[Network, FitResult]]
+
+
+def norm_of(network: Network) -> torch.Tensor:
+    return network.get_parameter("model.user_model.norm.weight")
 
 
 @pytest.fixture
@@ -34,14 +38,14 @@ def scripted(data: Dataset, make_config: Callable[..., Config]) -> Callable[...,
         config = make_config(epochs=len(values), **settings)
         seen: list[torch.Tensor] = []
 
-        def validate(network: HLLM) -> dict[str, float]:
+        def validate(network: Network) -> dict[str, float]:
             assert not network.training
-            seen.append(network.user_model.norm.weight.detach().clone())
+            seen.append(norm_of(network).detach().clone())
             return {"ndcg@10": values[len(seen) - 1]}
 
-        loader = TrainLoader(data.train_histories(), 8, config.batch_tokens, config.seed)
-        network = build_network(data, config, None)
-        return Trainer(network, loader, config, validate, show=False), seen
+        trainer = make_trainer(data, data.train_histories(), config, None, torch.device("cpu"), None, False)
+        trainer.validate = validate
+        return trainer, seen
 
     return make
 
@@ -52,7 +56,7 @@ def test_the_best_epoch_is_kept_not_the_last(scripted: Callable[..., Any], ema_d
     result = trainer.fit()
     assert (result.best_epoch, result.best_value) == (2, 0.3)
     assert len(result.history) == len(seen) == 4
-    assert torch.equal(trainer.network.user_model.norm.weight, seen[1])
+    assert torch.equal(norm_of(trainer.network), seen[1])
     assert not torch.equal(seen[1], seen[3])
     assert not trainer.network.training
 
@@ -60,7 +64,7 @@ def test_the_best_epoch_is_kept_not_the_last(scripted: Callable[..., Any], ema_d
 def test_of_equal_epochs_the_first_is_kept(scripted: Callable[..., Any]) -> None:
     trainer, seen = scripted([0.2, 0.2, 0.2])
     assert trainer.fit().best_epoch == 1
-    assert torch.equal(trainer.network.user_model.norm.weight, seen[0])
+    assert torch.equal(norm_of(trainer.network), seen[0])
 
 
 def test_patience_counts_validations_without_a_better_one(scripted: Callable[..., Any]) -> None:
@@ -81,12 +85,12 @@ def test_validation_every_few_epochs_and_always_the_last(scripted: Callable[...,
 def test_rates_follow_the_schedule(scripted: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     trainer, _ = scripted([0.1, 0.2, 0.3])
     rates: list[float] = []
-    monkeypatch.setattr(module, "set_rate", lambda optimizer, rate: rates.append(rate))
+    monkeypatch.setattr(Optimizer, "set_rate", lambda optimizer, rate: rates.append(rate))
     history = trainer.fit().history
     expected = []
     for epoch in range(3):
-        steps = len(trainer.loader.plan(epoch)[1])
-        expected += [learning_rate(trainer.config, (epoch + step / steps) / 3) for step in range(steps)]
+        steps = len(trainer.loader.plan(epoch))
+        expected += [learning_rate(trainer.training, (epoch + step / steps) / 3) for step in range(steps)]
         assert history[epoch]["step"] == len(expected)
         assert history[epoch]["learning_rate"] == pytest.approx(expected[-1], rel=1e-12)
     assert rates == pytest.approx(expected, rel=1e-12)
@@ -100,8 +104,8 @@ def test_the_logged_loss_is_the_mean_of_the_steps(
     losses: list[list[float]] = [[], []]
     step = trainer.step
 
-    def recorded(batch: Any) -> torch.Tensor:
-        loss = step(batch)
+    def recorded(batch: Any, view: Any) -> torch.Tensor:
+        loss = step(batch, view)
         losses[trainer.state.epoch].append(loss.item())
         return loss
 
@@ -143,7 +147,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, how: str) -> None:
         monkeypatch.setattr(Trainer, "_epoch", asking)
 
 
-def outcome(folder: Path, trained: tuple[HLLM, FitResult]) -> dict[str, Any]:
+def outcome(folder: Path, trained: tuple[Network, FitResult]) -> dict[str, Any]:
     """All that must be the same: weights to the bit, history, the checkpoint's tensors."""
     network, result = trained
     tensors, metadata = read_tensors(folder / "checkpoints" / "last.safetensors")
@@ -164,7 +168,11 @@ def outcome(folder: Path, trained: tuple[HLLM, FitResult]) -> dict[str, Any]:
         {},
         {"mask_prob": 0.0, "ema_decay": 0.0, "optimizer": "adam"},
         {"loss": "sampled", "n_negatives": 8, "label_smoothing": 0.0},
+        {"loss": "sampled", "n_negatives": 2, "label_smoothing": 0.0, "batch_tokens": 4, "max_len": 4},
+        {"id_updates": "lazy"},
+        {"id_updates": "lazy", "ema_decay": 0.0},
     ],
+    ids=["cross entropy", "adam", "sampled", "the batch's items", "lazy", "lazy without average"],
 )
 def test_case_d15_equal_seeds_and_a_break_after_epoch_2(
     train: Train,
@@ -175,8 +183,8 @@ def test_case_d15_equal_seeds_and_a_break_after_epoch_2(
 ) -> None:
     """Twice straight and once killed after epoch 2: same rates, losses and weights; 4 epochs listed once."""
     rates: list[float] = []
-    original = module.set_rate
-    monkeypatch.setattr(module, "set_rate", lambda o, rate: (rates.append(rate), original(o, rate)))
+    original = Optimizer.set_rate
+    monkeypatch.setattr(Optimizer, "set_rate", lambda o, rate: (rates.append(rate), original(o, rate))[1])
     runs = {}
     for name in ("first", "second"):
         rates.clear()
@@ -252,13 +260,13 @@ def test_ctrl_c_in_the_last_validation_is_heard(
 
     interruption = module.Interruption()
 
-    def signalled(self: Trainer, epoch: int) -> dict[str, float]:
+    def signalled(self: Trainer, epoch: int, plan: Any) -> dict[str, float]:
         interruption.requested = True
-        return validate(self, epoch)
+        return validate(self, epoch, plan)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_validate", signalled)
-        patch.setattr(module, "interruptible", lambda: module.nullcontext(interruption))
+        patch.setattr(module, "interruptible", lambda: nullcontext(interruption))
         with pytest.raises(Stopped, match="the last one"):
             train(tmp_path / "run", epochs=1)
     assert outcome(tmp_path / "run", train(tmp_path / "run", resume=True, epochs=1)) == straight

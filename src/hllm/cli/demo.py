@@ -40,7 +40,9 @@ def demo(
         f"{made.stats['encoded']:,} texts encoded, {made.stats['reused']:,} reused; source {made.spec['source']}"
     )
     console.note("3/5 train and evaluate")
-    metrics = train_one(data, config, out, device=device, overwrite=again, go_on="the same command")
+    metrics = train_one(
+        data, config, out, device=device, overwrite=again, go_on="the same command", embeddings=made
+    )
     console.note("4/5 recommend for three users")
     recommender = Recommender.from_pretrained(out, device)
     _show(recommender, recommender.recommend(users=data.user_ids[:3], k=5))
@@ -59,7 +61,7 @@ def _check_out(out: Path) -> bool:
     An interrupted one is continued. Raises ArtifactError for a run that another command made.
     """
     from hllm.errors import ArtifactError
-    from hllm.runs.run import read_record, run_state
+    from hllm.runs.folder import read_record, run_state
 
     if run_state(out) != "finished":
         return False

@@ -72,13 +72,13 @@ def embed(
 
 def train_command(dataset: Path, spec: dict[str, Any], fields: list[str] | None) -> str:
     """The command that trains on these embeddings, with a --set for each choice that is not the default."""
-    from hllm.config import Config
+    from hllm.items.config import ItemsConfig
     from hllm.text.template import OFFICIAL_PROMPT
 
     settings = {"item_llm": spec["model"]}
     if spec["source"] != "control":
         settings |= {"pooling": spec["pooling"], "prompt": json.dumps(spec["prompt"])}
-    defaults = {name: Config.model_fields[name].default for name in settings}
+    defaults = {name: ItemsConfig.model_fields[name].default for name in settings}
     defaults["prompt"] = json.dumps(OFFICIAL_PROMPT)
     if fields is not None:
         settings["text_fields"], defaults["text_fields"] = f"[{', '.join(fields)}]", None
@@ -95,12 +95,14 @@ def summary(result: ItemEmbeddings) -> list[str]:
 
     spec, stats = result.spec, result.stats
     encoded, seconds = stats["encoded"], stats["encode_seconds"]
-    rate = f" in {duration(seconds)} ({rate_text(encoded, seconds, 'items')})" if encoded else ""
+    rate = ""
+    if encoded:
+        rate = f" in {duration(stats['seconds'])} with loading ({rate_text(encoded, seconds, 'items')})"
     details = [f"{encoded:,} encoded{rate}", f"{stats['reused']:,} reused"]
     if stats["without_text"]:
         details.append(f"{stats['without_text']:,} without text")
     if stats["truncated"]:
-        details.append(f"{stats['truncated']:,} cut to {spec['max_tokens']} tokens")
+        details.append(f"{stats['truncated']:,} cut to at most {spec['max_tokens']} tokens")
     model = f"{spec['model']} from {spec['source']}, {spec['precision']}, pooling {spec['pooling']}"
     if spec["source"] == "control":
         model = str(spec["model"])

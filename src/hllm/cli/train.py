@@ -12,6 +12,7 @@ from hllm.cli import console
 if TYPE_CHECKING:
     from hllm.config import Config
     from hllm.data.dataset import Dataset
+    from hllm.items.embed import ItemEmbeddings
     from hllm.pipeline import Recommender
 
 
@@ -29,6 +30,12 @@ def train(
         int, typer.Option(min=1, help="Train this many seeds, into OUT/seed-0, OUT/seed-1, ...")
     ] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    no_capture: Annotated[
+        bool, typer.Option("--no-capture", help="On a GPU, run each step plainly, not as a CUDA graph.")
+    ] = False,
+    auto_batch: Annotated[
+        bool, typer.Option("--auto-batch", help="Where memory runs out, halve batch_tokens until it fits.")
+    ] = False,
 ) -> None:
     """Train a model on a dataset, then evaluate it and the baselines.
 
@@ -40,12 +47,19 @@ def train(
 
     hardware.pick_device(device)  # a wrong one fails before anything is said or written
     data = Dataset.load(dataset)
-    chosen = load_config(preset, config, _with_dataset_default(data, preset, config, parse_assignments(set_)))
+    given = parse_assignments(set_) | ({"capture": False} if no_capture else {})
+    chosen = load_config(preset, config, _with_dataset_default(data, preset, config, given))
     folder = out or Path("runs") / f"{dataset.resolve().name}-{chosen.preset}"
+    options: dict[str, Any] = {
+        "device": device,
+        "resume": resume,
+        "overwrite": overwrite,
+        "auto_batch": auto_batch,
+    }
     if seeds == 1:
-        train_one(data, chosen, folder, device=device, resume=resume, overwrite=overwrite)
+        train_one(data, chosen, folder, **options)
         return
-    _train_seeds(data, chosen, folder, seeds, device=device, resume=resume, overwrite=overwrite)
+    _train_seeds(data, chosen, folder, seeds, **options)
 
 
 def train_one(
@@ -56,21 +70,30 @@ def train_one(
     device: str,
     resume: bool = False,
     overwrite: bool = False,
+    auto_batch: bool = False,
     go_on: str = "the same command and --resume",
+    embeddings: ItemEmbeddings | None = None,
 ) -> dict[str, Any]:
-    """Train, or continue, or just show, one run; returns its metrics document. `go_on`: what to type after Ctrl-C."""
-    from hllm.errors import DeviceError
-    from hllm.hardware import is_out_of_memory, pick_device
-    from hllm.items.store.request import describe_spec
-    from hllm.pipeline import Recommender
-    from hllm.runs.run import check_identity, identity_of, run_state, saved_identity
-    from hllm.train.trainer import Stopped
+    """Train, or continue, or just show, one run; returns its metrics document.
 
-    pick_device(device)  # a mistake is answered before anything is told or done
+    `go_on`: what to type after Ctrl-C. `embeddings`: those to train on, if they are loaded already.
+    """
+    from hllm.hardware import pick_device
+    from hllm.items.store.request import describe_spec
+    from hllm.pipeline import Recommender, fit_run
+    from hllm.runs.auto_batch import BatchSize, memory_needed, memory_warning
+    from hllm.runs.folder import run_state, saved_identity
+    from hllm.runs.record import check_identity, identity_of
+
+    target = pick_device(device)  # a mistake is answered before anything is told or done
     state = run_state(folder)
     if overwrite and not (resume and state == "unfinished"):
         state = "new"
-    embeddings = _embeddings(data, config)
+    embeddings = embeddings or _embeddings(data, config)
+    batch = BatchSize(config.training.batch_tokens, auto_batch, console.note)
+    if state != "new":
+        batch = batch.as_recorded(folder, data, config, embeddings)
+        config = batch.config(config, batch.size)
     if state != "new" and (saved := saved_identity(folder)) is not None:
         check_identity(folder, saved, identity_of(data, config, embeddings))
     if embeddings is not None:
@@ -83,18 +106,13 @@ def train_one(
         console.note(f"{folder} holds an interrupted run; going on from its last checkpoint")
     elif resume:
         console.note(f"nothing to resume in {folder}: training from the start")
-    recommender = Recommender(config)
-    try:
-        recommender.fit(data, out=folder, device=device, resume=state == "unfinished")
-    except Stopped as stop:
-        raise KeyboardInterrupt(f"{stop}; everything is saved. Go on with {go_on}") from stop
-    except (RuntimeError, MemoryError) as err:
-        if not is_out_of_memory(err):
-            raise
-        raise DeviceError(
-            f"out of memory on {device} with batch_tokens={config.batch_tokens}, max_len={config.max_len}; try "
-            f"--set batch_tokens={max(1, config.batch_tokens // 2)}, a smaller max_len or d_model, or --device cpu"
-        ) from err
+    needed = memory_needed(data, config, embeddings)
+    if warning := memory_warning(target, needed, f"--auto-batch, or {batch.advice}"):
+        console.note(f"warning: {warning}")
+    going_on = state == "unfinished"
+    recommender = fit_run(
+        data, config, folder, embeddings, batch, device=device, resume=going_on, go_on=go_on
+    )
     return finish_run(recommender, folder)
 
 
@@ -126,13 +144,12 @@ def _train_seeds(data: Dataset, config: Config, folder: Path, seeds: int, **opti
     import statistics
 
     from hllm.artifacts import write_json
-    from hllm.config import make_config
 
-    documents = []
-    for seed in range(config.seed, config.seed + seeds):
+    documents, embeddings = [], _embeddings(data, config)
+    for seed in range(config.training.seed, config.training.seed + seeds):
         console.note(f"seed {seed}")
-        one = make_config({**config.model_dump(), "seed": seed})
-        documents.append(train_one(data, one, folder / f"seed-{seed}", **options))
+        one = config.model_copy(update={"seed": seed})
+        documents.append(train_one(data, one, folder / f"seed-{seed}", embeddings=embeddings, **options))
     rows, summary = [], {}
     for split in ("validation", "test"):
         for name in ("ndcg@10", "hr@10"):
@@ -144,21 +161,22 @@ def _train_seeds(data: Dataset, config: Config, folder: Path, seeds: int, **opti
     write_json(folder / "seeds.json", summary)
     caption = (
         f"{config.preset} | {data.meta['name']} {data.fingerprint[:12]} | candidates interacted | seen filtered | "
-        f"{data.n_candidates:,} items | seeds {config.seed}-{config.seed + seeds - 1} | "
-        f"best validation {config.valid_metric}"
+        f"{data.n_candidates:,} items | seeds {config.training.seed}-{config.training.seed + seeds - 1} | "
+        f"best validation {config.training.valid_metric}"
     )
     console.table(
         f"{seeds} seeds of {config.preset}", ["metric", "mean", "deviation", "values"], rows, caption=caption
     )
 
 
-def _embeddings(data: Dataset, config: Config) -> Any:
+def _embeddings(data: Dataset, config: Config) -> ItemEmbeddings | None:
     """The embeddings to train on, which must be there already."""
-    if config.item_llm is None:
+    items = config.items
+    if items.item_llm is None:
         return None
     from hllm.items.embed import load_embeddings
 
-    return load_embeddings(data, config.item_llm, config.pooling, config.prompt, config.text_fields)
+    return load_embeddings(data, items.item_llm, items.pooling, items.prompt, items.text_fields)
 
 
 def _with_dataset_default(

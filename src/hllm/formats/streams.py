@@ -24,7 +24,7 @@ REDUCE, TUPLE, BUILD, NEWFALSE, BINBYTES8 = b"R", b"t", b"b", b"\x89", b"\x8e"
 
 
 class WindowSource(Protocol):
-    """Windows that can be had in pieces; see `hllm.compat.rechub.windows.Windows`."""
+    """Windows that can be had in pieces; see `hllm.compat.rechub.windows.StoredWindows`."""
 
     @property
     def width(self) -> int | None:

@@ -1,29 +1,43 @@
-"""Item embeddings: encode what is missing, store it, and give every token its row."""
+"""Item embeddings: a request is resolved once, then what is missing is encoded, or what is there is read."""
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hllm import artifacts, hardware
-from hllm.errors import ArtifactError, ConfigError, DataError
+from hllm import hardware
+from hllm.errors import AmbiguousError, ArtifactError, ConfigError, DataError
+from hllm.items.config import is_store_key
+from hllm.items.encoders.kinds import make_encoder
 from hllm.items.encoders.names import is_local
 from hllm.items.encoders.precision import auto_precision, check_precision
-from hllm.items.store.encode import complete_store, make_encoder
-from hllm.items.store.request import Request, find_spec, is_store_key, make_request, matching_specs
-from hllm.items.store.shards import SPEC_FILE, Store, read_index, spec_key, text_key, write_index
+from hllm.items.store.encode import complete_store
+from hllm.items.store.request import Request, describe_request, describe_spec, make_request
+from hllm.items.store.shards import (
+    Store,
+    index_path,
+    list_specs,
+    read_index,
+    read_spec,
+    spec_key,
+    text_key,
+    write_index,
+)
 
 if TYPE_CHECKING:
     import torch
 
     from hllm.data.dataset import Dataset
     from hllm.items.encoders.hub import ModelFolder
-    from hllm.items.encoders.text import Encoder
+
+Spec = dict[str, Any]
+MAX_TOKENS = 256  # of a text, beside the prompt, where nothing else is asked for
 
 
 @dataclass(frozen=True)
@@ -61,7 +75,7 @@ def embed(
     precision: str = "auto",
     batch_size: int = 64,
     progress: bool = True,
-    max_tokens: int = 256,
+    max_tokens: int = MAX_TOKENS,
     trust_remote_code: bool = False,
 ) -> ItemEmbeddings:
     """Embed the text of every item of `dataset`, encoding only what its store does not hold yet.
@@ -75,86 +89,14 @@ def embed(
                   have, else bf16 where the hardware is fast at it
     max_tokens    longer texts are cut (and counted); tokens of the prompt not included
 
-    An interrupted call loses at most one batch. Raises ConfigError for an invalid choice, FetchError if
-    the model is nowhere to be had, DataError if no item has text or a vector is not finite, DeviceError
-    for a missing device or too little memory, ArtifactError if another process writes the same store.
+    Ctrl-C loses at most one batch, a killed process the last few seconds. Raises ConfigError for an
+    invalid choice, FetchError if the model is nowhere to be had, DataError if no item has text or a
+    vector is not finite, DeviceError for a missing device or too little memory, ArtifactError if another
+    process writes the same store or the model cannot be used.
     """
-    if batch_size < 1 or max_tokens < 1:
-        raise ConfigError(f"batch_size={batch_size} and max_tokens={max_tokens} must be at least 1")
     asked = None if check_precision(precision) == "auto" else precision
-    names = dataset.meta.get("text_fields", [])
-    request = make_request(names, item_llm, pooling, prompt, text_fields, asked, max_tokens)
-    start, target = time.perf_counter(), hardware.pick_device(device)
-    rendered = request.template.render_all(dataset.items)
-    keys = [None if text is None else text_key(text) for text in rendered]
-    texts = {text_key(text): text for text in rendered if text is not None}
-    if not texts:
-        raise DataError(f"none of the {len(keys):,} items has text in the fields {', '.join(request.fields)}")
-    spec, model = _specify(dataset, request, texts, target, trust_remote_code)
-    folder = dataset.embeddings_dir / spec["key"]
-
-    def load() -> Encoder:
-        return make_encoder(request, model, spec["precision"], target, trust_remote_code)
-
-    def name_of(key: bytes) -> str:
-        item_id = dataset.item_ids[keys.index(key)]
-        return f"item {item_id!r} ({texts[key].removeprefix(request.prompt)[:60]!r})"
-
-    encoded, encode_seconds = complete_store(folder, spec, texts, load, batch_size, name_of, progress)
-    write_index(folder, dataset.texts_fingerprint(request.fields), keys)
-    result = _read(dataset, spec["key"])
-    result.stats.update(
-        encoded=encoded,
-        reused=len(texts) - encoded,
-        encode_seconds=encode_seconds,
-        seconds=time.perf_counter() - start,
-    )
-    if cut := result.stats["truncated"]:
-        warnings.warn(f"{cut:,} item texts were cut to max_tokens={max_tokens} tokens", stacklevel=2)
-    return result
-
-
-def _specify(
-    dataset: Dataset, request: Request, texts: dict[bytes, str], device: torch.device, trust_remote_code: bool
-) -> tuple[dict[str, Any], ModelFolder | None]:
-    """The specification to complete, and the model for it (None: a control, or nothing is missing).
-
-    What the dataset already has is continued: the same source, revision and precision, so that a
-    rerun encodes nothing and needs no network. A local folder is always hashed, as it may have changed.
-    """
-    root = dataset.embeddings_dir
-    if request.is_control:
-        return _new_spec(dataset, request, None, "fp32", device), None
-    matching = matching_specs(root, request)
-    earlier = matching[0] if len(matching) == 1 else None
-    if earlier and not is_local(request.model) and texts.keys() <= Store(root / earlier["key"]).rows.keys():
-        return earlier, None
-    from hllm.items.encoders.hub import find_model
-
-    source, revision = (earlier["source"], earlier["revision"]) if earlier else (None, None)
-    model = find_model(request.model, trust_remote_code, source, revision)
-    precision = request.precision or (earlier["precision"] if earlier else auto_precision(device, root))
-    return _new_spec(dataset, request, model, precision, device), model
-
-
-def _new_spec(
-    dataset: Dataset, request: Request, model: ModelFolder | None, precision: str, device: torch.device
-) -> dict[str, Any]:
-    spec = {
-        "model": request.model,
-        "source": model.source if model else "control",
-        "revision": model.revision if model else None,
-        "weights": model.weights if model else None,
-        "prompt": request.prompt,
-        "fields": list(request.fields),
-        "pooling": request.pooling,
-        "precision": precision,
-        "max_tokens": request.max_tokens,
-        # The statistics of TF-IDF are those of one catalogue.
-        "catalogue": dataset.texts_fingerprint(request.fields) if request.model == "tfidf" else None,
-    }
-    made_with = {"device": str(device), "versions": hardware.describe_versions()}
-    return {"key": spec_key(spec), **spec, "made_with": made_with}
+    wanted = resolve(dataset, item_llm, pooling, prompt, text_fields, asked, max_tokens, must_exist=True)
+    return wanted.complete(device, batch_size, progress, trust_remote_code)
 
 
 def load_embeddings(
@@ -169,32 +111,207 @@ def load_embeddings(
     `item_llm` may also be a store's key (16 hex digits), which settles what matches more than once.
     Raises ArtifactError, with the command to run, if they are missing, unfinished, damaged or ambiguous.
     """
+    return resolve(dataset, item_llm, pooling, prompt, text_fields).load()
+
+
+def resolve(
+    dataset: Dataset,
+    item_llm: str,
+    pooling: str = "mean",
+    prompt: str | None = None,
+    text_fields: Iterable[str] | None = None,
+    precision: str | None = None,
+    max_tokens: int | None = None,
+    must_exist: bool = False,
+) -> Resolved:
+    """What is asked for, and what of it is in the dataset's stores; see `embed` for the arguments.
+
+    Raises ConfigError for an invalid choice; a local model folder may be gone unless it `must_exist`.
+    """
+    specs = list_specs(dataset.embeddings_dir)
     if is_store_key(item_llm):
-        return _read(dataset, find_spec(dataset, item_llm)["key"])
+        found = [spec for spec in specs if spec["key"] == item_llm]
+        request = Request.of(found[0]) if found else None
+        return Resolved(dataset, request, found, specs, f"store {item_llm}")
+    if max_tokens is not None and max_tokens < 1:
+        raise ConfigError(f"max_tokens={max_tokens} must be at least 1")
     names = dataset.meta.get("text_fields", [])
-    request = make_request(names, item_llm, pooling, prompt, text_fields, must_exist=False)
-    return _read(dataset, find_spec(dataset, request)["key"])
+    request = make_request(names, item_llm, pooling, prompt, text_fields, precision, max_tokens, must_exist)
+    found = [spec for spec in specs if request.matches(spec)]
+    return Resolved(dataset, request, found, specs, describe_request(request))
 
 
-def _read(dataset: Dataset, key: str) -> ItemEmbeddings:
-    folder = dataset.embeddings_dir / key
-    spec = artifacts.read_json(folder / SPEC_FILE)
-    keys = read_index(folder, dataset.texts_fingerprint(spec["fields"]))
-    store = Store(folder)
+@dataclass
+class Resolved:
+    """One request on one dataset, looked up once: `load` what is there, or `complete` it.
+
+    `found` are the specifications, among all `specs` of the dataset's stores, that answer the request.
+    """
+
+    dataset: Dataset
+    request: Request | None  # None: a store's key that is not there
+    found: list[Spec]
+    specs: list[Spec]
+    what: str
+    stores: dict[str, Store] = field(default_factory=dict)  # opened so far; each shard is read once
+
+    def load(self) -> ItemEmbeddings:
+        """Read the embeddings; errors as of `load_embeddings`."""
+        spec = self._finished()
+        store = self._store(spec)
+        keys = read_index(store.folder, self._fingerprint(spec))
+        return _of_store(self.dataset, spec, store, keys)
+
+    def complete(
+        self,
+        device: str = "auto",
+        batch_size: int = 64,
+        progress: bool = True,
+        trust_remote_code: bool = False,
+    ) -> ItemEmbeddings:
+        """Encode what is missing, then read the embeddings; arguments and errors as of `embed`."""
+        if batch_size < 1:
+            raise ConfigError(f"batch_size={batch_size} must be at least 1")
+        start, target = time.perf_counter(), hardware.pick_device(device)
+        if self.request is None:
+            self._finished()  # raises: what to run cannot be told from a key
+        request = self.request
+        assert request is not None
+        rendered = request.template.render_all(self.dataset.items)
+        keys = [None if text is None else text_key(text) for text in rendered]
+        texts = {key: text for key, text in zip(keys, rendered, strict=True) if key and text is not None}
+        if not texts:
+            raise DataError(
+                f"none of the {len(keys):,} items has text in the fields {', '.join(request.fields)}"
+            )
+        spec, model = self._specify(request, texts, target, trust_remote_code)
+        store = self._store(spec)
+
+        def name_of(key: bytes) -> str:
+            item_id = self.dataset.item_ids[keys.index(key)]
+            return f"item {item_id!r} ({texts[key].removeprefix(request.prompt)[:60]!r})"
+
+        encoded, encode_seconds = complete_store(
+            store,
+            spec,
+            texts,
+            lambda: make_encoder(spec, model, target, trust_remote_code),
+            batch_size,
+            name_of,
+            progress,
+        )
+        write_index(store.folder, self._fingerprint(spec), keys)
+        result = _of_store(self.dataset, spec, store, keys)
+        result.stats.update(
+            encoded=encoded,
+            reused=len(texts) - encoded,
+            encode_seconds=encode_seconds,
+            seconds=time.perf_counter() - start,
+        )
+        if cut := result.stats["truncated"]:
+            warnings.warn(
+                f"{cut:,} item texts were cut to max_tokens={spec['max_tokens']}, or to what the model reads at once",
+                stacklevel=3,
+            )
+        return result
+
+    def _finished(self) -> Spec:
+        """Specification of the one finished store that answers the request."""
+        done = [s for s in self.found if index_path(self._folder(s), self._fingerprint(s)).is_file()]
+        if len(done) == 1:
+            return done[0]
+        if done:
+            listed = "; ".join(f"{s['key']} ({describe_spec(s)})" for s in done)
+            raise AmbiguousError(
+                f"{len(done)} sets of embeddings match {self.what}: {listed}. Choose one by its key, for "
+                f"example item_llm={done[0]['key']} (--set item_llm={done[0]['key']}), or delete the others' "
+                f"folders in {self.dataset.embeddings_dir}"
+            )
+        command = self.request.command(self.dataset.path) if self.request else "hllm embed"
+        if self.found:
+            raise ArtifactError(f"embeddings of {self.what} are not finished for these items; run: {command}")
+        others = "; ".join(describe_spec(s) for s in self.specs)
+        raise ArtifactError(
+            f"no embeddings of {self.what}"
+            + (f" (there are: {others})" if others else "")
+            + f"; run: {command}"
+        )
+
+    def _specify(
+        self, request: Request, texts: dict[bytes, str], device: torch.device, trust_remote_code: bool
+    ) -> tuple[Spec, ModelFolder | None]:
+        """The specification to complete, and the model for it (None: a control, or nothing is missing).
+
+        What the dataset already has is continued: the same source, revision and precision, so that a
+        rerun encodes nothing and needs no network. A local folder is always hashed, as it may have changed.
+        """
+        if not request.kind.is_language_model:
+            return self._new_spec(request, None, device), None
+        earlier = self.found[0] if len(self.found) == 1 else None
+        if earlier and not is_local(request.model) and texts.keys() <= self._store(earlier).rows.keys():
+            return earlier, None
+        from hllm.items.encoders.hub import find_model
+
+        source, revision = (earlier["source"], earlier["revision"]) if earlier else (None, None)
+        model = find_model(request.model, trust_remote_code, source, revision)
+        known = earlier or {}
+        request = replace(
+            request,
+            precision=request.precision
+            or known.get("precision")
+            or auto_precision(device, self.dataset.embeddings_dir),
+            max_tokens=request.max_tokens or known.get("max_tokens", MAX_TOKENS),
+        )
+        return self._new_spec(request, model, device), model
+
+    def _new_spec(self, request: Request, model: ModelFolder | None, device: torch.device) -> Spec:
+        fingerprint = self.dataset.texts_fingerprint(request.fields)
+        spec = {
+            "model": request.model,
+            "source": model.source if model else "control",
+            "revision": model.revision if model else None,
+            "weights": model.weights if model else None,
+            "prompt": request.prompt,
+            "fields": list(request.fields),
+            "pooling": request.pooling,
+            "precision": request.precision,
+            "max_tokens": request.max_tokens,
+            "catalogue": fingerprint if request.kind.of_catalogue else None,
+        }
+        made_with = {"device": str(device), "versions": hardware.describe_versions()}
+        return {"key": spec_key(spec), **spec, "made_with": made_with}
+
+    def _folder(self, spec: Spec) -> Path:
+        return self.dataset.embeddings_dir / str(spec["key"])
+
+    def _store(self, spec: Spec) -> Store:
+        key = spec["key"]
+        if key not in self.stores:
+            self.stores[key] = Store(self._folder(spec))
+        return self.stores[key]
+
+    def _fingerprint(self, spec: Spec) -> str:
+        return self.dataset.texts_fingerprint(spec["fields"])
+
+
+def _of_store(dataset: Dataset, spec: Spec, store: Store, keys: Sequence[bytes | None]) -> ItemEmbeddings:
+    """The vectors of a catalogue whose token i + 1 has the text with key `keys[i]`."""
     lost = sum(key is not None and key not in store.rows for key in keys)
     if len(keys) != dataset.n_catalogue or lost:
         damaged = f", {len(store.damaged)} files are damaged" if store.damaged else ""
         raise ArtifactError(
-            f"embeddings in {folder} do not cover the dataset's {dataset.n_catalogue:,} items ({lost:,} are "
-            f"missing{damaged}); run `hllm embed` again with the same options: it encodes only these"
+            f"embeddings in {store.folder} do not cover the dataset's {dataset.n_catalogue:,} items ({lost:,} "
+            f"are missing{damaged}); run `hllm embed` again with the same options: it encodes only these"
         )
     has_text = np.array([False, *(key is not None for key in keys)])
     present = [key for key in keys if key is not None]
+    spec = {**(read_spec(store.folder) or spec), "dim": store.dim}
     vectors = np.zeros((len(keys) + 1, spec["dim"]), dtype=np.float32)
-    vectors[has_text] = store.vectors(present)
+    rows = store.take(present)
+    vectors[has_text] = rows.vectors
     stats = {
-        "truncated": int(store.truncated(present).sum()),
+        "truncated": int(rows.truncated.sum()),
         "without_text": len(keys) - len(present),
-        "folder": str(folder),
+        "folder": str(store.folder),
     }
     return ItemEmbeddings(vectors, has_text, spec, stats)

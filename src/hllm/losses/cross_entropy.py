@@ -1,73 +1,224 @@
-"""Full cross entropy over the training items, in chunks of tokens.
+"""Full cross entropy over the training items, in tiles of positions x items.
 
-The logits of one chunk are made, used for the loss and for both gradients, and dropped. So the
-largest float32 tensor is one chunk of logits, whatever the batch; and each logit is computed
-once, not twice (the loss is a scalar: its gradients only scale with what arrives in backward).
+At most CHUNK_LOGITS logits exist at a time, whatever the batch and the catalogue. Where a good
+number of positions fits against all items at once, a tile spans the items and each logit is computed
+once: the loss is a scalar, so its gradients only scale with what arrives in backward. A larger
+catalogue is cut along the items too: one pass over the tiles gives the normaliser (an online
+log-sum-exp, Milakov and Gimelshein, 2018), and a second computes them again for the gradients.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 CHUNK_LOGITS = 1 << 25  # logits held at once: 128 MiB in float32
+# With fewer positions against all items at once, adding to the items' gradient so often costs more than
+# computing the logits twice.
+LEAST_POSITIONS = 256
+# Most positions and logits of a tile cut along both axes: a CPU is faster within its caches, a GPU with
+# launches that last.
+TILES = {"cpu": (1024, 1 << 21), "cuda": (4096, CHUNK_LOGITS)}
 
 
 def cross_entropy(
-    queries: Tensor, items: Tensor, targets: Tensor, label_smoothing: float = 0.0, chunk: int | None = None
+    queries: Tensor,
+    items: Tensor,
+    targets: Tensor,
+    label_smoothing: float = 0.0,
+    chunk: int | None = None,
+    *,
+    item_chunk: int | None = None,
+    count: Tensor | None = None,
 ) -> Tensor:
     """Mean, over the positions that have a target, of the cross entropy of `queries @ items.T`.
 
     queries (T, d) and items (M, d), float32 or float64; targets int64 (T,) rows of `items`, -1
     where there is nothing to predict (such positions get no loss and no gradient).
     Label smoothing spreads its share evenly over all M items, as torch's does. Under autocast the
-    matrix products take bf16 operands with float32 accumulators. `chunk` = positions per chunk.
+    matrix products take bf16 operands with float32 accumulators.
+
+    chunk, item_chunk   positions and items per tile; both None: chosen. With one of them alone
+                        a tile spans all of the other
+    count               scalar tensor, targets in the whole batch of which these are a part (ranks,
+                        accumulation): the sum is divided by it. None: the targets here
+
+    Where items are cut too, backward scales their gradient in place, so it can run only once.
     """
-    if chunk is None:
-        chunk = max(1, CHUNK_LOGITS // max(1, items.shape[0]))
-    return _ChunkedCrossEntropy.apply(queries, items, targets, label_smoothing, chunk)
+    t, m = queries.shape[0], items.shape[0]
+    if chunk is None and item_chunk is None:
+        chunk, item_chunk = tile_shape(t, m, queries.device.type)
+    chunk, item_chunk = chunk or max(t, 1), item_chunk or max(m, 1)
+    return _TiledCrossEntropy.apply(queries, items, targets, label_smoothing, chunk, item_chunk, count)
 
 
-class _ChunkedCrossEntropy(torch.autograd.Function):
+def tile_shape(t: int, m: int, device_type: str = "cuda") -> tuple[int, int]:
+    """Positions and items of a tile of at most CHUNK_LOGITS logits, for `t` positions and `m` items."""
+    positions = CHUNK_LOGITS // max(1, m)
+    if positions >= min(t, LEAST_POSITIONS):
+        return max(1, positions), max(1, m)
+    positions, logits = TILES.get(device_type, TILES["cuda"])
+    logits = min(logits, CHUNK_LOGITS)
+    positions = min(t, positions, logits)
+    return positions, min(m, logits // positions)
+
+
+class _TiledCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, queries, items, targets, smoothing, chunk):  # type: ignore[no-untyped-def]
-        device = queries.device.type
-        wide = queries.dtype
+    def forward(ctx, queries, items, targets, smoothing, chunk, item_chunk, count):  # type: ignore[no-untyped-def]
+        device, wide = queries.device.type, queries.dtype
         narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else wide
-        n, m = queries.shape[0], items.shape[0]
-        item_operand = items.to(narrow)
-        grad_queries = torch.empty_like(queries)
-        grad_items = torch.zeros_like(items)
-        total = queries.new_zeros(())
-        count = (targets >= 0).sum().clamp(min=1)
+        # Frozen items need no gradient: a third of the products, and M x d numbers.
+        grad_items = torch.zeros_like(items) if ctx.needs_input_grad[1] else None
         with torch.autocast(device, enabled=False):
-            for first in range(0, n, chunk):
-                part = slice(first, min(first + chunk, n))
-                q, t = queries[part].to(narrow), targets[part].clamp(min=0)
-                valid = (targets[part] >= 0).to(wide)  # (C,)
-                logits = matmul_wide(q, item_operand.T, wide)  # (C, M)
-                log_norm = torch.logsumexp(logits, dim=1)
-                hit = logits.gather(1, t.unsqueeze(1)).squeeze(1)
-                loss = log_norm - (1 - smoothing) * hit
-                if smoothing:
-                    loss -= smoothing * logits.mean(1)
-                total += loss @ valid
-                # d loss / d logits = softmax - smoothed one-hot; reuses the logits' memory.
-                grad = logits.sub_(log_norm.unsqueeze(1)).exp_()
-                if smoothing:
-                    grad.sub_(smoothing / m)
-                grad.scatter_add_(1, t.unsqueeze(1), grad.new_full((t.shape[0], 1), smoothing - 1.0))
-                grad = grad.mul_(valid.unsqueeze(1)).to(narrow)
-                grad_queries[part] = matmul_wide(grad, item_operand, wide)
-                grad_items += matmul_wide(grad.T, q, wide)
+            if item_chunk >= items.shape[0]:
+                total, grad_queries = one_pass(queries, items, targets, smoothing, narrow, chunk, grad_items)
+            else:
+                shape = (chunk, item_chunk)
+                total, grad_queries = two_passes(
+                    queries, items, targets, smoothing, narrow, shape, grad_items
+                )
+        count = divisor(targets, count)
         ctx.save_for_backward(grad_queries, grad_items, count)
+        ctx.in_place = item_chunk < items.shape[0]
         return total / count
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         grad_queries, grad_items, count = ctx.saved_tensors
         scale = grad / count
-        return grad_queries * scale, grad_items * scale, None, None, None
+        if grad_items is not None:
+            grad_items = grad_items.mul_(scale) if ctx.in_place else grad_items * scale
+        return (grad_queries * scale, grad_items) + (None,) * 5
+
+
+def divisor(targets: Tensor, count: Tensor | None) -> Tensor:
+    """What a summed loss is divided by, (): `count` if given, else the number of targets here; 1 at least."""
+    return ((targets >= 0).sum() if count is None else count.detach()).clamp(min=1)
+
+
+def one_pass(
+    queries: Tensor,
+    items: Tensor,
+    targets: Tensor,
+    smoothing: float,
+    narrow: torch.dtype,
+    chunk: int,
+    grad_items: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Summed loss () and its gradient with respect to the queries (T, d); that of the items is added
+    to `grad_items` (M, d). Tiles of `chunk` positions x all items."""
+    wide, m = queries.dtype, items.shape[0]
+    operand = items.to(narrow)
+    total, grad_queries = queries.new_zeros(()), torch.empty_like(queries)
+    for part in slices(queries.shape[0], chunk):
+        q, t = queries[part].to(narrow), targets[part].clamp(min=0)
+        valid = (targets[part] >= 0).to(wide)  # (C,)
+        logits = matmul_wide(q, operand.T, wide)  # (C, M)
+        log_norm = torch.logsumexp(logits, dim=1)
+        hit = logits.gather(1, t.unsqueeze(1)).squeeze(1)
+        loss = log_norm - (1 - smoothing) * hit
+        if smoothing:
+            loss -= smoothing * logits.mean(1)
+        total += loss @ valid
+        # d loss / d logits = softmax - smoothed one-hot; reuses the logits' memory.
+        grad = logits.sub_(log_norm.unsqueeze(1)).exp_()
+        if smoothing:
+            grad.sub_(smoothing / m)
+        grad.scatter_add_(1, t.unsqueeze(1), grad.new_full((t.shape[0], 1), smoothing - 1.0))
+        grad = grad.mul_(valid.unsqueeze(1)).to(narrow)
+        grad_queries[part] = matmul_wide(grad, operand, wide)
+        if grad_items is not None:
+            grad_items += matmul_wide(grad.T, q, wide)
+        del logits, grad  # before the next tile is made
+    return total, grad_queries
+
+
+def two_passes(
+    queries: Tensor,
+    items: Tensor,
+    targets: Tensor,
+    smoothing: float,
+    narrow: torch.dtype,
+    shape: tuple[int, int],
+    grad_items: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """As `one_pass`, in tiles of `shape` = (positions, items).
+
+    Smoothing adds terms that are the same for all items, so they need no tile: the mean logit is the
+    product with the mean item, and the gradients of it are sums over items and over positions.
+    """
+    wide, m = queries.dtype, items.shape[0]
+    total, grad_queries = queries.new_zeros(()), torch.zeros_like(queries)
+    mean_item = torch.zeros_like(items[0])
+    if smoothing:
+        for columns in slices(m, shape[1]):
+            mean_item += items[columns].to(narrow).sum(0, dtype=wide) / m
+    for part in slices(queries.shape[0], shape[0]):
+        q, t = queries[part].to(narrow), targets[part]
+        valid = (t >= 0).to(wide)
+        log_norm, hit = normalisers(q, items, t, wide, shape[1])
+        loss = log_norm - (1 - smoothing) * hit - smoothing * (q.to(wide) @ mean_item)
+        total += loss @ valid
+        log_norm = log_norm.masked_fill(t < 0, float("inf"))  # so that their softmax is 0
+        at_target = (hit - log_norm).exp() - (1 - smoothing)  # (C,)
+        grad_part = grad_queries[part]
+        for columns in slices(m, shape[1]):
+            operand = items[columns].to(narrow)
+            grad = tile_gradient(q, operand, t - columns.start, log_norm, at_target)
+            grad_part += matmul_wide(grad, operand, wide)
+            if grad_items is not None:
+                grad_items[columns] += matmul_wide(grad.T, q, wide)
+            del grad  # before the next tile is made
+        if smoothing:
+            grad_part -= smoothing * valid.unsqueeze(1) * mean_item
+            if grad_items is not None:
+                grad_items -= (smoothing / m) * (valid @ q.to(wide))
+    return total, grad_queries
+
+
+def normalisers(
+    q: Tensor, items: Tensor, targets: Tensor, wide: torch.dtype, item_chunk: int
+) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp over all items (C,) and the target's logit (C,), 0 without a target, in one pass."""
+    peak = q.new_full((q.shape[0],), float("-inf"), dtype=wide)
+    total, hit = torch.zeros_like(peak), torch.zeros_like(peak)
+    for columns in slices(items.shape[0], item_chunk):
+        logits = matmul_wide(q, items[columns].to(q.dtype).T, wide)
+        column, inside = within(targets - columns.start, logits.shape[1])
+        hit = torch.where(inside, logits.gather(1, column).squeeze(1), hit)
+        higher = torch.maximum(peak, logits.amax(1))
+        total = total * (peak - higher).exp() + logits.sub_(higher.unsqueeze(1)).exp_().sum(1)
+        peak = higher
+        del logits  # before the next tile is made
+    return peak + total.log(), hit
+
+
+def tile_gradient(q: Tensor, operand: Tensor, targets: Tensor, log_norm: Tensor, at_target: Tensor) -> Tensor:
+    """d loss / d logits of one tile (C, W), in q's dtype: the softmax, and `at_target` (C,) at the target.
+
+    targets (C,) count from the tile's first item. The target's entry is rounded to q's dtype once:
+    a probability near 1 less 1, both rounded before, would be lost in bf16.
+    """
+    logits = matmul_wide(q, operand.T, log_norm.dtype).sub_(log_norm.unsqueeze(1))
+    grad = torch.exp(
+        logits, out=logits if q.dtype == logits.dtype else torch.empty_like(logits, dtype=q.dtype)
+    )
+    column, inside = within(targets, grad.shape[1])
+    entry = torch.where(inside.unsqueeze(1), at_target.unsqueeze(1).to(grad.dtype), grad.gather(1, column))
+    return grad.scatter_(1, column, entry)
+
+
+def within(targets: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Column (C, 1) of each target in a tile, clamped to it, and whether it lies there, bool (C,)."""
+    return targets.clamp(0, width - 1).unsqueeze(1), (targets >= 0) & (targets < width)
+
+
+def slices(n: int, size: int) -> Iterator[slice]:
+    """[0, n) in pieces of `size`, the last one shorter."""
+    return (slice(first, min(first + size, n)) for first in range(0, n, size))
 
 
 def matmul_wide(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:

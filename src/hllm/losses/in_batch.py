@@ -18,6 +18,7 @@ def in_batch(
     log_q: Tensor | None = None,
     seen: Tensor | None = None,
     chunk: int | None = None,
+    count: Tensor | None = None,
 ) -> Tensor:
     """Mean cross entropy of each target against the targets of other users of the batch.
 
@@ -25,7 +26,7 @@ def in_batch(
     negatives are the batch's targets as often as they occur there; the position's own item never
     is one, nor any target of its own user (protocol.md, "Negatives"). So popular items are
     negatives more often, which `log_q` (M,), the log of their share of training events, corrects
-    for (Yi et al., 2019). `seen` as in `sampled_softmax`.
+    for (Yi et al., 2019). `seen` and `count` as in `sampled_softmax`.
 
     n_negatives   take at most so many targets, drawn evenly anew each time; None: all T of them,
                   at a cost of T * T scores
@@ -46,4 +47,5 @@ def in_batch(
         column_users=column_users,
         seen=seen,
         chunk=chunk,
+        count=count,
     )

@@ -7,59 +7,66 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hllm.config import Config
+from hllm.losses.config import ObjectiveConfig
 from hllm.losses.cross_entropy import cross_entropy
 from hllm.losses.in_batch import in_batch
-from hllm.losses.sampled import draw, history_keys, sampled_softmax
-from hllm.packing import Batch, segment_ids
-
-DRAWN = 512  # negatives a step where the configuration leaves their number open
+from hllm.losses.sampled import history_keys, sampled_softmax
+from hllm.packing import Batch, ItemView, segment_ids
 
 
 class Objective(Protocol):
-    """queries (T, d), items (M, d), targets int64 (T,) rows of items or -1, the batch, and each
-    token's row among the items int64 (n + 1,) -> loss ()."""
+    """queries (T, w), classes (C, w), the batch and its view -> loss (), the sum over the batch's targets divided by
+    `batch.n_targets`, or by their own number where that is None."""
 
-    def __call__(
-        self, queries: Tensor, items: Tensor, targets: Tensor, batch: Batch, item_rows: Tensor
-    ) -> Tensor: ...
+    def __call__(self, queries: Tensor, classes: Tensor, batch: Batch, view: ItemView) -> Tensor: ...
 
 
-def make_objective(config: Config, counts: Tensor) -> Objective:
-    """The loss that `config` asks for; `counts` int64 (M,) training events of each item of the loss."""
+def make_objective(config: ObjectiveConfig) -> Objective:
+    """The loss that `config` asks for."""
     if config.loss in ("cross_entropy", "nce"):
 
-        def full(queries: Tensor, items: Tensor, targets: Tensor, batch: Batch, item_rows: Tensor) -> Tensor:
-            return cross_entropy(queries / config.loss_temperature, items, targets, config.label_smoothing)
+        def full(queries: Tensor, classes: Tensor, batch: Batch, view: ItemView) -> Tensor:
+            queries = queries / config.loss_temperature
+            return cross_entropy(
+                queries, classes, view.targets, config.label_smoothing, count=batch.n_targets
+            )
 
         return full
 
-    share = counts.double() / counts.sum()
-    if config.loss == "sampled" and config.negatives_by == "uniform":
-        share = torch.full_like(share, 1 / len(share))
-    log_q = share.log().float() if config.logq else None
-    cdf = share.cumsum(0)
-
-    def with_negatives(
-        queries: Tensor, items: Tensor, targets: Tensor, batch: Batch, item_rows: Tensor
-    ) -> Tensor:
+    def with_negatives(queries: Tensor, classes: Tensor, batch: Batch, view: ItemView) -> Tensor:
         users = users_of_tokens(batch)
-        seen = history_keys(users, item_rows[batch.tokens], len(items)) if config.mask_history else None
+        seen = history_keys(users, view.inputs, len(classes)) if config.mask_history else None
         queries = queries / config.loss_temperature
         if config.loss == "in_batch":
             return in_batch(
-                queries, items, targets, users, n_negatives=config.n_negatives, log_q=log_q, seen=seen
+                queries,
+                classes,
+                view.targets,
+                users,
+                n_negatives=config.n_negatives,
+                log_q=view.log_q,
+                seen=seen,
+                count=batch.n_targets,
             )
-        columns = draw(cdf, config.n_negatives or DRAWN)
-        return sampled_softmax(queries, items, targets, columns, log_q=log_q, users=users, seen=seen)
+        assert view.negatives is not None
+        return sampled_softmax(
+            queries,
+            classes,
+            view.targets,
+            view.negatives,
+            log_q=view.log_q,
+            users=users,
+            seen=seen,
+            count=batch.n_targets,
+        )
 
     return with_negatives
 
 
 def users_of_tokens(batch: Batch) -> Tensor:
-    """User int64 (T,) of every position of the batch, -1 for left-over positions of a captured step.
+    """User int64 (T,) of every position of the batch, -1 for left-over positions of a padded batch.
 
-    Where attention's rows are planned they say it (`offsets` are not kept up in a captured step).
+    Where attention's rows are planned they say it: the offsets of a padded batch leave no room for those.
     """
     if batch.rows is None:
         return batch.users[segment_ids(batch.offsets, batch.n_tokens)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hllm.losses.cross_entropy import CHUNK_LOGITS, matmul_wide
+from hllm.losses.cross_entropy import CHUNK_LOGITS, divisor, matmul_wide, slices
 
 
 def sampled_softmax(
@@ -23,6 +23,7 @@ def sampled_softmax(
     column_users: Tensor | None = None,
     seen: Tensor | None = None,
     chunk: int | None = None,
+    count: Tensor | None = None,
 ) -> Tensor:
     """Mean cross entropy of each position's target against the negatives `columns`.
 
@@ -36,30 +37,34 @@ def sampled_softmax(
     users         int64 (T,) user of each position; needed by the next two
     column_users  int64 (K,): no column counts against a position of its own user
     seen          int64 (N,), sorted, from `history_keys`: nor does an item of the user's history
+    count         scalar tensor, as in `cross_entropy`: targets of the whole batch; None: those here
 
     Under autocast matrix products take bf16 operands with float32 accumulators. At most `chunk`
-    positions' scores exist at a time.
+    positions' scores exist at a time. Products cost T x K x d whatever M is; only the gradient of
+    `items` has M rows, so pass the batch's own items where the catalogue is large.
     """
     if chunk is None:
         chunk = max(1, CHUNK_LOGITS // max(1, columns.shape[0]))
-    return _SampledSoftmax.apply(queries, items, targets, columns, log_q, users, column_users, seen, chunk)
+    assert log_q is None or log_q.shape == items.shape[:1], "log_q has one entry for each row of items"
+    return _SampledSoftmax.apply(
+        queries, items, targets, columns, log_q, users, column_users, seen, chunk, count
+    )
 
 
 class _SampledSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]
-        ctx, queries, items, targets, columns, log_q, users, column_users, seen, chunk
+        ctx, queries, items, targets, columns, log_q, users, column_users, seen, chunk, count
     ):
         device, wide = queries.device.type, queries.dtype
         narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else wide
-        grad_queries, grad_items = torch.empty_like(queries), torch.zeros_like(items)
-        total, count = queries.new_zeros(()), (targets >= 0).sum().clamp(min=1)
+        grad_queries, total = torch.empty_like(queries), queries.new_zeros(())
+        grad_items = torch.zeros_like(items) if ctx.needs_input_grad[1] else None
         column_rows = columns.clamp(min=0)
         negatives = items[column_rows].to(narrow)  # (K, d)
         grad_negatives = items.new_zeros(negatives.shape)
         with torch.autocast(device, enabled=False):
-            for first in range(0, queries.shape[0], chunk):
-                part = slice(first, min(first + chunk, queries.shape[0]))
+            for part in slices(queries.shape[0], chunk):
                 q, t = queries[part].to(narrow), targets[part].clamp(min=0)
                 valid = (targets[part] >= 0).to(wide)  # (C,)
                 own = items[t].to(narrow).to(wide)  # (C, d)
@@ -77,9 +82,13 @@ class _SampledSoftmax(torch.autograd.Function):
                 grad = scores.sub_(log_norm.unsqueeze(1)).exp_().mul_(valid.unsqueeze(1)).to(narrow)
                 grad_hit = (((hit - log_norm).exp() - 1) * valid).unsqueeze(1)  # (C, 1)
                 grad_queries[part] = matmul_wide(grad, negatives, wide) + grad_hit * own
-                grad_negatives += matmul_wide(grad.T, q, wide)
-                grad_items.index_add_(0, t, grad_hit * q.to(wide))
-            grad_items.index_add_(0, column_rows, grad_negatives)
+                if grad_items is not None:
+                    grad_negatives += matmul_wide(grad.T, q, wide)
+                    grad_items.index_add_(0, t, grad_hit * q.to(wide))
+                del scores, grad  # before the next chunk is made
+            if grad_items is not None:
+                grad_items.index_add_(0, column_rows, grad_negatives)
+        count = divisor(targets, count)
         ctx.save_for_backward(grad_queries, grad_items, count)
         return total / count
 
@@ -87,7 +96,8 @@ class _SampledSoftmax(torch.autograd.Function):
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         grad_queries, grad_items, count = ctx.saved_tensors
         scale = grad / count
-        return (grad_queries * scale, grad_items * scale) + (None,) * 7
+        grad_items = None if grad_items is None else grad_items * scale
+        return (grad_queries * scale, grad_items) + (None,) * 8
 
 
 def left_out(

@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hllm.models.attention import attend
+from hllm.models.attention import Layout, attend
 from hllm.models.relbias import RelativePositionBias
-from hllm.packing import Rows
 
 
 class RMSNorm(nn.RMSNorm):
@@ -28,10 +27,10 @@ class Attention(nn.Module):
         self.out = nn.Linear(d_model, d_model, bias=False)
         self.bias = RelativePositionBias(n_heads, max_distance)
 
-    def forward(self, x: Tensor, rows: Rows, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
         t, d = x.shape
         q, k, v = self.qkv(x).view(t, 3, self.n_heads, d // self.n_heads).unbind(1)  # (T, H, D)
-        mixed = attend(q, k, v, rows, mask, self.bias(mask.shape[-1]))
+        mixed = attend(q, k, v, layout, self.bias(layout.length))
         return self.out(mixed.reshape(t, d))
 
 
@@ -67,8 +66,8 @@ class GatedBlock(nn.Module):
         self.ffn_gate = nn.Linear(d_model, d_model)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, rows: Rows, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
         h = self.attention_norm(x)
-        x = x + self.dropout(torch.sigmoid(self.attention_gate(h)) * self.attention(h, rows, mask))
+        x = x + self.dropout(torch.sigmoid(self.attention_gate(h)) * self.attention(h, layout))
         h = self.ffn_norm(x)
         return x + self.dropout(torch.sigmoid(self.ffn_gate(h)) * self.ffn(h))

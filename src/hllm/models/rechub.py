@@ -3,7 +3,7 @@
     item vectors (T, d) + position + time -> pre-norm blocks -> hidden (T, d)
 
 Item vectors are the item LLM's own, frozen. Parameters have torch-rechub's names, so weights move
-both ways (`rechub_weights`, `load_rechub_weights`). What differs from compat/rechub, which repeats
+both ways (models/rechub_weights.py). What differs from compat/rechub, which repeats
 the original over padded windows: nobody attends to padding, and a window is read once for all of
 its targets instead of once for each.
 
@@ -16,21 +16,14 @@ for the letter of the original, and "previous" (the gap since the event before) 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hllm.config import Config, heads_of
-from hllm.errors import ArtifactError
-from hllm.models.attention import attend, attention_mask
-from hllm.models.relbias import by_distance_matrix
-from hllm.packing import Batch, Rows, make_rows
-
-if TYPE_CHECKING:
-    from hllm.models.hllm import HLLM
+from hllm.models.attention import Layout, attend, make_layout
+from hllm.models.config import ScorerConfig, UsersConfig
+from hllm.packing import Rows, Signals
+from hllm.settings import heads_of
 
 BIAS_BUCKETS = 32
 
@@ -46,19 +39,19 @@ class RechubBlock(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, rows: Rows, mask: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, bias: Tensor) -> Tensor:
         h = self.norm1(x)
         q, k, v = (
             project(h).unflatten(-1, (self.n_heads, -1)) for project in (self.W_Q, self.W_K, self.W_V)
         )  # (T, H, d / H)
         drop = self.dropout.p if self.training else 0.0
-        mixed = attend(q, k, v, rows, mask, bias, dropout=drop).flatten(1)  # (T, d)
+        mixed = attend(q, k, v, layout, bias, dropout=drop).flatten(1)  # (T, d)
         x = x + self.dropout(self.W_O(mixed))
         return x + self.ffn(self.norm2(x))
 
 
-class RelPosBias(nn.Module):
-    """Bias (H, L, L) per head and bucket of distance: 32 buckets spread evenly over `max_len`."""
+class BucketedDistanceBias(nn.Module):
+    """Bias (H, L) per head and bucket of distance: 32 buckets spread evenly over `max_len`."""
 
     def __init__(self, n_heads: int, max_len: int) -> None:
         super().__init__()
@@ -68,46 +61,46 @@ class RelPosBias(nn.Module):
     def forward(self, length: int) -> Tensor:
         distance = torch.arange(length, device=self.rel_pos_bias_table.device).clamp(max=self.max_len)
         bucket = distance * (BIAS_BUCKETS - 1) // self.max_len  # (L,)
-        return by_distance_matrix(F.embedding(bucket, self.rel_pos_bias_table).T)
+        return F.embedding(bucket, self.rel_pos_bias_table).T
 
 
 class RechubUserModel(nn.Module):
     """Item vectors (T, d) of packed windows to hidden states (T, d), one per position."""
 
-    def __init__(self, config: Config, d_model: int) -> None:
+    def __init__(self, users: UsersConfig, scorer: ScorerConfig, d_model: int, max_len: int | None) -> None:
         super().__init__()
-        assert isinstance(config.max_len, int)  # a position has a vector
-        n_heads = heads_of(d_model, config.n_heads)
-        self.max_len = config.max_len
-        self.unit = config.scorer == "cosine"
-        self.time_from = config.time_embedding
-        self.num_time_buckets, self.time_bucket_fn = config.num_time_buckets, config.time_bucket_fn
-        self.position_embedding = nn.Embedding(config.max_len, d_model)
+        assert max_len is not None  # a position has a vector
+        self.n_heads = heads_of(d_model, users.n_heads)
+        self.max_len = max_len
+        self.unit = scorer.scorer == "cosine"
+        self.time_from = users.time_embedding
+        self.num_time_buckets, self.time_bucket_fn = users.num_time_buckets, users.time_bucket_fn
+        self.position_embedding = nn.Embedding(max_len, d_model)
         if self.time_from != "none":
             # Row 0 is "now". As in the original it is never trained, since padding shares it there.
-            self.time_embedding = nn.Embedding(config.num_time_buckets + 1, d_model, padding_idx=0)
+            self.time_embedding = nn.Embedding(users.num_time_buckets + 1, d_model, padding_idx=0)
         self.transformer_blocks = nn.ModuleList(
-            RechubBlock(d_model, n_heads, config.dropout) for _ in range(config.n_layers)
+            RechubBlock(d_model, self.n_heads, users.dropout) for _ in range(users.n_layers)
         )
-        self.rel_pos_bias = RelPosBias(n_heads, config.max_len)
-        self.dropout = nn.Dropout(config.dropout)
+        self.rel_pos_bias = BucketedDistanceBias(self.n_heads, max_len)
+        self.dropout = nn.Dropout(users.dropout)
+        reset_parameters(self)
 
-    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+    def forward(self, x: Tensor, rows: Rows, signals: Signals) -> Tensor:
         if self.unit:
             x = F.normalize(x, dim=-1)  # (T, d): what is compared by direction enters by direction
-        rows = batch.rows or make_rows(batch)
         ends = window_ends(rows)  # (T,): slot of each token's last event
         position = (self.max_len - 1 - (ends - rows.slots)).clamp(min=0)
         x = x + self.position_embedding(position)
         if self.time_from != "none":
-            seconds = self._seconds(batch.times, rows, ends)
+            seconds = self._seconds(signals.times, rows, ends)
             bucket = time_buckets(seconds, self.num_time_buckets - 1, self.time_bucket_fn)
             x = x + self.time_embedding(bucket)
         x = self.dropout(x)
-        mask = attention_mask(rows)  # (B, 1, R, R)
-        bias = self.rel_pos_bias(mask.shape[-1])  # (H, R, R), the same in every layer
+        layout = make_layout(rows, self.n_heads)
+        bias = self.rel_pos_bias(layout.length)  # (H, R), the same in every layer
         for block in self.transformer_blocks:
-            x = block(x, rows, mask, bias)  # (T, d)
+            x = block(x, layout, bias)  # (T, d)
         return x
 
     def _seconds(self, times: Tensor, rows: Rows, ends: Tensor) -> Tensor:
@@ -119,10 +112,6 @@ class RechubUserModel(nn.Module):
         segments = rows.segments.flatten()
         first = (segments[before] != segments[rows.slots]) | (rows.slots == 0)
         return (times - grid[before]).masked_fill(first, 0)
-
-    def reset_parameters(self) -> None:
-        """The original's start."""
-        reset_parameters(self)
 
 
 def feed_forward(d_model: int, dropout: float) -> nn.Sequential:
@@ -173,44 +162,3 @@ def time_buckets(
     t = t.clamp(min=1e-6)
     t = torch.sqrt(t) if fn == "sqrt" else torch.log(t)
     return (t / divisor).clamp(min=0, max=top).long()
-
-
-def rechub_weights(network: HLLM) -> dict[str, Tensor]:
-    """The network's weights as torch-rechub's `model.pth` has them: its names, vectors row = token.
-
-    Added items are included. Raises ArtifactError for a network that is not torch-rechub's model.
-    """
-    model = _user_model(network)
-    vectors = network.source.text
-    table = F.normalize(vectors, dim=-1) if model.unit else vectors
-    return {"item_embeddings": table.detach().clone()} | {k: v.clone() for k, v in model.state_dict().items()}
-
-
-def load_rechub_weights(network: HLLM, weights: Mapping[str, Tensor]) -> None:
-    """Take over the weights of a `model.pth` (formats.rechub.read_model).
-
-    Item vectors are replaced too where their number and width agree. Raises ArtifactError, naming
-    the first difference, where the weights are another model's.
-    """
-    model = _user_model(network)
-    vectors = weights.get("item_embeddings")
-    if vectors is None:
-        raise ArtifactError(f"no item_embeddings among the weights, but {', '.join(list(weights)[:3])}")
-    if vectors.shape != network.source.text.shape:
-        raise ArtifactError(
-            f"item_embeddings have shape {tuple(vectors.shape)}, this dataset's {tuple(network.source.text.shape)}: "
-            "the weights were trained on other data or with another item LLM"
-        )
-    try:
-        model.load_state_dict({k: v for k, v in weights.items() if k != "item_embeddings"})
-    except RuntimeError as err:
-        reason = str(err).splitlines()[-1].strip()
-        raise ArtifactError(f"the weights do not fit: {reason}; check max_len, n_layers, n_heads") from err
-    network.source.text.copy_(vectors)
-    network.train(network.training)
-
-
-def _user_model(network: HLLM) -> RechubUserModel:
-    if not isinstance(network.user_model, RechubUserModel):
-        raise ArtifactError("model.pth holds torch-rechub's model; train with preset rechub or rechub-doc")
-    return network.user_model

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 
 class RelativePositionBias(nn.Module):
-    """Bias (H, L, L) from distances i - j >= 0; distances past `max_distance` share one entry.
+    """Bias (H, L) by distance i - j >= 0; distances past `max_distance` share one entry.
 
     As in T5 (Raffel et al., 2020) and HSTU (Zhai et al., 2024), with one entry per distance
-    instead of logarithmic buckets. Pairs with j > i, which causal attention never uses, get zero.
+    instead of logarithmic buckets.
     """
 
     def __init__(self, n_heads: int, max_distance: int) -> None:
@@ -18,11 +18,11 @@ class RelativePositionBias(nn.Module):
         self.table = nn.Parameter(torch.zeros(n_heads, max_distance + 1))
 
     def forward(self, length: int) -> Tensor:
-        """Bias (H, length, length) in the table's dtype."""
+        """Bias (H, length) of distances 0 to length - 1, in the table's dtype."""
         n_heads, size = self.table.shape
         near = self.table[:, : min(size, length)]
         far = self.table[:, -1:].expand(n_heads, length - near.shape[1])
-        return by_distance_matrix(torch.cat((near, far), dim=1))
+        return torch.cat((near, far), dim=1)
 
 
 def by_distance_matrix(by_distance: Tensor) -> Tensor:
@@ -37,3 +37,10 @@ def by_distance_matrix(by_distance: Tensor) -> Tensor:
     ring = torch.cat((by_distance[:, :1], future, by_distance[:, 1:].flip(1)), dim=1)  # (H, 2L)
     shifted = ring.repeat(1, length)[:, : length * (2 * length - 1)]
     return shifted.view(n_heads, length, 2 * length - 1)[:, :, :length]
+
+
+def by_distance_block(by_distance: Tensor, first: int, last: int, stop: int) -> Tensor:
+    """Rows [first, last) and columns [0, stop) of `by_distance_matrix`, (H, last - first, stop)."""
+    i = torch.arange(first, last, device=by_distance.device).unsqueeze(1)
+    distance = i - torch.arange(stop, device=by_distance.device)
+    return by_distance[:, distance.clamp(min=0)].masked_fill(distance < 0, 0)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hllm.config import Config
+from hllm.models.config import ScorerConfig
 
 
 class CosineScorer(nn.Module):
@@ -55,7 +55,7 @@ class DotScorer(nn.Module):
         return _at_least_float32(vectors)
 
 
-def make_scorer(config: Config) -> CosineScorer | DotScorer:
+def make_scorer(config: ScorerConfig) -> CosineScorer | DotScorer:
     """The scorer that `config` asks for."""
     if config.scorer == "dot":
         return DotScorer(config.temperature)

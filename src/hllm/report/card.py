@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from hllm.artifacts import read_json, write_text
+from hllm.config import by_short_name
 from hllm.progress import duration
 
 
 def write_card(run: Path) -> Path:
     """Write RUN/README.md from config.json and metrics.json: what it is, how good, how to use it."""
     record, metrics = read_json(run / "config.json"), read_json(run / "metrics.json")
-    config, data = record["config"], record["dataset"]
+    config, data = by_short_name(record["config"]), record["dataset"]
     lines = [
         f"# {config['preset']} on {data['name']}",
         "",
@@ -53,11 +54,11 @@ def write_card(run: Path) -> Path:
 
 def _items_line(record: dict[str, Any]) -> str:
     spec = record.get("embeddings")
-    ids = record["config"]["id_embedding"]
+    config = by_short_name(record["config"])
     if spec is None:
         return "Items are known by learned ID embeddings alone."
     model = str(spec["model"])
     if spec["source"] != "control":
         model += f" (from {spec['source']}, {spec['pooling']} pooling, {spec['precision']})"
-    how = ", through a learned adapter" if record["config"]["adapter_hidden"] else ""
-    return f"Item vectors: {model}, frozen{how}{', plus learned ID embeddings' if ids else ''}."
+    how = ", through a learned adapter" if config["adapter_hidden"] else ""
+    return f"Item vectors: {model}, frozen{how}{', plus learned ID embeddings' if config['id_embedding'] else ''}."

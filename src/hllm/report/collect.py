@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hllm.artifacts import read_json, read_jsonl
+from hllm.config import by_short_name
 from hllm.errors import ArtifactError
 from hllm.progress import duration
 from hllm.report.data import Breakdown, ExampleUser, ModelResult, ReportData, Series, ShownItem, Slice
@@ -113,7 +114,7 @@ def _result_tiles(run: ModelResult, others: list[ModelResult]) -> list[tuple[str
 def _curves(
     history: list[dict[str, Any]], config: Mapping[str, Any], best: Mapping[str, Any]
 ) -> list[Series]:
-    metric = config.get("valid_metric", CHARTED_METRIC)
+    metric = by_short_name(config).get("valid_metric", CHARTED_METRIC)
     wanted = [("loss", "Training loss", None), (metric, f"Validation {metric.upper()}", best.get("epoch"))]
     curves = []
     for key, name, marked in wanted:

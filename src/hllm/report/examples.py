@@ -39,7 +39,7 @@ def example_users(recommender: Recommender, split: str = "test") -> list[dict[st
     if not len(data.queries.get(split, ())):
         return []
     queries = _spread(eval_queries(data, split))
-    max_len = parse_max_len(recommender.config.max_len)
+    max_len = parse_max_len(recommender.config.training.max_len)
     top = recommend(network, queries, make_rules(data), N_RECOMMENDED, max_len=max_len)
     name, ids = title_of(data), data.item_ids
 

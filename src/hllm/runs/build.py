@@ -8,17 +8,20 @@ import torch
 
 from hllm.config import Config
 from hllm.errors import DataError
-from hllm.items.source.frozen import FrozenItemSource
-from hllm.items.source.whitening import Whitening
-from hllm.models.hllm import HLLM
+from hllm.evaluate.evaluation import parse_max_len
+from hllm.items.source.base import ItemSource
+from hllm.items.source.build import make_source
+from hllm.models.hllm import HLLM, Network
+from hllm.models.scorers import make_scorer
+from hllm.models.user_models import make_user_model
 
 if TYPE_CHECKING:
     from hllm.data.dataset import Dataset
     from hllm.items.embed import ItemEmbeddings
 
 
-def build_network(dataset: Dataset, config: Config, embeddings: ItemEmbeddings | None) -> HLLM:
-    """A freshly initialised network on the CPU; the weights depend on `config.seed` alone.
+def build_network(dataset: Dataset, config: Config, embeddings: ItemEmbeddings | None) -> Network:
+    """A freshly initialised network on the CPU; the weights depend on the seed alone.
 
     Whitening is fitted on the items that have text and occur in training. Raises DataError if there
     is nothing to train on.
@@ -29,31 +32,15 @@ def build_network(dataset: Dataset, config: Config, embeddings: ItemEmbeddings |
             f"{dataset.meta['name']} has {int(trained.sum())} items with a training event; two are the least. "
             "Prepare it with weaker filters (--min-interactions) or another --split"
         )
-    torch.manual_seed(config.seed)
-    text = has_text = whitening = None
+    torch.manual_seed(config.training.seed)
+    raw = has_text = None
     if embeddings is not None:
-        has_text = torch.from_numpy(embeddings.has_text)
-        raw = torch.from_numpy(embeddings.vectors)
-        whitening = Whitening.fit(raw[trained & has_text], config.whiten, config.whiten_rank)
-        text = whitening.transform(raw, has_text)
-    source = FrozenItemSource(
-        trained, config.d_model, text, has_text, whitening, config.adapter_hidden, config.id_embedding
-    )
-    return HLLM(config, source)
+        raw, has_text = torch.from_numpy(embeddings.vectors), torch.from_numpy(embeddings.has_text)
+    return with_source(make_source(config.items, config.users.d_model, trained, raw, has_text), config)
 
 
-def empty_network(config: Config, shapes: dict[str, torch.Size]) -> HLLM:
-    """A network of the shapes of saved weights, to load them into."""
-    trained = torch.zeros(shapes["source.trained"], dtype=torch.bool)
-    text = has_text = whitening = None
-    if "source.text" in shapes:
-        text = torch.zeros(shapes["source.text"])
-        has_text = torch.zeros(shapes["source.has_text"], dtype=torch.bool)
-        whitening = Whitening(
-            torch.zeros(shapes["source.whitening.mean"], dtype=torch.float64),
-            torch.zeros(shapes["source.whitening.basis"], dtype=torch.float64),
-        )
-    source = FrozenItemSource(
-        trained, config.d_model, text, has_text, whitening, config.adapter_hidden, config.id_embedding
-    )
-    return HLLM(config, source)
+def with_source(source: ItemSource, config: Config) -> Network:
+    """A network over `source`, its user model and scorer freshly initialised."""
+    max_len = parse_max_len(config.training.max_len)
+    user_model = make_user_model(config.users, config.scorer, source.width, max_len)
+    return Network(source, HLLM(user_model, make_scorer(config.scorer)))

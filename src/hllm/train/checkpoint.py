@@ -1,11 +1,17 @@
-"""One file holds all that a run needs to go on to the same bits: `checkpoints/last.safetensors`.
+"""All that a run needs to go on to the same bits, in two files.
 
-Weights, optimiser, weight average, best weights so far, random state, data position and history
-are written together and renamed into place at once, so they can never disagree.
+    checkpoints/last.safetensors     what is trained, optimiser, weight average, random state, data position, history
+    checkpoints/best-<epoch>.safetensors   the trained weights of the best validation so far
+
+`last` is written to a temporary name and renamed, so its parts can never disagree, and it names the epoch of the best
+weights, which are written before it and removed after a later `last` names others. What is frozen (the text table)
+is made anew from the dataset and its embeddings. Its header tells whose run it is, and is read without the tensors.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hllm.artifacts import read_tensors, write_tensors
+from hllm.artifacts import read_metadata, read_tensors, write_tensors
 from hllm.errors import ArtifactError
-from hllm.train.optim import WeightAverage
+from hllm.train.optim import Optimizer, WeightAverage
+
+LAST = "last.safetensors"
 
 
 @dataclass
@@ -35,28 +43,35 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
+def trained(network: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name, those updated lazily included."""
+    lazy = {id(part.weight) for part in optimizer.lazy}
+    return {name: p for name, p in network.named_parameters() if p.requires_grad or id(p) in lazy}
+
+
 def save_checkpoint(
     path: Path,
     progress: Progress,
     network: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     average: WeightAverage | None,
-    best: dict[str, Tensor] | None,
     identity: dict[str, Any],
 ) -> None:
-    """Write everything atomically. `identity` is what a resumed run must share (config, dataset)."""
-    tensors = {f"model.{name}": value for name, value in network.state_dict().items()}
-    for name, parameter in network.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optim.{key}.{name}"] = value
+    """Write everything but the best weights, atomically. `identity`: what a resumed run must share."""
+    names = {p: name for name, p in network.named_parameters()}
+    tensors = {f"model.{name}": value.detach() for name, value in trained(network, optimizer).items()}
+    for parameter in optimizer.parameters:
+        for key, value in optimizer.dense.state.get(parameter, {}).items():
+            tensors[f"optim.{key}.{names[parameter]}"] = value
+    for i, part in enumerate(optimizer.lazy):
+        tensors |= {f"lazy.{i}.{key}": value for key, value in part.rows.state_dict().items()}
     if average is not None:
-        names = [name for name, _ in network.named_parameters()]
-        tensors |= {f"ema.{name}": value for name, value in zip(names, average.average, strict=True)}
-    if best is not None:
-        tensors |= {f"best.{name}": value for name, value in best.items()}
+        pairs = zip(average.parameters, average.average, strict=True)
+        tensors |= {f"ema.{names[parameter]}": value for parameter, value in pairs}
     tensors["rng.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    device = next(network.parameters()).device
+    if device.type == "cuda":
+        tensors["rng.cuda"] = torch.cuda.get_rng_state(device)
     metadata = {
         "progress": asdict(progress),
         "identity": identity,
@@ -66,48 +81,75 @@ def save_checkpoint(
 
 
 def read_identity(path: Path) -> dict[str, Any]:
-    """What a checkpoint's run was: its configuration and data."""
-    _, metadata = _read(path)
+    """What a checkpoint's run was: its configuration and data. Only the header is read."""
+    with _advice():
+        metadata = read_metadata(path)
+        if "identity" not in metadata:
+            raise ArtifactError(f"cannot read {path}: it is no checkpoint")
     identity: dict[str, Any] = metadata["identity"]
     return identity
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+@contextmanager
+def _advice() -> Iterator[None]:
+    """Say what to do about a checkpoint that cannot be read."""
     try:
-        tensors, metadata = read_tensors(path)
-        if "identity" not in metadata:
-            raise ArtifactError(f"cannot read {path}: it is no checkpoint")
-        return tensors, metadata
+        yield
     except ArtifactError as err:
         raise ArtifactError(f"{err}; start the training over with the same command and --overwrite") from err
 
 
 def load_checkpoint(
-    path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None
-) -> tuple[Progress, dict[str, Tensor] | None]:
-    """Restore everything in place; returns the progress and the best weights so far."""
-    tensors, metadata = _read(path)
+    path: Path, network: nn.Module, optimizer: Optimizer, average: WeightAverage | None
+) -> Progress:
+    """Restore everything but the best weights, in place. Raises ArtifactError where the model is another one."""
+    with _advice():
+        tensors, metadata = read_tensors(path)
     device = next(network.parameters()).device
+    parameters = trained(network, optimizer)
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
-    try:
-        network.load_state_dict(part("model."))
-    except RuntimeError as err:
-        raise ArtifactError(f"{path} belongs to another model: {str(err).splitlines()[-1].strip()}") from err
+    load_trained(path, parameters, part("model."))
     for key in {name.split(".", 1)[0] for name in part("optim.")}:
-        values = part(f"optim.{key}.")
-        for name, parameter in network.named_parameters():
-            if name in values:
-                # AdamW's fused form wants its step counters beside the weights.
-                optimizer.state[parameter][key] = values[name].to(device)
+        for name, value in part(f"optim.{key}.").items():
+            # AdamW's fused form wants its step counters beside the weights.
+            optimizer.dense.state[parameters[name]][key] = value.to(device)
+    for i, lazy in enumerate(optimizer.lazy):
+        lazy.rows.load_state_dict({key: value.to(device) for key, value in part(f"lazy.{i}.").items()})
     if average is not None:
         saved = part("ema.")
-        average.average = [saved[name].to(device) for name, _ in network.named_parameters()]
+        names = {p: name for name, p in parameters.items()}
+        average.average = [saved[names[p]].to(device) for p in average.parameters]
         average.steps = metadata["ema_steps"]
     torch.set_rng_state(tensors["rng.cpu"])
     if device.type == "cuda" and "rng.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["rng.cuda"])
-    best = {k: v.to(device) for k, v in part("best.").items()}
-    return Progress(**metadata["progress"]), best or None
+        torch.cuda.set_rng_state(tensors["rng.cuda"], device)
+    return Progress(**metadata["progress"])
+
+
+@torch.no_grad()
+def load_trained(path: Path, parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
+    """Copy `values` into the parameters of the same names; ArtifactError, naming one, unless all fit."""
+    for name in sorted(parameters.keys() ^ values.keys()):
+        raise ArtifactError(f"{path} belongs to another model: {name} is in only one of the two")
+    for name, parameter in parameters.items():
+        if parameter.shape != values[name].shape:
+            raise ArtifactError(
+                f"{path} belongs to another model: {name} is {tuple(values[name].shape)} there and "
+                f"{tuple(parameter.shape)} here"
+            )
+        parameter.copy_(values[name])
+
+
+def best_path(folder: Path, epoch: int) -> Path:
+    """Where the trained weights of `epoch` lie, if they are the best."""
+    return folder / f"best-{epoch}.safetensors"
+
+
+def drop_other_bests(folder: Path, epoch: int | None) -> None:
+    """Remove best weights that the last checkpoint no longer names."""
+    for path in folder.glob("best-*.safetensors"):
+        if epoch is None or path != best_path(folder, epoch):
+            path.unlink(missing_ok=True)

@@ -1,70 +1,129 @@
-"""AdamW groups, the learning-rate schedule, and the exponential moving average of weights."""
+"""The optimiser of a step, the learning-rate schedule, and the exponential moving average of weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from hllm.config import Config
+from hllm.items.source.ids import Ids
+from hllm.train.config import TrainingConfig
+from hllm.train.lazy_rows import LazyRows
+
+BETAS, EPSILON = (0.9, 0.98), 1e-8
 
 
-def make_optimizer(network: nn.Module, config: Config) -> torch.optim.Adam:
-    """AdamW (Loshchilov and Hutter, 2019); vectors and scalars (norms, biases, temperature) do not decay.
+class LazyIds:
+    """Connects an `Ids` source with its lazily updated rows: leased rows are caught up, their gradient is kept."""
 
-    `optimizer="adam"`: Adam as torch-rechub uses it, weight decay a penalty on every weight.
+    def __init__(self, ids: Ids, training: TrainingConfig) -> None:
+        decay, average = training.weight_decay, training.ema_decay or None
+        self.rows = LazyRows(ids.weight, BETAS, EPSILON, decay, average)
+        self.weight = ids.weight
+        self.weight.requires_grad_(False)  # no dense gradient, and nothing of it in the dense optimiser
+        self.tokens: Tensor | None = None
+        self.grad: Tensor | None = None
+        ids.on_lease, ids.on_grad = self._lease, self._take
+
+    def _lease(self, tokens: Tensor) -> None:
+        # Padding's row is no item's: where fixed shapes leave entries unused, they name it.
+        self.rows.lease(tokens, tokens > 0)
+
+    def _take(self, tokens: Tensor, grad: Tensor) -> None:
+        self.tokens, self.grad = tokens, grad
+
+    def step(self, rate: float) -> None:
+        """Update the rows that have a gradient; every step counts, also one without any."""
+        if self.tokens is None or self.grad is None:
+            self.tokens = torch.zeros(0, dtype=torch.long, device=self.weight.device)
+            self.grad = self.weight.new_zeros(0, self.weight.shape[1])
+        self.rows.step(self.tokens, self.grad, rate, self.tokens > 0)
+        self.tokens = self.grad = None
+
+
+class Optimizer:
+    """AdamW (Loshchilov and Hutter, 2019) over a network's weights, dense and by rows, behind one gradient clip.
+
+    Vectors and scalars (norms, biases, temperature) do not decay. `optimizer="adam"`: Adam as torch-rechub uses it,
+    weight decay a penalty on every weight. `lazy`: id embeddings are updated by rows (train/lazy_rows.py).
     """
-    matrices = [p for p in network.parameters() if p.requires_grad and p.ndim >= 2]
-    vectors = [p for p in network.parameters() if p.requires_grad and p.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    # On CUDA the rate lives in a tensor, so that a captured step sees it change.
-    cuda = next(network.parameters()).is_cuda
-    rate = torch.tensor(config.learning_rate, device="cuda") if cuda else config.learning_rate
-    if config.optimizer == "adam":
-        trained = [p for p in network.parameters() if p.requires_grad]
-        return torch.optim.Adam(
-            trained, lr=rate, weight_decay=config.weight_decay, fused=True, capturable=cuda
-        )
-    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True, capturable=cuda)
+
+    def __init__(self, network: nn.Module, training: TrainingConfig, lazy: bool = False) -> None:
+        ids = [module for module in network.modules() if isinstance(module, Ids)] if lazy else []
+        self.lazy = [LazyIds(part, training) for part in ids]
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
+        device = next(network.parameters()).device
+        cuda = device.type == "cuda"
+        self.capturable = cuda and not self.lazy
+        # On CUDA the rate lives in a tensor, so that a captured step sees it change.
+        rate = torch.tensor(training.learning_rate, device=device) if cuda else training.learning_rate
+        self.rate = training.learning_rate
+        if training.optimizer == "adam":
+            decay = training.weight_decay
+            self.dense: torch.optim.Optimizer = torch.optim.Adam(
+                self.parameters, lr=rate, weight_decay=decay, fused=True, capturable=cuda
+            )
+            return
+        groups = [
+            {"params": [p for p in self.parameters if p.ndim >= 2], "weight_decay": training.weight_decay},
+            {"params": [p for p in self.parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        self.dense = torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=True, capturable=cuda)
+
+    def set_rate(self, rate: float) -> None:
+        """Set the learning rate of every weight."""
+        self.rate = rate
+        for group in self.dense.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of the step before."""
+        self.dense.zero_grad(set_to_none=True)
+
+    def step(self, grad_clip: float | None) -> None:
+        """Clip the norm of all gradients to `grad_clip` (None: as they are), and update."""
+        if grad_clip is not None:
+            self._clip(grad_clip)
+        self.dense.step()
+        for part in self.lazy:
+            part.step(self.rate)
+
+    def _clip(self, limit: float) -> None:
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        grads += [part.grad for part in self.lazy if part.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        scale = (limit / (norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(grads, scale)
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every group."""
-    for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
-
-
-def learning_rate(config: Config, progress: float) -> float:
+def learning_rate(training: TrainingConfig, progress: float) -> float:
     """Rate after a share `progress` in [0, 1] of training: linear warm-up, then a cosine.
 
     A function of the share, not of a step count, since token-budget epochs differ by a step or two.
     """
-    if progress < config.warmup_ratio:
-        return config.learning_rate * max(progress, 1e-3) / config.warmup_ratio
-    share = (progress - config.warmup_ratio) / max(1e-9, 1 - config.warmup_ratio)
+    if progress < training.warmup_ratio:
+        return training.learning_rate * max(progress, 1e-3) / training.warmup_ratio
+    share = (progress - training.warmup_ratio) / max(1e-9, 1 - training.warmup_ratio)
     cosine = 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
-    return config.learning_rate * (config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine)
+    return training.learning_rate * (training.min_lr_ratio + (1 - training.min_lr_ratio) * cosine)
 
 
 class WeightAverage:
-    """Exponential moving average of the weights, with a warm-up so that early steps do not linger.
+    """Exponential moving average of the trained weights, with a warm-up so that early steps do not linger.
 
     The decay of step n is min(decay, (1 + n) / (10 + n)). Averaged weights are what is validated,
-    saved and used; the raw ones go on training.
+    saved and used; the raw ones go on training. Rows that are updated lazily keep their own average.
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
         self.decay = decay
-        self.parameters = list(network.parameters())
+        self.parameters = list(parameters)
         self.average: list[Tensor] = [p.detach().clone() for p in self.parameters]
         self.steps = 0
 
@@ -75,17 +134,24 @@ class WeightAverage:
         self.steps += 1
         torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
 
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Put the averaged weights into the network, and the raw ones back on leaving."""
-        raw = [p.detach().clone() for p in self.parameters]
-        try:
-            self._copy(self.average)
-            yield
-        finally:
-            self._copy(raw)
 
-    @torch.no_grad()
-    def _copy(self, values: list[Tensor]) -> None:
-        for parameter, value in zip(self.parameters, values, strict=True):
-            parameter.copy_(value)
+@contextmanager
+def evaluation_weights(average: WeightAverage | None, optimizer: Optimizer) -> Iterator[None]:
+    """Put the weights to validate and keep into the network, averaged and caught up; the raw ones back on leaving."""
+    swaps: list[tuple[Tensor, Tensor]] = []
+    if average is not None:
+        swaps += zip(average.parameters, average.average, strict=True)
+    for part in optimizer.lazy:
+        swaps.append((part.weight, part.rows.caught_up(average=part.rows.average is not None)))
+    raw = [parameter.detach().clone() for parameter, _ in swaps]
+    try:
+        _copy([(parameter, value) for parameter, value in swaps])
+        yield
+    finally:
+        _copy([(parameter, value) for (parameter, _), value in zip(swaps, raw, strict=True)])
+
+
+@torch.no_grad()
+def _copy(pairs: list[tuple[Tensor, Tensor]]) -> None:
+    for parameter, value in pairs:
+        parameter.copy_(value)

@@ -1,140 +1,81 @@
-"""One optimiser step: forward, loss, backward, clipping, AdamW. On a GPU, replayed as a CUDA graph.
+"""One optimiser step in three phases: lease item vectors, train on them, spend their gradient.
 
-A step of this model is some two thousand small kernels; launching them one by one takes a GPU
-several times longer than running them. Batches are padded to one shape, the step is captured once,
-and every later step is a single launch.
+    vectors = source.lease(items)          who makes the vectors: a table, a language model, learned ids
+    loss    = user half(batch, vectors)    forward and backward, down to the vectors
+    lease.backward(); clip; optimiser      their gradient goes where they came from
+
+The user half never touches the source. On a CUDA device it is captured once as a graph and replayed
+(train/captured.py), together with the source where that allows it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import replace
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
-from hllm.config import Config
-from hllm.data.batches.training import TrainLoader
-from hllm.losses.objective import make_objective
-from hllm.models.hllm import HLLM
-from hllm.packing import Batch, Rows, make_rows
+from hllm.losses.objective import Objective
+from hllm.models.hllm import Network
+from hllm.packing import Batch, ItemView
+from hllm.train.config import Runtime, TrainingConfig
+from hllm.train.optim import Optimizer
 
-SPARE_ROWS = 1.15  # rows per batch over the least possible number, for what does not fit together
-WARMUP_STEPS = 3  # ordinary steps before capture, so that lazily made state exists
-
-Step = Callable[[Batch], Tensor]
+Step = Callable[[Batch, ItemView], Tensor]
 
 
-def use_bf16(config: Config, device: torch.device) -> bool:
-    """bf16 matrix products: where the GPU has them, unless the configuration says otherwise."""
-    if config.precision == "auto":
+def use_bf16(runtime: Runtime, device: torch.device) -> bool:
+    """bf16 where it was asked for, or by default on a CUDA device that computes in it; never by default otherwise."""
+    if runtime.precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return config.precision == "bf16"
+    return runtime.precision == "bf16"
 
 
-def make_step(network: HLLM, optimizer: torch.optim.Optimizer, config: Config, loader: TrainLoader) -> Step:
-    """Return a function that takes a batch, trains on it, and returns the detached loss.
+def autocast(runtime: Runtime, device: torch.device) -> AbstractContextManager[object]:
+    """The context that models and losses run in."""
+    if not use_bf16(runtime, device):
+        return nullcontext()
+    # A captured graph must cast the weights itself, hence no cast cache.
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
-    On CUDA the loss comes back before the device has computed it; reading it waits.
+
+class TrainStep:
+    """Takes a batch and its view, trains on them, and returns the detached loss.
+
+    On an accelerator the loss comes back before the device has computed it; reading it waits.
     """
-    device = loader.device
-    bf16 = use_bf16(config, device)
-    objective = make_objective(config, _training_events(network, loader))
 
-    def step(batch: Batch) -> Tensor:
-        # A captured graph must cast the weights itself, hence no cast cache.
-        context = torch.autocast(device.type, torch.bfloat16, cache_enabled=False) if bf16 else nullcontext()
-        with context:
-            queries, items, targets = network(batch)
-            loss = objective(queries, items, targets, batch, network.source.trained_rows)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if config.grad_clip is not None:
-            torch.nn.utils.clip_grad_norm_(network.parameters(), config.grad_clip)
-        optimizer.step()
-        return loss.detach()
+    def __init__(
+        self,
+        network: Network,
+        optimizer: Optimizer,
+        objective: Objective,
+        training: TrainingConfig,
+        runtime: Runtime,
+        device: torch.device,
+    ) -> None:
+        self.network = network
+        self.optimizer = optimizer
+        self.objective = objective
+        self.grad_clip = training.grad_clip
+        self.runtime = runtime
+        self.device = device
+        self.half = self.user_half  # or a captured form of it (train/captured.py)
 
-    return GraphedStep(step, loader) if device.type == "cuda" else step
-
-
-def _training_events(network: HLLM, loader: TrainLoader) -> Tensor:
-    """Training events int64 (M,) of each training item, in the order of the loss's classes."""
-    counts = torch.bincount(loader.tokens.long(), minlength=network.source.n_items + 1)
-    return counts[network.source.trained_tokens]
-
-
-class GraphedStep:
-    """A step captured once at a fixed shape (T tokens, B rows of R slots) and replayed."""
-
-    def __init__(self, step: Step, loader: TrainLoader) -> None:
-        self.step = step
-        longest = loader.longest_window()
-        self.row = -(-longest // 16) * 16
-        self.n_tokens = max(loader.batch_tokens, longest)
-        # A row may hold one longest window only, however much room that leaves.
-        self.n_rows = int(self.n_tokens / min(self.row / SPARE_ROWS, longest)) + 2
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.warm = 0
-        self.static: Batch | None = None
-        self.loss: Tensor | None = None
-
-    def __call__(self, batch: Batch) -> Tensor:
-        try:
-            rows = make_rows(batch, self.row, self.n_rows)
-        except ValueError:  # an unlucky mix of lengths: right, only slower
-            return self.step(batch)
-        self._fill(batch, rows)
-        assert self.static is not None
-        if self.warm < WARMUP_STEPS:
-            self.warm += 1
-            return self._on_side_stream(self.static)
-        if self.graph is None:
-            self._capture(self.static)
-        assert self.graph is not None and self.loss is not None
-        self.graph.replay()
-        return self.loss.clone()
-
-    def _fill(self, batch: Batch, rows: Rows) -> None:
-        """Copy the batch into the static tensors; what is left over holds nothing to predict."""
-        if self.static is None:
-            self.static = self._allocate(batch)
-        static, t = self.static, batch.n_tokens
-        assert static.rows is not None
-        static.tokens.zero_()[:t] = batch.tokens
-        static.times.zero_()[:t] = batch.times
-        static.targets.zero_()[:t] = batch.targets
-        static.users.zero_()[: batch.n_users] = batch.users
-        static.rows.segments.copy_(rows.segments)
-        # Left-over tokens go to empty slots, so that every slot keeps at most one token: the grid has
-        # n_tokens slots or more, and t of them are taken.
-        empty = torch.argsort((rows.segments.flatten() >= 0).to(torch.int8), stable=True)
-        static.rows.slots[:t] = rows.slots
-        static.rows.slots[t:] = empty[: self.n_tokens - t]
-
-    def _allocate(self, batch: Batch) -> Batch:
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.long, device=batch.tokens.device)
-
-        rows = Rows(zeros(self.n_tokens), zeros(self.n_rows, self.row))
-        return replace(
-            batch,
-            users=zeros(self.n_tokens),
-            tokens=zeros(self.n_tokens),
-            times=zeros(self.n_tokens),
-            targets=zeros(self.n_tokens),
-            rows=rows,
-        )
-
-    def _on_side_stream(self, batch: Batch) -> Tensor:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            loss = self.step(batch)
-        torch.cuda.current_stream().wait_stream(side)
+    def __call__(self, batch: Batch, view: ItemView) -> Tensor:
+        self.optimizer.zero_grad()
+        with autocast(self.runtime, self.device):
+            lease = self.network.source.lease(view.tokens)
+        loss = self.half(batch, view, lease.vectors)
+        lease.backward()
+        self.optimizer.step(self.grad_clip)
         return loss
 
-    def _capture(self, batch: Batch) -> None:
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.loss = self.step(batch)
+    def user_half(self, batch: Batch, view: ItemView, vectors: Tensor) -> Tensor:
+        """Forward and backward from `vectors` (M, w), whose gradient is left in `vectors.grad`."""
+        with autocast(self.runtime, self.device):
+            outputs = self.network.model(batch, view, vectors)
+            loss = self.objective(outputs.queries, outputs.classes, batch, view)
+        loss.backward()
+        return loss.detach()

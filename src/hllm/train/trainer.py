@@ -4,32 +4,45 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hllm.artifacts import write_jsonl
-from hllm.config import Config
-from hllm.data.batches.training import TrainLoader
+from hllm.artifacts import read_tensors, write_jsonl, write_tensors
+from hllm.data.batches.training import Plan, TrainLoader
 from hllm.errors import TrainingError
-from hllm.models.hllm import HLLM
+from hllm.losses.objective import Objective
+from hllm.losses.views import Views
+from hllm.models.hllm import Network
 from hllm.packing import Batch
 from hllm.progress import Bar, progress
-from hllm.train.checkpoint import Progress, load_checkpoint, save_checkpoint
+from hllm.train.captured import PaddedShape, capture
+from hllm.train.checkpoint import (
+    LAST,
+    Progress,
+    best_path,
+    drop_other_bests,
+    load_checkpoint,
+    load_trained,
+    save_checkpoint,
+    trained,
+)
+from hllm.train.config import Runtime, TrainingConfig
 from hllm.train.health import check_loss, check_vectors, spaced_rows
 from hllm.train.interrupt import Interruption, interruptible
-from hllm.train.optim import WeightAverage, learning_rate, make_optimizer, set_rate
-from hllm.train.step import make_step
+from hllm.train.optim import Optimizer, WeightAverage, evaluation_weights, learning_rate
+from hllm.train.step import Step, TrainStep
 
-CHECKPOINT_SECONDS = 15.0  # training lost at most to a kill -9
+CHECKPOINT_SECONDS = 15.0  # between two checkpoints at least; more where writing one takes long (`Runtime`)
+LARGE_BEST = 64 << 20  # bytes: best weights above this go to disk at once instead of waiting in memory
 FLAT_VALIDATIONS = 3  # in a row, with all user vectors in one direction, before training stops
 LOSS_CHECK_STEPS = 50  # looking at the loss waits for the device, so not every step
 
-Validate = Callable[[HLLM], dict[str, float]]
+Validate = Callable[[Network], dict[str, float]]
 
 
 class Stopped(KeyboardInterrupt):
@@ -50,51 +63,88 @@ class FitResult:
 class Trainer:
     """Trains `network` on a loader's batches, validating with `validate(network)`.
 
-    folder     where `history.jsonl` and `checkpoints/last.safetensors` go; None keeps nothing on disk
+    lazy       id embeddings are updated by rows
+    folder     where `history.jsonl` and `checkpoints/` go; None keeps nothing on disk
     identity   what a checkpoint must share to be resumed
     """
 
     def __init__(
         self,
-        network: HLLM,
+        network: Network,
         loader: TrainLoader,
-        config: Config,
+        views: Views,
+        objective: Objective,
+        training: TrainingConfig,
         validate: Validate,
+        *,
+        device: torch.device,
+        runtime: Runtime | None = None,
+        lazy: bool = False,
         folder: Path | None = None,
         identity: dict[str, Any] | None = None,
         show: bool = True,
     ) -> None:
         self.network = network
         self.loader = loader
-        self.config = config
+        self.views = views
+        self.training = training
+        self.runtime = runtime or Runtime()
         self.validate = validate
-        self.folder = folder
+        self.checkpoints = None if folder is None else folder / "checkpoints"
+        self.history_file = None if folder is None else folder / "history.jsonl"
         self.identity = identity or {}
         self.show = show
-        self.device = loader.device
-        self.optimizer = make_optimizer(network, config)
-        self.average = WeightAverage(network, config.ema_decay) if config.ema_decay else None
+        self.device = device
+        self.optimizer = Optimizer(network, training, lazy)
+        decay = training.ema_decay
+        self.average = WeightAverage(self.optimizer.parameters, decay) if decay else None
         self.state = Progress()
-        self.best: dict[str, Tensor] | None = None
-        self.step = make_step(network, self.optimizer, config, loader)
+        self.best: dict[str, Tensor] | None = None  # in memory; None: there is none, or it is on disk
+        plain = TrainStep(network, self.optimizer, objective, training, self.runtime, device)
+        self.shape = self._captured_shape()
+        self.step: Step = plain if self.shape is None else capture(plain, self.shape.n_tokens)
+        self._saved_at, self._save_seconds = time.monotonic(), 0.0
+
+    def _captured_shape(self) -> PaddedShape | None:
+        """The shape to capture a step at; None where steps run as they are."""
+        if self.device.type != "cuda" or not self.runtime.capture:
+            return None
+        shape = PaddedShape(self.loader)
+        return shape if shape.fits_a_mask(getattr(self.network.model.user_model, "n_heads", 1)) else None
 
     @property
     def checkpoint(self) -> Path | None:
-        return None if self.folder is None else self.folder / "checkpoints" / "last.safetensors"
+        return None if self.checkpoints is None else self.checkpoints / LAST
 
     def resume(self) -> None:
         """Continue from the folder's checkpoint, to the same bits on the CPU as without the break."""
         assert self.checkpoint is not None
-        self.state, self.best = load_checkpoint(self.checkpoint, self.network, self.optimizer, self.average)
+        self.state = load_checkpoint(self.checkpoint, self.network, self.optimizer, self.average)
 
     def save(self) -> None:
         """Write the checkpoint; `history.jsonl` follows it, so that it never runs ahead."""
-        if self.folder is None or self.checkpoint is None:
+        if self.checkpoints is None or self.checkpoint is None or self.history_file is None:
             return
+        started = time.monotonic()
+        self._write_best()
         save_checkpoint(
-            self.checkpoint, self.state, self.network, self.optimizer, self.average, self.best, self.identity
+            self.checkpoint, self.state, self.network, self.optimizer, self.average, self.identity
         )
-        write_jsonl(self.folder / "history.jsonl", self.state.history)
+        drop_other_bests(self.checkpoints, self.state.best_epoch)
+        write_jsonl(self.history_file, self.state.history)
+        self._saved_at = time.monotonic()
+        self._save_seconds = self._saved_at - started
+
+    def _due(self) -> bool:
+        """Whether it is time for a checkpoint: some seconds have passed, and writing takes a small share."""
+        wait = max(CHECKPOINT_SECONDS, self._save_seconds / self.runtime.checkpoint_share)
+        return time.monotonic() - self._saved_at > wait
+
+    def probe(self, steps: int) -> None:
+        """Take a few steps of the first epoch, to see whether they fit into memory; the trainer is then used up."""
+        self.network.train()
+        for batch in islice(self.loader.epoch(0), steps):
+            float(self._step(batch, self.training.learning_rate))
 
     def fit(self) -> FitResult:
         """Train to the end, or until patience runs out; load the best weights into the network.
@@ -105,19 +155,17 @@ class Trainer:
         self._saved_at = time.monotonic()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        left = self.config.epochs - self.state.epoch
-        with interruptible() as interruption, progress("train", left, "epochs", self.show) as bar:
+        shown = progress("train", self.training.epochs, "epochs", self.show, done=self.state.epoch)
+        with interruptible() as interruption, shown as bar:
             while not self.state.finished:
                 self._epoch(interruption, bar)
                 bar.advance()
         self.save()
         if interruption.requested:  # during the last validation: what comes after training is not wanted
             raise Stopped(f"stopped after step {self.state.step}, the last one")
-        assert (
-            self.best is not None and self.state.best_epoch is not None and self.state.best_value is not None
-        )
-        self.network.load_state_dict(self.best)
+        self._load_best()
         self.network.eval()
+        assert self.state.best_epoch is not None and self.state.best_value is not None
         return FitResult(
             self.state.best_epoch,
             self.state.best_value,
@@ -128,32 +176,37 @@ class Trainer:
 
     def _epoch(self, interruption: Interruption, bar: Bar) -> None:
         state, started = self.state, time.monotonic()
-        _, slices = self.loader.plan(state.epoch)
+        plan = self.loader.plan(state.epoch)
         losses: list[Tensor] = []
         self.network.train()
-        for batch in self.loader.epoch(state.epoch, skip=state.step_in_epoch):
-            share = (state.epoch + state.step_in_epoch / len(slices)) / self.config.epochs
-            losses.append(self._step(batch, learning_rate(self.config, share)))
+        bar.inside(state.step_in_epoch, len(plan))
+        for batch in self.loader.batches(plan, skip=state.step_in_epoch):
+            share = (state.epoch + state.step_in_epoch / len(plan)) / self.training.epochs
+            losses.append(self._step(batch, learning_rate(self.training, share)))
             state.step += 1
             state.step_in_epoch += 1
+            bar.inside(state.step_in_epoch, len(plan))
             if len(losses) >= LOSS_CHECK_STEPS:
                 self._collect(losses)
-            due = time.monotonic() - self._saved_at > CHECKPOINT_SECONDS
-            if interruption.requested or (due and state.step_in_epoch < len(slices)):
+            if interruption.requested or (self._due() and state.step_in_epoch < len(plan)):
                 self._collect(losses)
                 started = self._pause(started)
             if interruption.requested:
                 raise Stopped(f"stopped after step {state.step} (epoch {state.epoch + 1})")
         self._collect(losses)
-        self._finish_epoch(len(slices), bar)
-        if time.monotonic() - self._saved_at > CHECKPOINT_SECONDS or state.finished:
+        self._finish_epoch(plan, bar)
+        large = self.best is not None and sum(v.nbytes for v in self.best.values()) > LARGE_BEST
+        if self._due() or state.finished or large:
             started = self._pause(started)
         state.seconds += time.monotonic() - started
 
     def _step(self, batch: Batch, rate: float) -> Tensor:
         """One optimiser step; returns the detached loss, which is not waited for."""
-        set_rate(self.optimizer, rate)
-        loss = self.step(batch)
+        self.optimizer.set_rate(rate)
+        if self.shape is not None:
+            batch = self.shape.pad(batch) or batch
+        view = self.views.view(batch, (self.state.epoch, self.state.step_in_epoch))
+        loss = self.step(batch.to(self.device), view)
         if self.average is not None:
             self.average.update()
         return loss
@@ -170,52 +223,68 @@ class Trainer:
         now = time.monotonic()
         self.state.seconds += now - started
         self.save()
-        self._saved_at = time.monotonic()
         return now
 
-    def _finish_epoch(self, n_steps: int, bar: Bar) -> None:
-        state, config = self.state, self.config
+    def _finish_epoch(self, plan: Plan, bar: Bar) -> None:
+        state, training, n_steps = self.state, self.training, len(plan)
         row: dict[str, Any] = {
             "epoch": state.epoch + 1,
             "step": state.step,
             "loss": state.loss_sum / max(n_steps, 1),
             # Of the epoch's last step; not read from the optimiser, which a resumed run may not have
             # stepped in this epoch.
-            "learning_rate": learning_rate(config, (state.epoch + 1 - 1 / max(n_steps, 1)) / config.epochs),
+            "learning_rate": learning_rate(
+                training, (state.epoch + 1 - 1 / max(n_steps, 1)) / training.epochs
+            ),
         }
         state.epoch += 1
         state.step_in_epoch, state.loss_sum = 0, 0.0
-        if state.epoch % config.eval_every == 0 or state.epoch == config.epochs:
-            row |= self._validate(state.epoch)
+        if state.epoch % training.eval_every == 0 or state.epoch == training.epochs:
+            row |= self._validate(state.epoch, plan)
         state.history.append(row)
-        out_of_patience = config.patience is not None and state.stale_epochs >= config.patience
-        state.finished = state.epoch >= config.epochs or out_of_patience
-        value = row.get(config.valid_metric)
-        bar.note(
-            f"loss {row['loss']:.4f}" + (f", {config.valid_metric} {value:.4f}" if value is not None else "")
-        )
+        out_of_patience = training.patience is not None and state.stale_epochs >= training.patience
+        state.finished = state.epoch >= training.epochs or out_of_patience
+        value = row.get(training.valid_metric)
+        metric = "" if value is None else f", {training.valid_metric} {value:.4f}"
+        bar.note(f"loss {row['loss']:.4f}{metric}")
 
-    def _validate(self, epoch: int) -> dict[str, float]:
+    def _validate(self, epoch: int, plan: Plan) -> dict[str, float]:
         """Validate the averaged weights; keep them if they are the best so far."""
         self.network.eval()
-        with self.average.applied() if self.average is not None else nullcontext():
-            self._check_health(epoch)
+        with evaluation_weights(self.average, self.optimizer):
+            self._check_health(epoch, plan)
             values = self.validate(self.network)
-            value = values[self.config.valid_metric]
+            value = values[self.training.valid_metric]
             better = self.state.best_value is None or value > self.state.best_value
             if better and not self.state.flat_validations:
                 self.state.best_value, self.state.best_epoch, self.state.stale_epochs = value, epoch, 0
-                self.best = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
-            elif self.best is not None:  # before there is a best one, patience does not count
+                weights = trained(self.network, self.optimizer)
+                self.best = {name: p.detach().to("cpu", copy=True) for name, p in weights.items()}
+            elif self.state.best_epoch is not None:  # before there is a best one, patience does not count
                 self.state.stale_epochs += 1
         return values
 
+    def _write_best(self) -> None:
+        """Move the best weights from memory to their file."""
+        if self.best is not None and self.checkpoints is not None:
+            assert self.state.best_epoch is not None
+            write_tensors(best_path(self.checkpoints, self.state.best_epoch), self.best)
+            self.best = None
+
+    def _load_best(self) -> None:
+        """Load the best weights into the network."""
+        path, best = Path("best"), self.best
+        if best is None:
+            assert self.checkpoints is not None and self.state.best_epoch is not None
+            path = best_path(self.checkpoints, self.state.best_epoch)
+            best, _ = read_tensors(path)
+        load_trained(path, trained(self.network, self.optimizer), best)
+
     @torch.no_grad()
-    def _check_health(self, epoch: int) -> None:
-        source = self.network.source
-        check_vectors(source.encode(spaced_rows(source.trained_tokens)), "item", epoch)
-        windows, slices = self.loader.plan(epoch)
-        batch = self.loader.assemble(windows.take(slices[0]))
+    def _check_health(self, epoch: int, plan: Plan) -> None:
+        classes = spaced_rows(torch.from_numpy(self.views.classes)).to(self.device)
+        check_vectors(self.network.table().raw[classes], "item", epoch)
+        batch = self.loader.assemble(plan.windows.take(plan.slices[0])).to(self.device)
         queries = self.network.query(batch)
         try:
             check_vectors(queries, "user", epoch)
@@ -224,7 +293,7 @@ class Trainer:
             # Until then the weights are no candidates for the best.
             self.state.flat_validations += 1
             lasts = self.state.flat_validations >= FLAT_VALIDATIONS
-            last = self.state.epoch >= self.config.epochs and self.best is None
+            last = self.state.epoch >= self.training.epochs and self.state.best_epoch is None
             if lasts or last or not bool(torch.isfinite(queries).all()):
                 raise
         else:

@@ -150,9 +150,9 @@ def test_settings_of_the_other_state_are_refused():
         (lambda: hllm(time_bucket_fn="sqr"), "unknown time_bucket_fn"),
         (lambda: hstu(score_norm="l1"), "unknown score_norm"),
         (lambda: hstu(temperature=0), "temperature=0"),
-        (lambda: rechub.HLLMTransformerBlock(5, 2), "d_model=5 is not a multiple of n_heads=2"),
-        (lambda: rechub.HLLMModel(vectors(), V + 1, D, H), r"shape \(6, 4\), not .*\(7, 4\)"),
-        (lambda: hllm()(torch.ones(1, 6, dtype=torch.long)), "windows of 6 events do not fit max_seq_len=5"),
+        (lambda: rechub.HLLMTransformerBlock(5, 2), "d_model=5 must be divisible by n_heads; n_heads=2"),
+        (lambda: rechub.HLLMModel(vectors(), V + 1, D, H), r"item_embeddings\.shape\[0\]=6 != vocab_size=7"),
+        (lambda: hllm()(torch.ones(1, 6, dtype=torch.long)), "seq_len=6 exceeds max_seq_len=5"),
         (lambda: rechub.NCELoss(reduction="avg"), "unknown reduction"),
         (lambda: rechub.pad_sequences([[1]], padding="left"), "unknown padding"),
         (lambda: rechub.SeqDataset([[1]], [[0]], [1], [[0]]), "arrays of one shape"),
@@ -278,3 +278,48 @@ def test_checkpoint_errors(tmp_path):
         rechub.load_model(path, d_model=9)
     with pytest.raises(ArtifactError, match="does not fit state 'rechub-doc'"):
         rechub.load_model(path, state="rechub-doc", tie_embeddings=True, n_heads=2)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: hllm(time_bucket_fn="sqr"), "unknown time_bucket_fn"),
+        (lambda: hstu(score_norm="l1"), "unknown score_norm"),
+        (lambda: hstu(temperature=0), "must be positive"),
+        (lambda: rechub.HSTULayer(5, 2), "must be divisible"),
+        (lambda: rechub.HLLMModel(vectors(), V, D + 4, H), r"item_embeddings\.shape\[1\]=4 != d_model=8"),
+        (lambda: rechub.HLLMModel(vectors()[0], V, D, H), r"item_embeddings\.shape\[0\]=4 != vocab_size"),
+        (lambda: hstu()(torch.ones(1, 9, dtype=torch.long)), "exceeds max_seq_len"),
+        (lambda: rechub.RelativeBucketedTimeAndPositionBias(2, 4)(), "time_diffs"),
+        (lambda: rechub.RelativeBucketedTimeAndPositionBias(2, 4)(seq_len=5), "exceeds max_seq_len"),
+        (lambda: rechub.topk_metrics({1: [2]}, {1: [2]}, 5), "topKs=5"),
+    ],
+)
+def test_case_e15_errors_are_value_errors_as_the_originals(call, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        call()
+    assert isinstance(caught.value, HLLMError)
+
+
+def test_case_e15_attributes_of_the_originals():
+    model = hstu()
+    assert (model.n_heads, model.n_layers) == (
+        model.hstu_block.layers[0].n_heads,
+        len(model.hstu_block.layers),
+    )
+    assert (model.tie_embeddings, model.use_output_bias, model.scale_input_embedding) == (True, True, False)
+    arrays = [np.ones((3, 2), dtype=int), np.zeros((3, 2), dtype=int), np.arange(3), np.full((3, 2), 7)]
+    generator = rechub.SequenceDataGenerator(*arrays)
+    names = ("seq_tokens", "seq_positions", "targets", "seq_time_diffs")
+    assert all(getattr(generator, name) is array for name, array in zip(names, arrays, strict=True))
+
+
+@pytest.mark.parametrize("name", ["ndcg", "hit", "mrr", "recall", "precision"])
+def test_case_e15_single_metrics(name):
+    truth, ranked = {"0": [1, 2], "1": [0, 1, 2], "2": [2, 3]}, {"0": [0, 1], "1": [0, 1], "2": [2, 3]}
+    expected = {"ndcg": "0.7956", "mrr": "0.8333", "recall": "0.7222", "hit": "0.7143", "precision": "0.8333"}
+    found = getattr(rechub, f"{name}_score")(truth, ranked, topKs=(1, 2))
+    assert len(found) == 2 and found[1].endswith(f"@2: {expected[name]}")
+    assert getattr(rechub, f"{name}_score")(truth, {u: [*r, 9, 9, 9] for u, r in ranked.items()})[0].count(
+        "@5: "
+    )

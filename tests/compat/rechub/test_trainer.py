@@ -80,6 +80,35 @@ def test_early_stopping_restores_the_best_weights(tmp_path):
     assert torch.equal(model.table, seen[1]) and not torch.equal(seen[1], seen[3])
 
 
+def test_case_e15_fit_tells_loss_and_accuracy_of_every_epoch(tmp_path, capsys):
+    trainer = rechub.SeqTrainer(Table(), n_epoch=2, model_path=tmp_path)
+    history = trainer.fit(loader(), loader())
+    lines = [line for line in capsys.readouterr().err.splitlines() if "evaluating" in line]
+    assert len(lines) == 2
+    for epoch, line in enumerate(lines):
+        loss, accuracy = history["val_loss"][epoch], history["val_accuracy"][epoch]
+        assert line.startswith(f"epoch {epoch + 1}/2: evaluating: ")
+        assert line.endswith(f"loss {loss:.4f}, accuracy {accuracy:.4f}")
+
+
+def test_case_e15_early_stopper_counts_as_the_originals(tmp_path):
+    trainer = rechub.SeqTrainer(Table(), earlystop_patience=2, model_path=tmp_path)
+    stopper = trainer.early_stopper
+    weights = {"w": torch.tensor([1.0])}
+    assert [stopper.stop_training(v, weights) for v in (0.5, 0.5, 0.6, 0.1, 0.2)] == [*[False] * 4, True]
+    weights["w"] += 1
+    assert stopper.best_auc == 0.6 and stopper.best_weights == {"w": torch.tensor([1.0])}
+
+
+def test_case_e15_next_token_loss_leaves_padding_out():
+    """Of a window 0 0 5 6 with the target 7 the steps 5 -> 6 and 6 -> 7 count, over nine items."""
+    trainer = rechub.SeqTrainer(Table(), loss_params={"ignore_index": 0, "reduction": "sum"})
+    loss = trainer._compute_next_token_loss(
+        torch.zeros(1, 4, 10), torch.tensor([[0, 0, 5, 6]]), torch.tensor([7])
+    )
+    assert loss.item() == pytest.approx(2 * math.log(9))
+
+
 def test_scheduler_and_loggers_are_called(tmp_path):
     calls = []
 
@@ -105,11 +134,11 @@ def test_scheduler_and_loggers_are_called(tmp_path):
     assert calls == [("hyper", 0.8), (0, 0.8), (1, 0.4), "finish"]
 
 
-def test_what_is_not_here_names_the_command():
+def test_case_e15_what_is_not_here_says_what_is_possible():
     trainer = rechub.SeqTrainer(Table())
-    with pytest.raises(HLLMError, match="hllm export RUN --format onnx"):
+    with pytest.raises(HLLMError, match=r"trainer\.model is a plain module.*torch\.onnx\.export"):
         trainer.export_onnx("model.onnx")
-    with pytest.raises(HLLMError, match="hllm report RUN"):
+    with pytest.raises(HLLMError, match=r"print\(trainer\.model\) lists the layers"):
         trainer.visualization(depth=4)
     with pytest.raises(ConfigError, match="unknown loss_type 'ce'"):
         rechub.SeqTrainer(Table(), loss_type="ce")

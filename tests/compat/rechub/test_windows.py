@@ -34,7 +34,7 @@ def padded(prefixes: list[tuple[int, int]], width: int) -> dict[str, list]:
     return rows
 
 
-def assert_equal(found: windows.Windows, expected: dict[str, list]) -> None:
+def assert_equal(found: windows.StoredWindows, expected: dict[str, list]) -> None:
     arrays = found.arrays()
     assert {name: array.tolist() for name, array in arrays.items()} == expected
 

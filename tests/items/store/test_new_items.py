@@ -70,9 +70,11 @@ def test_vectors_that_are_not_finite_are_refused(make_dataset, llama, monkeypatc
             return np.full((len(rows), 32), np.nan, dtype=np.float32)
 
     monkeypatch.setattr("hllm.items.store.new_items.make_encoder", lambda *_: Overflowing())
-    with pytest.raises(DataError, match="fp32 gives vectors that are not finite"):
+    with pytest.raises(
+        DataError, match="fp32 gives a vector with NaN or infinity for the new item 'title: a'"
+    ):
         encode_new_items(
-            made.spec | {"precision": "fp32"}, pl.DataFrame({"title": ["a"], "genres": ["b"]}), "cpu"
+            made.spec | {"precision": "fp32"}, pl.DataFrame({"title": ["a"], "genres": [None]}), "cpu"
         )
 
 

@@ -5,11 +5,14 @@ Run preprocess_amazon_books.py first.
     python preprocess_amazon_books_hllm.py --data_dir . --output_dir ./processed --model_type tinyllama --device cuda
 """
 
+import sys
 from functools import partial
 from pathlib import Path
 
-from hllm.compat.scripts.entry import entrance
-from hllm.compat.scripts.vectors import amazon_books
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where rechub_scripts lies
+
+from rechub_scripts.entry import entrance
+from rechub_scripts.vectors import amazon_books
 
 if __name__ == "__main__":
     raise SystemExit(entrance(partial(amazon_books, Path(__file__).resolve().parent)))

@@ -7,11 +7,14 @@ otherwise they are downloaded.
     python preprocess_ml_hstu.py --state rechub-doc      # the reference document's filters and split
 """
 
+import sys
 from functools import partial
 from pathlib import Path
 
-from hllm.compat.scripts.entry import entrance
-from hllm.compat.scripts.preprocess import movielens
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where rechub_scripts lies
+
+from rechub_scripts.entry import entrance
+from rechub_scripts.preprocess import movielens
 
 if __name__ == "__main__":
     raise SystemExit(entrance(partial(movielens, Path(__file__).resolve().parent)))

@@ -10,10 +10,18 @@ from hllm.compat.rechub.data import SeqDataset, SequenceDataGenerator, pad_seque
 from hllm.compat.rechub.hllm import HLLMModel, HLLMTransformerBlock
 from hllm.compat.rechub.hstu import HSTUBlock, HSTULayer, HSTULayerDoc, HSTUModel
 from hllm.compat.rechub.losses import InBatchNCELoss, NCELoss
-from hllm.compat.rechub.metrics import topk_metrics
-from hllm.compat.rechub.trainer import SeqTrainer
+from hllm.compat.rechub.metrics import (
+    hit_score,
+    mrr_score,
+    ndcg_score,
+    precision_score,
+    recall_score,
+    topk_metrics,
+)
+from hllm.compat.rechub.trainer import EarlyStopper, SeqTrainer
 
 __all__ = [
+    "EarlyStopper",
     "HLLMModel",
     "HLLMTransformerBlock",
     "HSTUBlock",
@@ -28,9 +36,14 @@ __all__ = [
     "SeqTrainer",
     "SequenceDataGenerator",
     "VocabMask",
+    "hit_score",
     "load_model",
+    "mrr_score",
+    "ndcg_score",
     "pad_sequences",
+    "precision_score",
     "rank_windows",
+    "recall_score",
     "score_windows",
     "topk_metrics",
 ]

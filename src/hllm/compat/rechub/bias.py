@@ -12,12 +12,13 @@ from hllm.compat.rechub.states import (
     BUCKET_FNS,
     BUCKET_UNITS,
     STATES,
+    InputError,
+    SettingError,
     State,
     check,
     check_length,
     time_buckets,
 )
-from hllm.errors import ConfigError, DataError
 
 MASKED = -1e9  # score of what may not be recommended
 
@@ -76,7 +77,7 @@ class RelativeBucketedTimeAndPositionBias(nn.Module):
 
     def forward(self, time_diffs: Tensor | None = None, seq_len: int | None = None) -> Tensor:
         if time_diffs is None and seq_len is None:
-            raise ConfigError("the bias needs time_diffs (B, L) or seq_len")
+            raise SettingError("the bias needs time_diffs (B, L) or seq_len")
         length = int(seq_len if time_diffs is None else time_diffs.shape[1])  # type: ignore[arg-type]
         check_length(length, self.max_seq_len)
         position = torch.arange(length, device=self.pos_w.device)
@@ -115,7 +116,7 @@ class VocabMask(nn.Module):
         if ids.dim() == 1:
             ids = ids.expand(masked.shape[0], -1)
         if masked.dim() != 2 or ids.dim() != 2 or ids.shape[0] != masked.shape[0]:
-            raise DataError(
+            raise InputError(
                 f"masking by row needs logits (B, V) and invalid_ids (B, N) with the same B, "
                 f"not {tuple(logits.shape)} and {tuple(invalid_ids.shape)}"
             )

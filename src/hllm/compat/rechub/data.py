@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, random_split
 
-from hllm.compat.rechub.states import check
-from hllm.errors import ConfigError, DataError
+from hllm.compat.rechub.states import InputError, SettingError, check
 
 SIDES = ("pre", "post")
 Row = tuple[Tensor, Tensor, Tensor, Tensor]  # tokens (L,), positions (L,), seconds (L,), target ()
@@ -61,7 +60,7 @@ def window_arrays(data: Mapping[str, Any], max_seq_len: int) -> dict[str, np.nda
 class SeqDataset(Dataset[Row]):
     """Windows (N, L) of tokens, positions and seconds, with targets (N,); all come out as int64.
 
-    Raises DataError where the shapes do not agree.
+    Raises InputError where the shapes do not agree.
     """
 
     def __init__(self, seq_tokens: Any, seq_positions: Any, targets: Any, seq_time_diffs: Any) -> None:
@@ -69,7 +68,7 @@ class SeqDataset(Dataset[Row]):
         self.seq_time_diffs = seq_time_diffs
         shapes = [tuple(a.shape) for a in (seq_tokens, seq_positions, seq_time_diffs) if hasattr(a, "shape")]
         if len(shapes) < 3 or len(set(shapes)) > 1 or len(shapes[0]) != 2 or shapes[0][0] != len(targets):
-            raise DataError(
+            raise InputError(
                 "seq_tokens, seq_positions and seq_time_diffs must be arrays of one shape (N, L) for N "
                 f"targets, not {shapes} for {len(targets)}; window_arrays turns lists into arrays"
             )
@@ -90,6 +89,8 @@ class SequenceDataGenerator:
     """Data loaders over a `SeqDataset`."""
 
     def __init__(self, seq_tokens: Any, seq_positions: Any, targets: Any, seq_time_diffs: Any) -> None:
+        self.seq_tokens, self.seq_positions, self.targets = seq_tokens, seq_positions, targets
+        self.seq_time_diffs = seq_time_diffs
         self.dataset = SeqDataset(seq_tokens, seq_positions, targets, seq_time_diffs)
 
     def generate_dataloader(
@@ -101,7 +102,7 @@ class SequenceDataGenerator:
     ) -> tuple[DataLoader[Row], ...]:
         """One loader in a tuple, or train (always shuffled), validation and test by `split_ratio`.
 
-        Raises ConfigError where `split_ratio` is not three shares with sum 1.
+        Raises SettingError where `split_ratio` is not three shares with sum 1.
         """
 
         def loader(dataset: Dataset[Row], shuffle: bool) -> DataLoader[Row]:
@@ -110,7 +111,7 @@ class SequenceDataGenerator:
         if split_ratio is None:
             return (loader(self.dataset, shuffle),)
         if len(split_ratio) != 3 or abs(sum(split_ratio) - 1.0) > 1e-6:
-            raise ConfigError(
+            raise SettingError(
                 f"split_ratio={tuple(split_ratio)} must be three shares with sum 1, as (0.7, 0.1, 0.2)"
             )
         n_train, n_val = (int(len(self.dataset) * share) for share in split_ratio[:2])

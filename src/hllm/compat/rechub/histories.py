@@ -15,7 +15,7 @@ from hllm.formats.rechub import SPLITS, Vocab, read_vocab, read_windows
 
 
 @dataclass(frozen=True)
-class Histories:
+class PackedHistories:
     """U users' events laid end to end, each user's in order of time (ties in the order of the file).
 
     tokens int32 (N,) from 1; times int64 (N,) seconds; offsets int64 (U + 1,);
@@ -36,7 +36,7 @@ def movielens(
     ratings: np.ndarray | None = None,
     state: State = "rechub",
     min_seq_len: int = 5,
-) -> Histories:
+) -> PackedHistories:
     """Its MovieLens filters, one pass each; users and tokens in the order of their ids.
 
     `rechub`: users with `min_seq_len` events. `rechub-doc`: ratings of 3 and more, then items with
@@ -55,7 +55,7 @@ def movielens(
 
 def books(
     users: np.ndarray, items: np.ndarray, times: np.ndarray, min_interactions: int | None = 5
-) -> Histories:
+) -> PackedHistories:
     """Its Amazon Books filter; users and tokens in the order of their first appearance in the file.
 
     Items and users with `min_interactions` events, both counted before either is removed, then
@@ -68,13 +68,15 @@ def books(
     return _pack(users[kept], items[kept], times[kept], by_id=False, what=f"{len(users)} interactions")
 
 
-def beauty(users: np.ndarray, items: np.ndarray, times: np.ndarray, min_seq_len: int = 2) -> Histories:
+def beauty(users: np.ndarray, items: np.ndarray, times: np.ndarray, min_seq_len: int = 2) -> PackedHistories:
     """Its Amazon Beauty rule: users with `min_seq_len` reviews, in order of appearance; tokens by id."""
     kept = np.flatnonzero(np.asarray(times) != 0)
     kept = kept[_counts(users[kept]) >= min_seq_len]
     packed = _pack(users[kept], items[kept], times[kept], by_id=False, what=f"{len(users)} reviews")
     item_ids, tokens = np.unique(packed.item_ids[packed.tokens - 1], return_inverse=True)
-    return Histories(tokens.astype(np.int32) + 1, packed.times, packed.offsets, packed.user_ids, item_ids)
+    return PackedHistories(
+        tokens.astype(np.int32) + 1, packed.times, packed.offsets, packed.user_ids, item_ids
+    )
 
 
 def _counts(values: np.ndarray) -> np.ndarray:
@@ -83,7 +85,7 @@ def _counts(values: np.ndarray) -> np.ndarray:
     return counts[inverse]
 
 
-def _pack(users: np.ndarray, items: np.ndarray, times: np.ndarray, by_id: bool, what: str) -> Histories:
+def _pack(users: np.ndarray, items: np.ndarray, times: np.ndarray, by_id: bool, what: str) -> PackedHistories:
     if not len(users):
         raise DataError(f"the filters left nothing of {what}; use smaller minimum counts")
     user_ids, rows = _codes(users, by_id)
@@ -91,7 +93,7 @@ def _pack(users: np.ndarray, items: np.ndarray, times: np.ndarray, by_id: bool, 
     times = np.asarray(times, dtype=np.int64)
     order = np.lexsort((times, rows))  # stable
     offsets = np.concatenate(([0], np.bincount(rows).cumsum()))
-    return Histories((codes[order] + 1).astype(np.int32), times[order], offsets, user_ids, item_ids)
+    return PackedHistories((codes[order] + 1).astype(np.int32), times[order], offsets, user_ids, item_ids)
 
 
 def _codes(values: np.ndarray, by_id: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -109,7 +111,7 @@ def _codes(values: np.ndarray, by_id: bool) -> tuple[np.ndarray, np.ndarray]:
 class FolderHistories:
     """What a processed folder's windows say: histories, and who is held out.
 
-    tokens int32 (N,), offsets int64 (U + 1,) as in `Histories`. times int64 (N,): seconds since the
+    tokens int32 (N,), offsets int64 (U + 1,) as in `PackedHistories`. times int64 (N,): seconds since the
     user's first event (windows hold differences only); where a last event was never an input its
     time is unknown and set to the time of the event before.
     leave_last_out  the last two events of every user are validation and test

@@ -16,6 +16,7 @@ from hllm.compat.rechub.bias import RelPosBias
 from hllm.compat.rechub.states import (
     BUCKET_FNS,
     STATES,
+    InputError,
     State,
     check,
     check_heads,
@@ -23,7 +24,6 @@ from hllm.compat.rechub.states import (
     reset_parameters,
     time_buckets,
 )
-from hllm.errors import DataError
 from hllm.formats.pickles import load_tensor
 from hllm.models.rechub import feed_forward as feed_forward
 
@@ -64,7 +64,7 @@ class HLLMModel(nn.Module):
     `state="rechub"`: item vectors are L2-normalised on the way in, scores are cosines, temperature
     .07. `state="rechub-doc"`: raw vectors, raw dot products, temperature 1 (its loss divides by .1).
 
-    Raises DataError where the vectors' shape is not (vocab_size, d_model).
+    Raises InputError where the vectors' shape is not (vocab_size, d_model).
     """
 
     item_embeddings: Tensor  # (V, D), frozen
@@ -96,12 +96,14 @@ class HLLMModel(nn.Module):
         self.temperature = TEMPERATURE[state] if temperature is None else temperature
 
         vectors = load_tensor(item_embeddings) if isinstance(item_embeddings, str | Path) else item_embeddings
-        if tuple(vectors.shape) != (vocab_size, d_model):
-            raise DataError(
-                f"item_embeddings have shape {tuple(vectors.shape)}, not (vocab_size, d_model) = "
-                f"({vocab_size}, {d_model}): row i must be the vector of token i, row 0 padding; "
-                "hllm.formats.rechub.read_embeddings brings other layouts into this one"
-            )
+        for axis, name, size in ((0, "vocab_size", vocab_size), (1, "d_model", d_model)):
+            if vectors.dim() != 2 or vectors.shape[axis] != size:
+                found = vectors.shape[axis] if vectors.dim() > axis else "none"
+                raise InputError(
+                    f"item_embeddings.shape[{axis}]={found} != {name}={size}: they must be (vocab_size, d_model), "
+                    "row i the vector of token i, row 0 padding; hllm.formats.rechub.read_embeddings brings "
+                    "other layouts into this one"
+                )
         vectors = vectors.float()
         self.register_buffer("item_embeddings", self._unit(vectors) if state == "rechub" else vectors)
         self.position_embedding = nn.Embedding(max_seq_len, d_model)

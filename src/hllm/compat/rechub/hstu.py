@@ -15,6 +15,7 @@ from hllm.compat.rechub.states import (
     BUCKET_FNS,
     BUCKET_UNITS,
     STATES,
+    SettingError,
     State,
     check,
     check_heads,
@@ -22,7 +23,6 @@ from hllm.compat.rechub.states import (
     reset_parameters,
     time_buckets,
 )
-from hllm.errors import ConfigError
 
 TIME_BUCKETS = {"rechub": 128, "rechub-doc": 2048}
 ADDED_IN_0_9 = {
@@ -167,7 +167,7 @@ class HSTUModel(nn.Module):
     attend to padding, and knows none of `ADDED_IN_0_9`; it alone has `use_rel_pos_bias`.
     `num_time_buckets` defaults to 128 (`rechub-doc`: 2048).
 
-    Raises ConfigError for a setting that the chosen state does not have.
+    Raises SettingError for a setting that the chosen state does not have.
     """
 
     def __init__(
@@ -199,6 +199,8 @@ class HSTUModel(nn.Module):
         _check_settings(locals())
         doc = state == "rechub-doc"
         self.vocab_size, self.d_model, self.max_seq_len, self.state = vocab_size, d_model, max_seq_len, state
+        self.n_heads, self.n_layers, self.tie_embeddings = n_heads, n_layers, tie_embeddings and not doc
+        self.use_output_bias, self.scale_input_embedding = use_output_bias, doc or scale_input_embedding
         self.use_time_embedding = use_time_embedding
         self.num_time_buckets = TIME_BUCKETS[state] if num_time_buckets is None else num_time_buckets
         self.time_bucket_fn, self.time_bucket_divisor = time_bucket_fn, time_bucket_divisor
@@ -262,19 +264,19 @@ class HSTUModel(nn.Module):
 
 
 def _check_settings(given: dict[str, Any]) -> None:
-    """Raise ConfigError for a value that HSTUModel does not take, or that its state does not have."""
+    """Raise SettingError for a value that HSTUModel does not take, or that its state does not have."""
     check("state", given["state"], STATES)
     check("score_norm", given["score_norm"], ("none", "l2"))
     check("time_bucket_fn", given["time_bucket_fn"], BUCKET_FNS)
     check("time_bucket_unit", given["time_bucket_unit"], BUCKET_UNITS)
     if given["temperature"] <= 0:
-        raise ConfigError(f"temperature={given['temperature']} must be positive")
+        raise SettingError(f"temperature={given['temperature']} must be positive")
     doc = given["state"] == "rechub-doc"
     foreign = [name for name, default in ADDED_IN_0_9.items() if doc and given[name] != default]
     if not doc and not given["use_rel_pos_bias"]:
         foreign = ["use_rel_pos_bias"]
     if foreign:
-        raise ConfigError(f"HSTUModel(state={given['state']!r}) has no setting {', '.join(foreign)}")
+        raise SettingError(f"HSTUModel(state={given['state']!r}) has no setting {', '.join(foreign)}")
 
 
 def split_heads(projected: Tensor, n_heads: int, dqk: int, dv: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

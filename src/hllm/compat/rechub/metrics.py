@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 
-from hllm.errors import DataError
+from hllm.compat.rechub.states import InputError
 
+Items = Mapping[Hashable, Sequence[int]]  # a user's items: true ones, or recommended ones in order
 NAMES = ("NDCG", "MRR", "Recall", "Hit", "Precision")
 
 
 def topk_metrics(
-    y_true: Mapping[Hashable, Sequence[int]],
-    y_pred: Mapping[Hashable, Sequence[int]],
+    y_true: Items,
+    y_pred: Items,
     topKs: Sequence[int] | None = None,
 ) -> dict[str, list[str]]:
     """`{"NDCG": ["NDCG@5: 0.1234"], ...}` for users' true items and ranked recommendations.
@@ -21,16 +22,16 @@ def topk_metrics(
     true item included as zeros; Hit is the number of hits over the number of true items. Lists
     shorter than k, which the original cannot read, count as misses beyond their end.
 
-    Raises DataError where the two do not have the same users, where `topKs` is no list, or where
+    Raises InputError where the two do not have the same users, where `topKs` is no list, or where
     nobody has a true item.
     """
     top = [5] if topKs is None else topKs
     if not isinstance(top, tuple | list):
-        raise DataError(f"topKs={top!r} must be a list or tuple, for example [10, 50]")
+        raise InputError(f"topKs={top!r} must be a list or tuple, for example [10, 50]")
     if missing := [u for u in y_true if u not in y_pred] or [u for u in y_pred if u not in y_true]:
-        raise DataError(f"y_true and y_pred differ in users, for example {missing[0]!r}")
+        raise InputError(f"y_true and y_pred differ in users, for example {missing[0]!r}")
     if not any(y_true.values()):
-        raise DataError("y_true holds no item for any user: nothing to score")
+        raise InputError("y_true holds no item for any user: nothing to score")
     results: dict[str, list[str]] = {name: [] for name in NAMES}
     for k in top:
         for name, value in _at(k, y_true, y_pred).items():
@@ -38,9 +39,32 @@ def topk_metrics(
     return results
 
 
-def _at(
-    k: int, y_true: Mapping[Hashable, Sequence[int]], y_pred: Mapping[Hashable, Sequence[int]]
-) -> dict[str, float]:
+def ndcg_score(y_true: Items, y_pred: Items, topKs: Sequence[int] | None = None) -> list[str]:
+    """`topk_metrics`' NDCG."""
+    return topk_metrics(y_true, y_pred, topKs)["NDCG"]
+
+
+def hit_score(y_true: Items, y_pred: Items, topKs: Sequence[int] | None = None) -> list[str]:
+    """`topk_metrics`' Hit."""
+    return topk_metrics(y_true, y_pred, topKs)["Hit"]
+
+
+def mrr_score(y_true: Items, y_pred: Items, topKs: Sequence[int] | None = None) -> list[str]:
+    """`topk_metrics`' MRR."""
+    return topk_metrics(y_true, y_pred, topKs)["MRR"]
+
+
+def recall_score(y_true: Items, y_pred: Items, topKs: Sequence[int] | None = None) -> list[str]:
+    """`topk_metrics`' Recall."""
+    return topk_metrics(y_true, y_pred, topKs)["Recall"]
+
+
+def precision_score(y_true: Items, y_pred: Items, topKs: Sequence[int] | None = None) -> list[str]:
+    """`topk_metrics`' Precision."""
+    return topk_metrics(y_true, y_pred, topKs)["Precision"]
+
+
+def _at(k: int, y_true: Items, y_pred: Items) -> dict[str, float]:
     total = dict.fromkeys(NAMES, 0.0)
     n_truth = 0
     for user, truth in y_true.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Literal
 
-from hllm.errors import ConfigError, unknown
+from hllm.errors import ConfigError, DataError, unknown
 from hllm.models.rechub import reset_parameters as reset_parameters
 from hllm.models.rechub import time_buckets as time_buckets
 
@@ -19,24 +19,32 @@ BUCKET_FNS = ("sqrt", "log")
 BUCKET_UNITS = ("minutes", "seconds")
 
 
+class SettingError(ConfigError, ValueError):
+    """A setting that cannot be; a ValueError, as torch-rechub raises."""
+
+
+class InputError(DataError, ValueError):
+    """An input of the wrong shape or value; a ValueError, as torch-rechub raises."""
+
+
 def check(kind: str, value: str, choices: Collection[str]) -> None:
-    """Raise ConfigError unless `value` is one of `choices`."""
+    """Raise SettingError unless `value` is one of `choices`."""
     if value not in choices:
-        raise ConfigError(unknown(kind, value, choices))
+        raise SettingError(unknown(kind, value, choices))
 
 
 def check_heads(d_model: int, n_heads: int) -> None:
-    """Raise ConfigError unless `d_model` splits into `n_heads` equal heads."""
+    """Raise SettingError unless `d_model` splits into `n_heads` equal heads."""
     if d_model % n_heads:
-        raise ConfigError(
-            f"d_model={d_model} is not a multiple of n_heads={n_heads}; choose n_heads dividing it"
+        raise SettingError(
+            f"d_model={d_model} must be divisible by n_heads; n_heads={n_heads} does not divide it"
         )
 
 
 def check_length(length: int, max_seq_len: int) -> None:
-    """Raise ConfigError where a window is longer than the model's positions."""
+    """Raise SettingError where a window is longer than the model's positions."""
     if length > max_seq_len:
-        raise ConfigError(
-            f"windows of {length} events do not fit max_seq_len={max_seq_len}; "
+        raise SettingError(
+            f"seq_len={length} exceeds max_seq_len={max_seq_len}; "
             f"crop them from the left, or build the model with max_seq_len={length}"
         )

@@ -64,25 +64,22 @@ class SeqTrainer:
         defaults = {"temperature": 0.1, "ignore_index": 0} if loss_type == "nce" else {"ignore_index": 0}
         loss_class: Callable[..., nn.Module] = NCELoss if loss_type == "nce" else nn.CrossEntropyLoss
         self.loss_fn = loss_class(**(loss_params or defaults))
-        self.loss_type, self.state, self.n_epoch, self.patience = (
-            loss_type,
-            state,
-            n_epoch,
-            earlystop_patience,
-        )
+        self.loss_type, self.state, self.n_epoch = loss_type, state, n_epoch
+        self.early_stopper = EarlyStopper(earlystop_patience)
         self.model_path, self.model_logger = Path(model_path), model_logger
+        self._title = ""  # which epoch progress is of
 
     def fit(
         self, train_dataloader: Iterable[Any], val_dataloader: Iterable[Any] | None = None
     ) -> dict[str, list[float]]:
         """Train and write `model_path/model.pth`; returns `train_loss, val_loss, val_accuracy` by epoch."""
         history: dict[str, list[float]] = {"train_loss": [], "val_loss": [], "val_accuracy": []}
-        best, best_weights, waited = 0.0, None, 0
         rate = self.optimizer.param_groups[0]["lr"]
         self._log(
             "log_hyperparams", {"n_epoch": self.n_epoch, "learning_rate": rate, "loss_type": self.loss_type}
         )
         for epoch in range(self.n_epoch):
+            self._title = f"epoch {epoch + 1}/{self.n_epoch}: "
             logs = {"train/loss": self.train_one_epoch(train_dataloader)}
             logs["learning_rate"] = self.optimizer.param_groups[0]["lr"]
             history["train_loss"].append(logs["train/loss"])
@@ -93,16 +90,12 @@ class SeqTrainer:
                 history["val_loss"].append(loss)
                 history["val_accuracy"].append(accuracy)
                 logs |= {"val/loss": loss, "val/accuracy": accuracy, "auc": accuracy}
-                if accuracy > best:
-                    best, waited = accuracy, 0
-                    best_weights = copy.deepcopy(self.model.state_dict())
-                else:
-                    waited += 1
-                    if waited >= self.patience:
-                        if best_weights is not None:
-                            self.model.load_state_dict(best_weights)
-                        break
+                if self.early_stopper.stop_training(accuracy, self.model.state_dict()):
+                    if self.early_stopper.best_weights is not None:
+                        self.model.load_state_dict(self.early_stopper.best_weights)
+                    break
             self._log("log_metrics", logs, step=epoch)
+        self._title = ""
         with atomic(self.model_path / "model.pth") as temporary:
             torch.save(self.model.state_dict(), temporary)
         self._log("finish")
@@ -112,7 +105,7 @@ class SeqTrainer:
         """One pass; returns the mean of the batches' losses."""
         self.model.train()
         total, n = 0.0, 0
-        with progress("training", _length(data_loader), "batches") as bar:
+        with progress(f"{self._title}training", _length(data_loader), "batches") as bar:
             for n, batch in enumerate(data_loader, start=1):
                 loss = self._loss(*self._forward(batch))
                 self.model.zero_grad()
@@ -122,6 +115,7 @@ class SeqTrainer:
                 bar.advance()
                 if n % log_interval == 0:
                     bar.note(f"loss {total / n:.4f}")
+            bar.note(f"loss {total / max(n, 1):.4f}")
         return total / n if n else 0.0
 
     @torch.no_grad()
@@ -129,7 +123,7 @@ class SeqTrainer:
         """Mean loss of the batches, and the share of windows whose top item is the target."""
         self.model.eval()
         total, hits, n_windows, n_batches = 0.0, 0, 0, 0
-        with progress("evaluating", _length(data_loader), "batches") as bar:
+        with progress(f"{self._title}evaluating", _length(data_loader), "batches") as bar:
             for batch in data_loader:
                 logits, tokens, targets = self._forward(batch)
                 total += self._loss(logits, tokens, targets).item()
@@ -138,17 +132,22 @@ class SeqTrainer:
                 n_windows += targets.numel()
                 n_batches += 1
                 bar.advance()
-        return total / max(n_batches, 1), hits / max(n_windows, 1)
+            loss, accuracy = total / max(n_batches, 1), hits / max(n_windows, 1)
+            bar.note(f"loss {loss:.4f}, accuracy {accuracy:.4f}")
+        return loss, accuracy
 
     def export_onnx(self, *args: Any, **kwargs: Any) -> None:
-        """Not here: raises HLLMError with the command that exports."""
+        """Not here: raises HLLMError saying what is possible instead."""
         raise HLLMError(
-            "SeqTrainer.export_onnx is not part of hllm.compat; type: hllm export RUN --format onnx"
+            "hllm exports no ONNX files today, neither from SeqTrainer nor from a run; trainer.model is a plain "
+            "module, to give to torch.onnx.export with tokens (B, L) and seconds (B, L)"
         )
 
     def visualization(self, *args: Any, **kwargs: Any) -> None:
-        """Not here: raises HLLMError with the command that draws."""
-        raise HLLMError("SeqTrainer.visualization is not part of hllm.compat; type: hllm report RUN")
+        """Not here: raises HLLMError saying what is possible instead."""
+        raise HLLMError(
+            "SeqTrainer.visualization is not part of hllm.compat; print(trainer.model) lists the layers"
+        )
 
     def _forward(self, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (B, L, V), tokens (B, L) and targets (B,) of a loader's batch; positions are not used."""
@@ -159,8 +158,13 @@ class SeqTrainer:
     def _loss(self, logits: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
         if self.state == "rechub-doc":
             return self.loss_fn(logits[:, -1], targets)
+        return self._compute_next_token_loss(logits, tokens, targets)
+
+    def _compute_next_token_loss(self, logits: Tensor, seq_tokens: Tensor, targets: Tensor) -> Tensor:
+        """Loss of logits (B, L, V) at every position of windows (B, L); the last one's target is in `targets` (B,)."""
         # The last padded slot's next token is a real item: no model should learn that step.
-        following = torch.cat((tokens[:, 1:], targets.unsqueeze(-1)), dim=1).masked_fill(tokens.eq(0), 0)
+        following = torch.cat((seq_tokens[:, 1:], targets.unsqueeze(-1)), dim=1)
+        following = following.masked_fill(seq_tokens.eq(0), 0)
         return self.loss_fn(without_padding(logits).flatten(0, 1), following.flatten())
 
     def _log(self, method: str, *args: Any, **kwargs: Any) -> None:
@@ -169,6 +173,23 @@ class SeqTrainer:
             return
         for logger in loggers if isinstance(loggers, list | tuple) else [loggers]:
             getattr(logger, method)(*args, **kwargs)
+
+
+class EarlyStopper:
+    """Stops once `patience` validations in a row were no better, and keeps the best one's weights."""
+
+    def __init__(self, patience: int) -> None:
+        self.patience, self.trial_counter, self.best_auc = patience, 0, 0.0
+        self.best_weights: dict[str, Any] | None = None
+
+    def stop_training(self, val_auc: float, weights: dict[str, Any]) -> bool:
+        """Whether to stop after a validation of value `val_auc`."""
+        if val_auc > self.best_auc:
+            self.best_auc, self.trial_counter = val_auc, 0
+            self.best_weights = copy.deepcopy(weights)
+            return False
+        self.trial_counter += 1
+        return self.trial_counter >= self.patience
 
 
 def without_padding(logits: Tensor) -> Tensor:

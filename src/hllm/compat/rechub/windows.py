@@ -20,7 +20,7 @@ COLUMNS = ("seq_tokens", "seq_positions", "seq_time_diffs", "targets")
 
 
 @dataclass(frozen=True)
-class Windows:
+class StoredWindows:
     """W windows over N packed events. Window w = events [begins[w], targets[w]), to predict event targets[w].
 
     tokens  int (N,)     as written to the files
@@ -115,7 +115,7 @@ BEAUTY_DTYPES = {**dict.fromkeys(COLUMNS, "int64"), "seq_time_diffs": "float32"}
 
 def leave_last_out(
     tokens: np.ndarray, times: np.ndarray, offsets: np.ndarray, max_seq_len: int = 200
-) -> dict[str, Windows]:
+) -> dict[str, StoredWindows]:
     """MovieLens in release 0.9: per user the last event is the test target, the one before validation's.
 
     Every prefix before them is a training window. Users with fewer than 4 events are skipped.
@@ -137,7 +137,7 @@ def user_ratio(
     max_seq_len: int = 200,
     ratio: tuple[float, float] = (0.7, 0.1),
     seed: int = 0,
-) -> dict[str, Windows]:
+) -> dict[str, StoredWindows]:
     """MovieLens in the document's state: users are shuffled and split, every prefix of theirs is a window.
 
     `ratio` = shares of training and validation users: (.7, .1) as its code has it, (.8, .1) as its
@@ -164,7 +164,7 @@ def books(
     max_seq_len: int = 200,
     min_seq_len: int = 5,
     state: State = "rechub",
-) -> dict[str, Windows]:
+) -> dict[str, StoredWindows]:
     """Amazon Books: ragged windows of at least two events (training), users cut to `max_seq_len` first.
 
     `rechub-doc` trains on the validation target too (a leak of the original, kept for comparison),
@@ -180,9 +180,9 @@ def books(
     users, targets = _every_target(starts + 2, ends - 1 if doc else ends - 2)
     has_val = ends - 2 - starts >= 2
     return {
-        "train": Windows(tokens, times, starts[users], targets, None, INT32),
-        "val": Windows(tokens, times, starts[has_val], ends[has_val] - 2, None, INT32),
-        "test": Windows(tokens, times, starts, ends - 1, None, INT32),
+        "train": StoredWindows(tokens, times, starts[users], targets, None, INT32),
+        "val": StoredWindows(tokens, times, starts[has_val], ends[has_val] - 2, None, INT32),
+        "test": StoredWindows(tokens, times, starts, ends - 1, None, INT32),
     }
 
 
@@ -193,7 +193,7 @@ def beauty(
     max_seq_len: int = 200,
     min_seq_len: int = 2,
     ratio: tuple[float, float] = (0.8, 0.1),
-) -> dict[str, Windows]:
+) -> dict[str, StoredWindows]:
     """Amazon Beauty at commit 9f82159: every prefix a window, windows cut 80/10/10 in order.
 
     Time differences count from the target's time (a leak of the original). Windows are padded to
@@ -213,7 +213,9 @@ def beauty(
     ):
         b, t = begins[part], targets[part]
         width = int((t - b).max(initial=0))
-        found[split] = Windows(tokens, times, b, t, width, BEAUTY_DTYPES, from_target=True, restart=True)
+        found[split] = StoredWindows(
+            tokens, times, b, t, width, BEAUTY_DTYPES, from_target=True, restart=True
+        )
     return found
 
 
@@ -241,5 +243,5 @@ def _cut(
     targets: np.ndarray,
     width: int,
     dtypes: dict[str, str] = MOVIELENS_DTYPES,
-) -> Windows:
-    return Windows(tokens, times, np.maximum(begins, targets - width), targets, width, dtypes)
+) -> StoredWindows:
+    return StoredWindows(tokens, times, np.maximum(begins, targets - width), targets, width, dtypes)

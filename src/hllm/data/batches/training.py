@@ -8,6 +8,7 @@ Everything random comes from (seed, epoch), so a resumed run sees the same batch
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,11 +48,22 @@ def budget_slices(lengths: np.ndarray, batch_tokens: int) -> list[slice]:
     return slices
 
 
+@dataclass(frozen=True)
+class Plan:
+    """An epoch's windows, and the slice of them that makes each batch."""
+
+    windows: Windows
+    slices: list[slice]
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+
 class TrainLoader:
     """Training batches of one dataset, assembled on `device` from its packed arrays.
 
-    `epoch(e, skip)` yields the batches of epoch `e` after the first `skip`, each a `Batch` whose
-    targets are the tokens one step ahead.
+    `plan(e)` plans epoch `e`, and `batches(plan, skip)` yields its batches after the first `skip`, each a
+    `Batch` whose targets are the tokens one step ahead.
     """
 
     def __init__(
@@ -79,20 +91,23 @@ class TrainLoader:
         longest = int(np.diff(np.asarray(self.histories.offsets)).max()) - 1
         return longest if self.max_len is None else min(longest, self.max_len)
 
-    def plan(self, epoch: int) -> tuple[Windows, list[slice]]:
+    def plan(self, epoch: int) -> Plan:
         """The epoch's windows and how they fall into batches."""
         parts = [
             self.windows(self.histories, self.max_len, self.seed, epoch * self.passes + p)
             for p in range(self.passes)
         ]
         windows = parts[0] if len(parts) == 1 else joined(parts)
-        return windows, budget_slices(windows.lengths - 1, self.batch_tokens)
+        return Plan(windows, budget_slices(windows.lengths - 1, self.batch_tokens))
+
+    def batches(self, plan: Plan, skip: int = 0) -> Iterator[Batch]:
+        """Yield the batches of `plan`, without the first `skip`."""
+        for part in plan.slices[skip:]:
+            yield self.assemble(plan.windows.take(part))
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
-        """Yield the epoch's batches, without the first `skip`."""
-        windows, slices = self.plan(epoch)
-        for part in slices[skip:]:
-            yield self.assemble(windows.take(part))
+        """Plan an epoch and yield its batches, without the first `skip`."""
+        return self.batches(self.plan(epoch), skip)
 
     def assemble(self, windows: Windows) -> Batch:
         """Inputs are all events of a window but the last, targets all but the first."""
@@ -104,5 +119,6 @@ class TrainLoader:
             times=self.times[index],
             targets=self.tokens[index + 1].long(),
             offsets=offsets_of(lengths).to(self.device),
+            n_targets=torch.tensor(float(lengths.sum())).to(self.device, non_blocking=True),
             host_lengths=lengths,
         )

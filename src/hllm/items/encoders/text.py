@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import warnings
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hllm.errors import DeviceError
-from hllm.items.encoders.backbones import Backbone
+from hllm.errors import ArtifactError, DeviceError
+from hllm.hardware import is_out_of_memory
+from hllm.items.encoders.backbones import Backbone, table_rows
 from hllm.items.encoders.pooling import pool
 from hllm.items.encoders.prefix import SharedPrefix, common_prefix, share_prefix
+from hllm.items.encoders.tokens import token_ids, tokenise
 
 
 class Encoder(Protocol):
@@ -39,24 +42,28 @@ class LanguageModelEncoder:
         self.backbone, self.pooling = backbone, pooling
         self.dim = backbone.dim
         self.truncated = np.zeros(0, dtype=bool)
-        self.max_length = min(backbone.max_length, len(self._tokenize([prompt])[0]) + max_tokens)
+        prompt_length = len(token_ids(backbone, [prompt])[0])
+        self.max_length = min(backbone.max_length, prompt_length + max_tokens)
+        if prompt and prompt_length >= self.max_length:
+            warnings.warn(
+                f"the prompt's {prompt_length} tokens fill all {self.max_length} that {backbone.name} reads: "
+                'items will look alike; use a shorter prompt, or none (--prompt "")',
+                stacklevel=2,
+            )
         self.prefix: SharedPrefix | None = None
 
     def prepare(self, texts: list[str]) -> np.ndarray:
-        """Tokenise `texts` (whole, so that no token boundary depends on the prompt) and find their prefix."""
-        sequences = self._tokenize(texts)
-        long = [i for i, ids in enumerate(sequences) if len(ids) > self.max_length]
-        self.truncated = np.zeros(len(texts), dtype=bool)
-        if long:
-            self.truncated[long] = True
-            cut = self._tokenize([texts[i] for i in long], truncation=True, max_length=self.max_length)
-            for i, ids in zip(long, cut, strict=True):
-                sequences[i] = ids
+        """Tokenise `texts` (whole, so that no token boundary depends on the prompt) and find their prefix.
+
+        Raises ArtifactError where the tokenizer is not the model's, or has no vocabulary.
+        """
+        sequences, self.truncated = tokenise(self.backbone, texts, self.max_length)
         lengths = np.array([len(ids) for ids in sequences], dtype=np.int64)
         self.offsets = np.concatenate(([0], lengths.cumsum()))
         self.flat = np.fromiter(
             (t for ids in sequences for t in ids), dtype=np.int64, count=int(lengths.sum())
         )
+        self._check_tokens(len(texts))
         self.prefix = self._find_prefix(lengths)
         return lengths
 
@@ -65,24 +72,41 @@ class LanguageModelEncoder:
         """One forward for `rows`. DeviceError if the device's memory does not hold the batch."""
         skip = self.prefix.n_tokens if self.prefix else 0
         ids, mask = self._padded(rows, skip)
+        tokens = f"{len(rows)} texts of {ids.shape[1] + skip} tokens"
         try:
             if self.prefix is not None:
                 hidden, mask = self.prefix.hidden(ids, mask)
             else:
                 hidden = self.backbone.hidden(ids, mask).last_hidden_state
             return pool(hidden, mask, self.pooling).cpu().numpy()
-        except torch.OutOfMemoryError as err:
-            raise DeviceError(
-                f"{self.backbone.device} has too little memory for {len(rows)} texts of "
-                f"{ids.shape[1] + skip} tokens; use --batch-size {max(1, len(rows) // 4)} or --device cpu"
+        except (RuntimeError, MemoryError, IndexError, ValueError) as err:
+            if is_out_of_memory(err):
+                raise DeviceError(
+                    f"{self.backbone.device} has too little memory for {tokens}; use --batch-size "
+                    f"{max(1, len(rows) // 4)} or --device cpu"
+                ) from err
+            reason = " ".join(str(err).split())[:200]
+            raise ArtifactError(
+                f"{self.backbone.name} fails on {tokens}: {reason}; try a smaller --max-tokens"
             ) from err
 
-    def _tokenize(self, texts: list[str], **options: Any) -> list[list[int]]:
-        tokenizer = self.backbone.tokenizer
-        tokenizer.truncation_side = "right"
-        encoded = tokenizer(texts, return_attention_mask=False, verbose=False, **options)["input_ids"]
-        # A text of nothing but characters unknown to the tokenizer may have no token at all.
-        return [ids or [self.backbone.pad_id] for ids in encoded]
+    def _check_tokens(self, n_texts: int) -> None:
+        """ArtifactError for ids that the model has no embedding for, or texts of unknown tokens alone."""
+        tokenizer, found = self.backbone.tokenizer, {int(i) for i in np.unique(self.flat)}
+        rows, advice = table_rows(self.backbone.model), "take both from the same place"
+        if rows is not None and max(found) >= rows:
+            raise ArtifactError(
+                f"the tokenizer of {self.backbone.name} gives token id {max(found)}, its model knows only "
+                f"{rows:,} (0 to {rows - 1:,}): they do not belong together; {advice}"
+            )
+        unknown = tokenizer.unk_token_id
+        known = found - {unknown, self.backbone.pad_id, *tokenizer.all_special_ids}
+        # Without its vocabulary file a tokenizer is made that knows special tokens, at most the space too.
+        if n_texts > 1 and len(known) <= (unknown in found):
+            raise ArtifactError(
+                f"the tokenizer of {self.backbone.name} knows no word of these {n_texts:,} texts: its "
+                f"vocabulary file is missing or another model's; {advice}"
+            )
 
     @torch.inference_mode()
     def _find_prefix(self, lengths: np.ndarray) -> SharedPrefix | None:

@@ -1,47 +1,27 @@
-"""The loop that completes a store: plan batches, encode what is missing, refuse what is not finite."""
+"""The one loop that encodes texts: batches planned from all of them, vectors that are not finite refused."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hllm.errors import DataError
-from hllm.items.encoders.controls import RandomEncoder, TfidfEncoder
-from hllm.items.store.shards import Shard, Store, locked
+from hllm.items.store.shards import Shard, Store, join, locked
 from hllm.progress import progress
 
 if TYPE_CHECKING:
-    import torch
-
-    from hllm.items.encoders.hub import ModelFolder
     from hllm.items.encoders.text import Encoder
-    from hllm.items.store.request import Request
 
-
-def make_encoder(
-    request: Request,
-    model: ModelFolder | None,
-    precision: str,
-    device: torch.device,
-    trust_remote_code: bool = False,
-) -> Encoder:
-    """The encoder of a request; `model` is None for the controls."""
-    if model is None:
-        return TfidfEncoder() if request.model == "tfidf" else RandomEncoder()
-    from hllm.items.encoders.backbones import load_backbone
-    from hllm.items.encoders.text import LanguageModelEncoder
-
-    backbone = load_backbone(model.path, precision, device, trust_remote_code, request.model)
-    assert request.max_tokens is not None
-    return LanguageModelEncoder(backbone, request.pooling, request.prompt, request.max_tokens)
+# A block is written after this many seconds or bytes: what a killed process loses, in one file.
+BLOCK_SECONDS, BLOCK_BYTES = 5.0, 64 << 20
 
 
 def complete_store(
-    folder: Path,
+    store: Store,
     spec: Mapping[str, Any],
     texts: Mapping[bytes, str],
     load: Callable[[], Encoder],
@@ -49,54 +29,105 @@ def complete_store(
     name_of: Callable[[bytes], str],
     show: bool = True,
 ) -> tuple[int, float]:
-    """Encode the `texts` (by key) that the store in `folder` lacks; return their number and the seconds.
+    """Encode the `texts` (by key) that `store` lacks; return their number and the seconds.
 
     `load` makes the encoder, and is not called if nothing is missing. `name_of` names an item for an
     error. Batches are planned from all the texts, so that an interrupted encoding goes on with the
     batches, and to the bits, of an uninterrupted one. Raises DataError at the first vector that is not
     finite; it is not stored, all others up to there are.
     """
-    with locked(folder):
-        store = Store(folder)
-        store.drop_damaged()
+    with locked(store.folder):
+        store.refresh()
+        damaged = store.drop_damaged()
         missing = texts.keys() - store.rows.keys()
-        start = time.perf_counter()
+        seconds = 0.0
         if not missing:
-            store.write_spec(spec)
+            store.write_spec({**spec, "dim": store.dim})
         else:
             encoder = load()
             keys = sorted(texts)
             lengths = encoder.prepare([texts[key] for key in keys])
             store.write_spec({**spec, "dim": encoder.dim})
-            start = time.perf_counter()  # loading a model is not encoding
             wanted = np.array([key in missing for key in keys])
-            with progress(f"embedding with {spec['model']}", len(missing), "items", show) as bar:
-                for rows in planned_batches(lengths, wanted, batch_size):
-                    vectors = encoder.encode(rows)
-                    finite = np.isfinite(vectors).all(1)
-                    good = rows[finite]
-                    if len(good):
-                        store.append(Shard(vectors[finite], [keys[i] for i in good], encoder.truncated[good]))
-                    if not finite.all():
-                        raise _not_finite(name_of(keys[rows[~finite][0]]), int((~finite).sum()), spec)
+            start = time.perf_counter()  # loading a model is not encoding
+            title = f"embedding with {spec['model']}"
+            with progress(title, len(missing), "items", show) as bar, _blocks(store) as add:
+                batches = planned_batches(lengths, wanted, batch_size, whole=damaged)
+                for rows, vectors in encode_batches(
+                    encoder, batches, wanted, spec, lambda i: name_of(keys[i])
+                ):
+                    add(Shard(vectors, [keys[i] for i in rows], encoder.truncated[rows]))
                     bar.advance(len(rows))
-        seconds = time.perf_counter() - start
+            seconds = time.perf_counter() - start
         store.compact()
     return len(missing), seconds
 
 
-def planned_batches(lengths: np.ndarray, wanted: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-    """Rows int64 of each batch, longest texts first, without those that are not `wanted` bool (n,).
+def encode_batches(
+    encoder: Encoder,
+    batches: Iterator[np.ndarray],
+    wanted: np.ndarray,
+    spec: Mapping[str, Any],
+    name_of: Callable[[int], str],
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows int64 (m,) and vectors float32 (m, d) of the `wanted` bool (n,) texts, batch by batch.
+
+    Raises DataError, after the other rows of its batch, for a vector that is not finite; `name_of`
+    names the item of a row.
+    """
+    for rows in batches:
+        vectors = encoder.encode(rows)
+        rows, vectors = rows[wanted[rows]], vectors[wanted[rows]]
+        finite = np.isfinite(vectors).all(1)
+        if finite.any():
+            yield rows[finite], vectors[finite]
+        if not finite.all():
+            raise _not_finite(name_of(int(rows[~finite][0])), int((~finite).sum()), spec)
+
+
+def planned_batches(
+    lengths: np.ndarray, wanted: np.ndarray, batch_size: int, whole: bool = False
+) -> Iterator[np.ndarray]:
+    """Rows int64 of each batch that holds `wanted` bool (n,) texts, longest texts first.
 
     Longest first, so that too little memory shows at once and the estimate of the time left errs on
-    the safe side. A batch of which only some texts are missing shrinks to these.
+    the safe side. A batch of which only some texts are missing shrinks to these, as after an edited
+    title; `whole` keeps it whole, as after damage, where the same bits are to come again.
     """
     order = np.argsort(-lengths, kind="stable")
     for first in range(0, len(order), batch_size):
         rows = order[first : first + batch_size]
-        rows = rows[wanted[rows]]
-        if len(rows):
-            yield rows
+        if wanted[rows].any():
+            yield rows if whole else rows[wanted[rows]]
+
+
+@contextmanager
+def _blocks(store: Store) -> Iterator[Callable[[Shard], None]]:
+    """A function that takes finished batches and appends them to `store` in blocks.
+
+    What is left is written at the end, also when an error or Ctrl-C ends the encoding.
+    """
+    pending: list[Shard] = []
+    size, since = 0, time.monotonic()
+
+    def write() -> None:
+        nonlocal size, since
+        block, size, since = join(pending) if pending else None, 0, time.monotonic()
+        pending.clear()  # before the writing, so that a full disk is met once
+        if block:
+            store.append(block)
+
+    def add(batch: Shard) -> None:
+        nonlocal size
+        pending.append(batch)
+        size += batch.vectors.nbytes
+        if size >= BLOCK_BYTES or time.monotonic() - since >= BLOCK_SECONDS:
+            write()
+
+    try:
+        yield add
+    finally:
+        write()
 
 
 def _not_finite(item: str, count: int, spec: Mapping[str, Any]) -> DataError:

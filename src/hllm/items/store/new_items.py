@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hllm import hardware
-from hllm.errors import ArtifactError, ConfigError, DataError
-from hllm.items.store.encode import make_encoder
+from hllm.errors import ArtifactError, ConfigError
+from hllm.items.encoders.kinds import make_encoder
+from hllm.items.store.encode import encode_batches, planned_batches
 from hllm.items.store.request import Request
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from hllm.items.encoders.hub import ModelFolder
 
 
 def encode_new_items(
@@ -21,48 +24,45 @@ def encode_new_items(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Raw vectors float32 (m, dim) and has_text bool (m,) of the rows of `items`, under a run's `spec`.
 
-    Raises ConfigError for TF-IDF, whose vectors belong to one catalogue; DataError for a missing text
-    column or vectors that are not finite; FetchError if the model is nowhere to be had, ArtifactError if
-    its weights are not the run's.
+    Raises ConfigError for an encoder whose vectors belong to one catalogue (TF-IDF); DataError for a
+    missing text column or vectors that are not finite; FetchError if the model is nowhere to be had,
+    ArtifactError if its weights are not the run's.
     """
-    if spec["model"] == "tfidf":
+    request = Request.of(spec)
+    if request.kind.of_catalogue:
         raise ConfigError(
-            "TF-IDF vectors belong to the catalogue they were fitted on: new items need a run whose item_llm is "
-            "a language model, for example item_llm=smollm2-135m"
+            f"{request.kind.title} vectors belong to the catalogue they were fitted on: new items need a run whose "
+            "item_llm is a language model, for example item_llm=smollm2-135m"
         )
-    request = Request(
-        spec["model"],
-        spec["pooling"],
-        spec["prompt"],
-        tuple(spec["fields"]),
-        spec["precision"],
-        spec["max_tokens"],
-    )
-    texts = request.template.render_all(items)
-    has_text = np.array([text is not None for text in texts], dtype=bool)
-    vectors = np.zeros((len(texts), spec["dim"]), dtype=np.float32)
-    if not has_text.any():
+    rendered = request.template.render_all(items)
+    has_text = np.array([text is not None for text in rendered], dtype=bool)
+    vectors = np.zeros((len(rendered), spec["dim"]), dtype=np.float32)
+    texts = [text for text in rendered if text is not None]
+    if not texts:
         return vectors, has_text
-    model = None
-    if not request.is_control:
-        from hllm.items.encoders.hub import find_model
+    encoder = make_encoder(spec, _model_of(spec, request), hardware.pick_device(device))
+    wanted = np.ones(len(texts), dtype=bool)
+    batches = planned_batches(encoder.prepare(texts), wanted, batch_size)
+    found = np.flatnonzero(has_text)
 
-        model = find_model(spec["model"], False, spec["source"], spec["revision"])
-        if model.weights != spec["weights"]:
-            raise ArtifactError(
-                f"{spec['model']} has other weights than when this run's items were embedded, so new vectors "
-                "would not fit; bring the old model back, or embed and train again"
-            )
-    encoder = make_encoder(request, model, spec["precision"], hardware.pick_device(device))
-    lengths = encoder.prepare([text for text in texts if text is not None])
-    order = np.argsort(-lengths, kind="stable")
-    found = np.zeros((len(order), spec["dim"]), dtype=np.float32)
-    for first in range(0, len(order), batch_size):
-        rows = order[first : first + batch_size]
-        found[rows] = encoder.encode(rows)
-    if not np.isfinite(found).all():
-        raise DataError(
-            f"{spec['model']} in {spec['precision']} gives vectors that are not finite for new items"
-        )
-    vectors[has_text] = found
+    def name_of(row: int) -> str:
+        return f"the new item {texts[row].removeprefix(request.prompt)[:60]!r}"
+
+    for rows, made in encode_batches(encoder, batches, wanted, spec, name_of):
+        vectors[found[rows]] = made
     return vectors, has_text
+
+
+def _model_of(spec: Mapping[str, Any], request: Request) -> ModelFolder | None:
+    """The model that made a run's vectors; None for a control."""
+    if not request.kind.is_language_model:
+        return None
+    from hllm.items.encoders.hub import find_model
+
+    model = find_model(spec["model"], False, spec["source"], spec["revision"])
+    if model.weights != spec["weights"]:
+        raise ArtifactError(
+            f"{spec['model']} has other weights than when this run's items were embedded, so new vectors "
+            "would not fit; bring the old model back, or embed and train again"
+        )
+    return model

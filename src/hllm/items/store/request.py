@@ -1,18 +1,17 @@
-"""What is asked of the item embeddings, and which stores answer it."""
+"""What is asked of the item embeddings, and which specifications answer it."""
 
 from __future__ import annotations
 
-import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hllm.errors import AmbiguousError, ArtifactError, ConfigError, unknown
-from hllm.items.encoders.names import CONTROLS, canonical, is_local
+from hllm.errors import ConfigError, unknown
+from hllm.items.encoders.kinds import Kind, kind_of
+from hllm.items.encoders.names import canonical, is_local
 from hllm.items.encoders.pooling import POOLINGS
-from hllm.items.store.shards import index_path, list_specs
 from hllm.text.template import OFFICIAL_PROMPT, Template, choose_fields
 
 
@@ -27,19 +26,26 @@ class Request:
     precision: str | None = None
     max_tokens: int | None = None
 
+    @classmethod
+    def of(cls, spec: Mapping[str, Any]) -> Request:
+        """The request that exactly this specification answers."""
+        fields = tuple(spec["fields"])
+        return cls(
+            spec["model"], spec["pooling"], spec["prompt"], fields, spec["precision"], spec["max_tokens"]
+        )
+
     @property
-    def is_control(self) -> bool:
-        return self.model in CONTROLS
+    def kind(self) -> Kind:
+        return kind_of(self.model)
 
     @property
     def template(self) -> Template:
-        # The controls split texts into words, so their fields must not run into each other.
-        return Template(self.fields, self.prompt, " " if self.is_control else "")
+        return Template(self.fields, self.prompt, self.kind.separator)
 
-    def matches(self, spec: dict[str, Any]) -> bool:
+    def matches(self, spec: Mapping[str, Any]) -> bool:
         """Whether the store with this specification answers the request."""
         return (
-            _same_model(self.model, str(spec.get("model")))
+            _same_model(self.model, str(spec["model"]))
             and (self.pooling, self.prompt, list(self.fields))
             == (spec["pooling"], spec["prompt"], spec["fields"])
             and self.precision in (None, spec["precision"])
@@ -51,7 +57,7 @@ class Request:
         if dataset_path is None:
             return f"hllm.embed(data, item_llm={self.model!r}, pooling={self.pooling!r})"
         parts = ["hllm", "embed", str(dataset_path), "--item-llm", self.model]
-        if not self.is_control:
+        if self.kind.is_language_model:
             parts += ["--pooling", self.pooling]
             if self.prompt != OFFICIAL_PROMPT:
                 parts += ["--prompt", self.prompt]
@@ -73,63 +79,23 @@ def make_request(
         raise ConfigError(unknown("pooling", pooling, POOLINGS))
     model = canonical(item_llm, must_exist)
     fields = choose_fields(asked_fields, text_fields)
-    if model in CONTROLS:
+    if not kind_of(model).is_language_model:
         return Request(model, "none", "", fields, "fp32", 0)
     return Request(
         model, pooling, OFFICIAL_PROMPT if prompt is None else prompt, fields, precision, max_tokens
     )
 
 
-def matching_specs(root: Path, request: Request) -> list[dict[str, Any]]:
-    """Specifications of the stores under `root`, finished or not, that answer the request."""
-    return [spec for spec in list_specs(root) if request.matches(spec)]
-
-
-def find_spec(dataset: Any, request: Request | str) -> dict[str, Any]:
-    """Specification of the one finished store that answers `request`, a Request or a store's key.
-
-    Raises ArtifactError, with the next command, if there is none, AmbiguousError if there is more than one.
-    """
-    specs = list_specs(dataset.embeddings_dir)
-    if isinstance(request, str):
-        found, what, command = [s for s in specs if s["key"] == request], f"store {request}", "hllm embed"
-    else:
-        found, what = matching_specs(dataset.embeddings_dir, request), describe_request(request)
-        command = request.command(dataset.path)
-    root = dataset.embeddings_dir
-    done = [s for s in found if index_path(root / s["key"], dataset.texts_fingerprint(s["fields"])).is_file()]
-    if len(done) == 1:
-        return done[0]
-    if done:
-        listed = "; ".join(f"{s['key']} ({describe_spec(s)})" for s in done)
-        raise AmbiguousError(
-            f"{len(done)} sets of embeddings match {what}: {listed}. Choose one by its key, for example "
-            f"item_llm={done[0]['key']} (--set item_llm={done[0]['key']}), or delete the others' folders "
-            f"in {dataset.embeddings_dir}"
-        )
-    if found:
-        raise ArtifactError(f"embeddings of {what} are not finished for these items; run: {command}")
-    others = "; ".join(describe_spec(s) for s in specs)
-    raise ArtifactError(
-        f"no embeddings of {what}" + (f" (there are: {others})" if others else "") + f"; run: {command}"
-    )
-
-
-def is_store_key(name: str) -> bool:
-    """Whether `name` is a store's key rather than a model's name."""
-    return re.fullmatch(r"[0-9a-f]{16}", name) is not None
-
-
 def describe_request(request: Request) -> str:
     """One phrase for messages."""
-    pooling = "" if request.is_control else f", pooling {request.pooling}"
+    pooling = f", pooling {request.pooling}" if request.kind.is_language_model else ""
     return f"{request.model} (fields {', '.join(request.fields)}{pooling})"
 
 
 def describe_spec(spec: dict[str, Any]) -> str:
     """One phrase for messages: what tells this store from others."""
     parts = [str(spec["model"]), f"fields {','.join(spec['fields'])}"]
-    if spec["model"] not in CONTROLS:
+    if kind_of(spec["model"]).is_language_model:
         parts += [f"pooling {spec['pooling']}", spec["precision"], f"max_tokens {spec['max_tokens']}"]
         parts.append(f"from {spec['source']}")
     return ", ".join(parts)

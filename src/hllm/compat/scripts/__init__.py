@@ -1,1 +1,0 @@
-"""What the scripts in `examples/generative/` do: torch-rechub's commands on this library."""

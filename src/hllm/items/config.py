@@ -1,0 +1,69 @@
+"""Settings of the item vectors."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from hllm.errors import ConfigError
+from hllm.settings import Settings
+
+
+class ItemsConfig(Settings):
+    """Where item vectors come from.
+
+    `item_llm` is a short name, a hub name, a folder, "tfidf", "random", the key of a store, or None
+    for a model without text.
+    """
+
+    item_llm: str | None = "smollm2-135m"
+    pooling: Literal["mean", "last"] = "mean"
+    prompt: str | None = None  # None: the official prompt of text/template.py
+    text_fields: list[str] | None = None  # None: every text column, in the table's order
+    whiten: Literal["whiten", "center", "none"] = "whiten"
+    whiten_rank: int = Field(default=256, ge=1, le=2**16)
+    # Width of the adapter's hidden layer; None: no adapter, text vectors are item vectors.
+    adapter_hidden: int | None = Field(default=512, ge=1, le=2**20)
+    id_embedding: bool = True
+
+    @model_validator(mode="after")
+    def _some_vector(self) -> Self:
+        if self.adapter_hidden is None and (self.item_llm is None or self.id_embedding):
+            raise ConfigError(
+                f"adapter_hidden=null uses text vectors alone as item vectors; it needs an item_llm "
+                f"(item_llm={self.item_llm}) and id_embedding=false"
+            )
+        if self.item_llm is None and not self.id_embedding:
+            raise ConfigError(
+                "item_llm=None with id_embedding=False leaves items without any vector; set one of them"
+            )
+        return self
+
+    def without_effect(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        if self.item_llm is None:
+            no_text = "item_llm is null, so there is no text to "
+            verbs = {
+                "pooling": "pool",
+                "prompt": "prompt for",
+                "text_fields": "choose fields of",
+                "whiten": "whiten",
+                "whiten_rank": "whiten",
+                "adapter_hidden": "adapt",
+            }
+            return {name: no_text + verb for name, verb in verbs.items()}
+        # The controls `tfidf` and `random` do not pool either, but stand in for a language model in the
+        # same command, so `pooling` and `prompt` beside them are let pass.
+        if is_store_key(self.item_llm):
+            reason = f"item_llm={self.item_llm} is the key of a store, which says it already"
+            found |= dict.fromkeys(("pooling", "prompt", "text_fields"), reason)
+        if self.whiten != "whiten":
+            found["whiten_rank"] = f"whiten={self.whiten} keeps every dimension; a rank needs whiten=whiten"
+        return found
+
+
+def is_store_key(name: str) -> bool:
+    """Whether `name` is a store's key rather than a model's name."""
+    return re.fullmatch(r"[0-9a-f]{16}", name) is not None

@@ -1,0 +1,34 @@
+"""Settings of the training objective."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from hllm.settings import INT_MAX, Settings
+
+
+class ObjectiveConfig(Settings):
+    """The loss. "nce" is torch-rechub's name for cross entropy over every item."""
+
+    OFF: ClassVar[dict[str, Any]] = {"label_smoothing": 0.0}
+
+    loss: Literal["cross_entropy", "nce", "in_batch", "sampled"] = "cross_entropy"
+    # Divides the scores once more, in the loss alone.
+    loss_temperature: float = Field(default=1.0, ge=1e-4, le=1e4)
+    # in_batch: targets of other users taken as negatives, at most (None: all). sampled: items drawn (None: 512).
+    n_negatives: int | None = Field(default=None, ge=1, le=INT_MAX)
+    negatives_by: Literal["counts", "uniform"] = "counts"  # sampled: drawn by training events, or evenly
+    logq: bool = True  # in_batch, sampled: scores are corrected for how often an item is a negative
+    mask_history: bool = False  # in_batch, sampled: the user's own items are no negatives
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+
+    def without_effect(self) -> dict[str, str]:
+        if self.loss in ("cross_entropy", "nce"):
+            reason = f"loss={self.loss} competes with every item; in_batch and sampled choose negatives"
+            return dict.fromkeys(("n_negatives", "negatives_by", "logq", "mask_history"), reason)
+        found = {"label_smoothing": f"it spreads over every item, which loss={self.loss} never sees"}
+        if self.loss == "in_batch":
+            found["negatives_by"] = "loss=in_batch draws none: its negatives are the batch's own targets"
+        return found

@@ -1,0 +1,164 @@
+"""Which items a training step needs: every trained one, or the batch's own and the negatives drawn for it.
+
+Decided on the host and seeded by (seed, epoch, step), so that a resumed run, and every rank of a job, decides alike.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hllm.losses.config import ObjectiveConfig
+from hllm.packing import Batch, ItemView
+
+DRAWN = 512  # negatives a step where the configuration leaves their number open
+
+
+class Views(Protocol):
+    """Makes each step's `ItemView`.
+
+    kind     says in a phrase what it holds
+    classes  int64 (C,) tokens with a training event, by rising token
+    """
+
+    kind: str
+    classes: np.ndarray
+
+    def view(self, batch: Batch, at: tuple[int, int]) -> ItemView:
+        """The view of `batch`, the step numbered `at` = (epoch, step in it)."""
+
+
+class Negatives:
+    """Draws K items a step with replacement, by training events or evenly; and each one's log probability.
+
+    counts  int64 (C,) training events of each class, all above 0
+    """
+
+    def __init__(self, counts: np.ndarray, objective: ObjectiveConfig, seed: int) -> None:
+        self.drawn = objective.loss == "sampled"
+        self.n = objective.n_negatives or DRAWN
+        self.seed = seed
+        share = counts / counts.sum()
+        if self.drawn and objective.negatives_by == "uniform":
+            share = np.full(len(counts), 1 / len(counts))
+        self.cdf = np.cumsum(share)
+        corrected = objective.logq and objective.loss in ("sampled", "in_batch")
+        self.log_q = torch.from_numpy(np.log(share)).float() if corrected else None
+
+    def draw(self, at: tuple[int, int]) -> np.ndarray:
+        """Classes int64 (K,)."""
+        u = np.random.default_rng([self.seed, 0x9E6A, *at]).random(self.n) * self.cdf[-1]
+        return np.minimum(np.searchsorted(self.cdf, u, side="right"), len(self.cdf) - 1)
+
+
+class WholeCatalogue:
+    """Every trained item is encoded and is a class, each step: what the full cross entropy needs.
+
+    counts  int64 (n_items + 1,) training events of each token
+    """
+
+    kind = "every trained item"
+
+    def __init__(
+        self, counts: np.ndarray, objective: ObjectiveConfig, seed: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.classes = tokens = np.flatnonzero(counts)
+        rows = np.full(len(counts), -1, dtype=np.int64)
+        rows[tokens] = np.arange(len(tokens))
+        self.tokens = torch.from_numpy(tokens).to(device)
+        self.rows = torch.from_numpy(rows).to(device)
+        self.negatives = Negatives(counts[tokens], objective, seed)
+        self.log_q = None if self.negatives.log_q is None else self.negatives.log_q.to(device)
+
+    def view(self, batch: Batch, at: tuple[int, int]) -> ItemView:
+        drawn = None
+        if self.negatives.drawn:
+            drawn = torch.from_numpy(self.negatives.draw(at)).to(self.tokens.device, non_blocking=True)
+        # Padding's row is -1: a target that there is none of, and an input that is never looked at.
+        return ItemView(
+            tokens=self.tokens,
+            inputs=self.rows[batch.tokens].clamp(min=0),
+            targets=self.rows[batch.targets],
+            n_classes=len(self.tokens),
+            negatives=drawn,
+            log_q=self.log_q,
+        )
+
+
+class BatchItems:
+    """The batch's own items and K drawn ones, each once: the cost follows the batch, not the catalogue.
+
+    `size` fixes M, so that shapes repeat: entries beyond the items needed hold padding and are not `valid`.
+    """
+
+    kind = "the batch's items and its negatives"
+
+    def __init__(
+        self,
+        counts: np.ndarray,
+        objective: ObjectiveConfig,
+        seed: int,
+        device: torch.device | str = "cpu",
+        size: int | None = None,
+    ) -> None:
+        self.classes = np.flatnonzero(counts)
+        self.negatives = Negatives(counts[self.classes], objective, seed)
+        self.device = torch.device(device)
+        self.size = size
+
+    def view(self, batch: Batch, at: tuple[int, int]) -> ItemView:
+        drawn = self.classes[self.negatives.draw(at)] if self.negatives.drawn else np.zeros(0, dtype=np.int64)
+        inputs, targets = batch.tokens.cpu().numpy(), batch.targets.cpu().numpy()
+        wanted, where = np.unique(np.concatenate((inputs, targets, drawn)), return_inverse=True)
+        if wanted[0] == 0:  # positions with nothing to predict, and left-over ones
+            wanted, where = wanted[1:], where - 1
+        n, m = len(inputs), self.size or len(wanted)
+        if len(wanted) > m:
+            raise ValueError(f"the batch needs {len(wanted)} items, its view holds {m}")
+        tokens = np.zeros(m, dtype=np.int64)
+        tokens[: len(wanted)] = wanted
+        log_q = None
+        if self.negatives.log_q is not None:
+            log_q = torch.zeros(m)
+            log_q[: len(wanted)] = self.negatives.log_q[np.searchsorted(self.classes, wanted)]
+        return ItemView(
+            tokens=self._move(tokens),
+            inputs=self._move(where[:n].clip(min=0)),
+            targets=self._move(where[n : 2 * n]),
+            n_classes=m,
+            valid=None if self.size is None else self._move(np.arange(m) < len(wanted)),
+            negatives=self._move(where[2 * n :]) if self.negatives.drawn else None,
+            log_q=None if log_q is None else log_q.to(self.device),
+        )
+
+    def _move(self, x: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(x)).to(self.device, non_blocking=True)
+
+
+def make_views(
+    counts: np.ndarray,
+    objective: ObjectiveConfig,
+    batch_tokens: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+    whole: bool | None = None,
+) -> WholeCatalogue | BatchItems:
+    """The cheaper view that carries the loss.
+
+    counts  int64 (n_items + 1,) training events of each token
+    whole   True, False: which one; None: the batch's items where the loss allows it and they are fewer than half
+            of the trained ones
+
+    The full cross entropy compares with every trained item, so it always takes the whole catalogue.
+    """
+    most = 2 * batch_tokens + (objective.n_negatives or DRAWN) * (objective.loss == "sampled")
+    if whole is None:
+        full = objective.loss in ("cross_entropy", "nce")
+        whole = full or 2 * most >= int(np.count_nonzero(counts))
+    if whole:
+        return WholeCatalogue(counts, objective, seed, device)
+    fixed = torch.device(device).type != "cpu"
+    return BatchItems(counts, objective, seed, device, most if fixed else None)

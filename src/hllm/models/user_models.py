@@ -1,0 +1,44 @@
+"""User models by name: item vectors in, hidden states out.
+
+A user model is any module that maps packed item vectors to hidden states; each has a file of its own, with its own
+initialisation. To add one: write it, add its settings to models/config.py, and name it here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+from hllm.models.config import ScorerConfig, UsersConfig
+from hllm.models.gated import GatedUserModel
+from hllm.models.rechub import RechubUserModel
+from hllm.packing import Rows, Signals
+
+
+class UserModel(Protocol):
+    """x (T, w), the rows that its T tokens lie in, and what else is known of the events -> hidden states (T, w).
+
+    A token's state depends on what it may see (`Rows`), never on another sequence of the batch or on how sequences
+    fall into rows (`hllm.testing.check_user_model`).
+    """
+
+    def __call__(self, x: Tensor, rows: Rows, signals: Signals) -> Tensor: ...
+
+
+Maker = Callable[[UsersConfig, ScorerConfig, int, "int | None"], UserModel]
+
+USER_MODELS: dict[str, Maker] = {
+    "gated": lambda users, scorer, width, max_len: GatedUserModel(users, width),
+    "rechub": lambda users, scorer, width, max_len: RechubUserModel(users, scorer, width, max_len),
+}
+
+
+def make_user_model(users: UsersConfig, scorer: ScorerConfig, width: int, max_len: int | None) -> UserModel:
+    """The user model that a configuration names, freshly initialised.
+
+    width    of the item vectors
+    max_len  longest history it will see, None = any
+    """
+    return USER_MODELS[users.user_model](users, scorer, width, max_len)

@@ -1,0 +1,120 @@
+"""Training a dataset into a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from hllm.config import Config
+from hllm.data.batches.training import TrainLoader
+from hllm.data.dataset import Dataset
+from hllm.errors import DataError
+from hllm.evaluate.evaluation import evaluate, parse_max_len
+from hllm.losses.objective import make_objective
+from hllm.losses.views import BatchItems, make_views
+from hllm.models.hllm import Network
+from hllm.runs.build import build_network
+from hllm.runs.folder import as_of_now, check_folder, clear_run
+from hllm.runs.record import check_identity, identity_of
+from hllm.train.checkpoint import read_identity
+from hllm.train.trainer import FitResult, Trainer
+
+if TYPE_CHECKING:
+    from hllm.data.dataset import Histories
+    from hllm.items.embed import ItemEmbeddings
+
+
+def train_network(
+    data: Dataset,
+    config: Config,
+    embeddings: ItemEmbeddings | None,
+    device: torch.device,
+    folder: Path | None = None,
+    resume: bool = False,
+    show: bool = True,
+) -> tuple[Network, FitResult]:
+    """Train on `data`; the network comes back with its best validation weights.
+
+    With `resume`, a checkpoint in `folder` is continued (there may be none yet); it must be of the
+    same configuration and data. Raises ArtifactError where it is not.
+    """
+    data.verify()
+    histories = data.train_histories()
+    check_trainable(data, histories)
+    identity = identity_of(data, config, embeddings)
+    trainer = make_trainer(data, histories, config, embeddings, device, folder, show, identity)
+    if folder is not None:
+        check_folder(data, folder)
+        if resume and trainer.checkpoint is not None and trainer.checkpoint.is_file():
+            check_identity(folder, as_of_now(read_identity(trainer.checkpoint)), identity)
+            trainer.resume()
+        else:
+            clear_run(folder)
+        data.copy_to(folder / "data")
+    return trainer.network, trainer.fit()
+
+
+def make_trainer(
+    data: Dataset,
+    histories: Histories,
+    config: Config,
+    embeddings: ItemEmbeddings | None,
+    device: torch.device,
+    folder: Path | None,
+    show: bool,
+    identity: dict[str, object] | None = None,
+) -> Trainer:
+    """Everything that a training of `config` on `data` takes, freshly initialised."""
+    training, max_len = config.training, parse_max_len(config.training.max_len)
+    network = build_network(data, config, embeddings).to(device)
+    counts = data.train_counts()
+    longest = int(np.diff(np.asarray(histories.offsets)).max()) - 1
+    most = max(training.batch_tokens, longest if max_len is None else min(longest, max_len))
+    views = make_views(counts, config.objective, most, training.seed, device)
+    of_batch = isinstance(views, BatchItems)
+    loader = TrainLoader(
+        histories,
+        max_len,
+        training.batch_tokens,
+        training.seed,
+        "cpu" if of_batch else device,  # the batch's items are found on the host
+        training.windows,
+        training.passes,
+    )
+
+    def validate(model: Network) -> dict[str, float]:
+        ks = sorted({10, int(training.valid_metric.partition("@")[2])})
+        return evaluate(model, data, "validation", ks, max_len=max_len, bootstrap=0, details=False).values
+
+    lazy = training.id_updates == "lazy" or (training.id_updates is None and of_batch)
+    return Trainer(
+        network,
+        loader,
+        views,
+        make_objective(config.objective),
+        training,
+        validate,
+        device=device,
+        runtime=config.runtime,
+        lazy=lazy,
+        folder=folder,
+        identity=identity,
+        show=show,
+    )
+
+
+def check_trainable(data: Dataset, histories: Histories) -> None:
+    """Raise DataError unless there is something to predict in training, and somebody to validate on."""
+    name = data.meta["name"]
+    advice = "prepare it with another --split or weaker filters"
+    if not (np.diff(np.asarray(histories.offsets)) >= 2).any():
+        raise DataError(
+            f"no user of {name} has two training events, so there is nothing to predict; {advice}"
+        )
+    if not len(data.queries["validation"]):
+        raise DataError(
+            f"{name} has no validation users, and the weights to keep are chosen by them, never by test; {advice}"
+        )

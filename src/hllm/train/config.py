@@ -1,0 +1,61 @@
+"""Settings of training, and of how its steps are run on a machine."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from hllm.errors import ConfigError
+from hllm.settings import INT_MAX, Settings, shown
+
+Epochs = Annotated[int, Field(ge=1, le=10**6)]
+
+
+class TrainingConfig(Settings):
+    """Batches, optimiser and validation.
+
+    `windows`: "random", one window per user and epoch; "pieces", ByteDance's cut, without overlap;
+    "every", whole histories in pieces, every event but a user's first a target once an epoch.
+    """
+
+    max_len: int | Literal["all"] = 200  # events of a history that the model sees
+    windows: Literal["random", "pieces", "every"] = "random"
+    # How often an epoch goes over the data, each time in other windows.
+    passes: int = Field(default=1, ge=1, le=10_000)
+    optimizer: Literal["adamw", "adam"] = "adamw"  # adam: weight_decay is an L2 penalty on every weight
+    epochs: Epochs = 40
+    batch_tokens: int = Field(default=8192, ge=1, le=INT_MAX)
+    learning_rate: float = Field(default=2e-3, gt=0, le=1e3)
+    weight_decay: float = Field(default=0.15, ge=0, le=1e3)
+    warmup_ratio: float = Field(default=0.05, ge=0, le=1)
+    min_lr_ratio: float = Field(default=0.01, ge=0, le=1)
+    grad_clip: float | None = Field(default=1.0, gt=0)  # None: gradients are not clipped
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)  # 0: no weight averaging
+    patience: Epochs | None = None  # epochs without a better valid_metric; None: never stop
+    valid_metric: str = Field(default="ndcg@10", pattern=r"^(hr|recall|ndcg|mrr)@[1-9]\d{0,5}$")
+    eval_every: Epochs = 1  # epochs between validations; the last epoch is always validated
+    # Users ranked in a validation while training, a sample by the seed. None: everyone, unless users x
+    # candidates go beyond 10^10 scores.
+    valid_users: int | None = Field(default=None, ge=1, le=INT_MAX)
+    # ID rows: every row every step, or a row when it is needed. None: chosen by the catalogue's size.
+    id_updates: Literal["dense", "lazy"] | None = None
+    seed: int = Field(default=0, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _length(self) -> Self:
+        if self.max_len != "all" and not 1 <= self.max_len < 2**31:
+            raise ConfigError(
+                f"setting max_len={shown(self.max_len)}: must be a number of events from 1, or 'all'"
+            )
+        return self
+
+
+class Runtime(Settings):
+    """How steps are run on this machine. No part of a run's identity: another machine may go on with it."""
+
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # of matrix products in training
+    capture: bool = True  # on a GPU, replay the step as a CUDA graph
+    checkpoint_share: float = Field(
+        default=0.02, gt=0, le=1
+    )  # of the time, spent on writing checkpoints at most
