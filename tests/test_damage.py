@@ -22,6 +22,7 @@ from hllm import artifacts
 from hllm.data.dataset import Dataset
 from hllm.errors import HLLMError
 from hllm.items.embed import embed, load_embeddings
+from hllm.pipeline import Recommender
 from hllm.testing import world
 from hllm.train.checkpoint import LAST, Progress, load_checkpoint, save_checkpoint
 from hllm.train.config import TrainingConfig
@@ -86,11 +87,24 @@ def use_store(folder: Path) -> Any:
     return embeddings.vectors.tolist(), embeddings.spec["key"]
 
 
+def make_run(folder: Path, seed: int) -> None:
+    settings = {"d_model": 8, "n_layers": 1, "n_heads": 2, "epochs": 1, "max_len": 8, "seed": seed}
+    recommender = Recommender.from_preset("sasrec", **settings)
+    recommender.fit(world(20, 15), device="cpu", progress=False).save_pretrained(folder)
+
+
+def use_run(folder: Path) -> Any:
+    recommender = Recommender.from_pretrained(folder, device="cpu")
+    state = {name: value.tolist() for name, value in recommender.network.state_dict().items()}
+    return state, recommender.config, recommender.record, recommender.recommend(k=3).to_dict(as_series=False)
+
+
 FOLDERS: dict[str, tuple[Callable[[Path, int], None], Callable[[Path], Any]]] = {
     "dataset": (make_dataset, use_dataset),
     "copy": (make_copy, use_copy),
     "checkpoint": (make_checkpoint, use_checkpoint),
     "store": (make_store, use_store),
+    "run": (make_run, use_run),
 }
 WITHOUT_OTHERS = {"checkpoint"}  # one file, which may as a whole be another's: its identity is compared
 
