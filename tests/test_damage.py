@@ -21,8 +21,12 @@ import torch
 from hllm import artifacts
 from hllm.data.dataset import Dataset
 from hllm.errors import HLLMError
+from hllm.items.embed import embed, load_embeddings
+from hllm.pipeline import Recommender
 from hllm.testing import world
-from hllm.train.checkpoint import Progress, load_checkpoint, save_checkpoint
+from hllm.train.checkpoint import LAST, Progress, load_checkpoint, save_checkpoint
+from hllm.train.config import TrainingConfig
+from hllm.train.optim import Optimizer
 
 # ------------------------------------------------------------------------- kinds of folders
 
@@ -53,32 +57,54 @@ def use_copy(folder: Path) -> Any:
     return data.meta, [a.tolist() for a in data._arrays().values()], data.item_ids, data.user_ids
 
 
-def _network() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+def _network() -> tuple[torch.nn.Module, Optimizer]:
     network = torch.nn.Linear(5, 3)
-    return network, torch.optim.AdamW(network.parameters())
+    return network, Optimizer(network, TrainingConfig())
 
 
 def make_checkpoint(folder: Path, seed: int) -> None:
     torch.manual_seed(seed)
     network, optimiser = _network()
     network(torch.ones(2, 5)).sum().backward()
-    optimiser.step()
-    save_checkpoint(
-        folder / "last.safetensors", Progress(step=seed), network, optimiser, None, None, {"seed": 0}
-    )
+    optimiser.dense.step()
+    save_checkpoint(folder / LAST, Progress(step=seed), network, optimiser, None, {"seed": 0})
 
 
 def use_checkpoint(folder: Path) -> Any:
     network, optimiser = _network()
-    progress, _ = load_checkpoint(folder / "last.safetensors", network, optimiser, None)
-    moments = [{k: v.tolist() for k, v in s.items()} for s in optimiser.state.values()]
+    progress = load_checkpoint(folder / LAST, network, optimiser, None)
+    moments = [{k: v.tolist() for k, v in s.items()} for s in optimiser.dense.state.values()]
     return progress, [p.tolist() for p in network.parameters()], moments
+
+
+def make_store(folder: Path, seed: int) -> None:
+    embed(world(20, 15, seed=seed).save(folder), "random", progress=False)
+
+
+def use_store(folder: Path) -> Any:
+    """Vectors as training reads them; what a store says of how it was made is for the record."""
+    embeddings = load_embeddings(Dataset.load(folder), "random")
+    return embeddings.vectors.tolist(), embeddings.spec["key"]
+
+
+def make_run(folder: Path, seed: int) -> None:
+    settings = {"d_model": 8, "n_layers": 1, "n_heads": 2, "epochs": 1, "max_len": 8, "seed": seed}
+    recommender = Recommender.from_preset("sasrec", **settings)
+    recommender.fit(world(20, 15), device="cpu", progress=False).save_pretrained(folder)
+
+
+def use_run(folder: Path) -> Any:
+    recommender = Recommender.from_pretrained(folder, device="cpu")
+    state = {name: value.tolist() for name, value in recommender.network.state_dict().items()}
+    return state, recommender.config, recommender.record, recommender.recommend(k=3).to_dict(as_series=False)
 
 
 FOLDERS: dict[str, tuple[Callable[[Path, int], None], Callable[[Path], Any]]] = {
     "dataset": (make_dataset, use_dataset),
     "copy": (make_copy, use_copy),
     "checkpoint": (make_checkpoint, use_checkpoint),
+    "store": (make_store, use_store),
+    "run": (make_run, use_run),
 }
 WITHOUT_OTHERS = {"checkpoint"}  # one file, which may as a whole be another's: its identity is compared
 
@@ -144,7 +170,8 @@ def test_case_e17_no_damage_is_silent(tmp_path: Path, sound: Path, kind: str, co
     rng = random.Random(f"{kind} {count}")
     use = FOLDERS[kind][1]
     whole, another = sound / f"{kind}-0", sound / f"{kind}-1"
-    files = sorted(p.relative_to(whole) for p in whole.rglob("*") if p.is_file())
+    part = "embeddings" if kind == "store" else ""
+    files = sorted(p.relative_to(whole) for p in (whole / part).rglob("*") if p.is_file())
     before = use(whole)
     refused = 0
     for i in range(count):

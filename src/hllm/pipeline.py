@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hllm import hardware
+from hllm.artifacts import locked
 from hllm.config import Config, load_config
 from hllm.data.dataset import Dataset
 from hllm.errors import AmbiguousError, ArtifactError, ConfigError, HLLMError
@@ -21,6 +23,7 @@ from hllm.recommend.queries import queries_of_histories, queries_of_titles, quer
 from hllm.recommend.rules import make_rules
 from hllm.recommend.topk import recommend
 from hllm.runs.auto_batch import BatchSize, probe, with_fitting_batch
+from hllm.runs.folder import check_folder
 from hllm.runs.record import RunRecord, new_record
 from hllm.runs.save import read_run, write_run
 from hllm.runs.train import train_network
@@ -66,19 +69,25 @@ class Recommender:
 
         Item embeddings are `embeddings`, or the store's, made first where they are missing. With `out`,
         checkpoints and the finished run go there, and `resume=True` goes on where an interrupted one
-        stopped. Raises TrainingError for NaN or collapsed vectors, DeviceError for a missing device.
+        stopped. Raises TrainingError for NaN or collapsed vectors, DeviceError for a missing
+        device, ArtifactError where another process is writing `out`.
         """
         target = hardware.pick_device(device)
         if embeddings is None:
             embeddings = _embeddings(data, self.config, device, progress)
         folder = None if out is None else Path(out)
         record = new_record(data, self.config, embeddings)
-        self.network, result = train_network(data, self.config, embeddings, target, folder, resume, progress)
-        self.record = record.finished(result)
-        self.dataset = data
         if folder is not None:
-            self.save_pretrained(folder)
-            self.dataset = Dataset.load(folder / "data")
+            check_folder(data, folder)
+        with nullcontext() if folder is None else locked(folder):
+            self.network, result = train_network(
+                data, self.config, embeddings, target, folder, resume, progress
+            )
+            self.record = record.finished(result)
+            self.dataset = data
+            if folder is not None:
+                self.save_pretrained(folder)
+                self.dataset = Dataset.load(folder / "data")
         return self
 
     def evaluate(

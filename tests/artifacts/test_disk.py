@@ -16,28 +16,37 @@ from hllm import artifacts
 from hllm.errors import ArtifactError, ConfigError
 from hllm.formats.rechub import write_embeddings
 
-NOISE = np.random.default_rng(0).normal(size=200_000)
-WRITERS: dict[str, Callable[[Path], object]] = {
-    "json": lambda p: artifacts.write_json(p, NOISE.tolist()),
-    "npy": lambda p: artifacts.write_array(p, NOISE),
-    "safetensors": lambda p: artifacts.write_tensors(p, {"x": torch.from_numpy(NOISE)}),
-    "parquet": lambda p: artifacts.write_table(p, pl.DataFrame({"x": NOISE})),
-    "torch": lambda p: write_embeddings(p.parent, "x", NOISE.reshape(-1, 2)),
+WRITERS: dict[str, Callable[[Path, np.ndarray], object]] = {
+    "json": lambda p, noise: artifacts.write_json(p, noise.tolist()),
+    "npy": lambda p, noise: artifacts.write_array(p, noise),
+    "safetensors": lambda p, noise: artifacts.write_tensors(p, {"x": torch.from_numpy(noise)}),
+    "parquet": lambda p, noise: artifacts.write_table(p, pl.DataFrame({"x": noise})),
+    "torch": lambda p, noise: write_embeddings(p.parent, "x", noise.reshape(-1, 2)),
 }
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_case_e19_a_full_disk(tmp_path: Path, full_disk: Callable[[int], None], name: str) -> None:
-    full_disk(100_000)
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+@pytest.mark.parametrize("n", [100, 200_000])
+def test_case_e19_a_full_disk(
+    tmp_path: Path, full_disk: Callable[[int], None], name: str, share: float, n: int
+) -> None:
+    """Wherever the room ends, also where a library writes its last bytes without looking."""
+    noise = np.random.default_rng(0).normal(size=n)
+    WRITERS[name](tmp_path / "file", noise)
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    file.unlink()
+    full_disk(int(share * len(whole)))
     with pytest.raises(
         ArtifactError, match=r"cannot write .*make room, then run the same command again"
     ) as caught:
-        WRITERS[name](tmp_path / "file")
+        WRITERS[name](tmp_path / "file", noise)
     assert "\n" not in str(caught.value)
     full_disk(0)
     assert list(tmp_path.iterdir()) == []
-    WRITERS[name](tmp_path / "file")
-    assert len(list(tmp_path.iterdir())) == 1
+    WRITERS[name](tmp_path / "file", noise)
+    assert file.read_bytes() == whole
 
 
 def test_case_e19_impossible_paths(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -460,3 +461,48 @@ for _ in range(10):
     assert [writer.wait(120) for writer in writers] == [0, 0]
     assert Dataset.load(tmp_path / "d").n_candidates in (5, 6)
     assert len(contents(tmp_path / "d")) == 10
+
+
+KILLED = """
+import os, random, signal, sys
+import polars as pl
+from hllm.data.dataset import Dataset
+steps = [int(sys.argv[2])]
+def counted(call):
+    def wrapped(*args, **options):
+        steps[0] -= 1
+        if steps[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*args, **options)
+    return wrapped
+for name in ("fsync", "replace", "unlink", "rmdir", "open"):
+    setattr(os, name, counted(getattr(os, name)))
+n = 2000
+events = pl.DataFrame({
+    "user_id": [i * 7919 % 53 for i in range(n)], "item_id": [i * i % 41 for i in range(n)],
+    "timestamp": list(range(n)),
+})
+Dataset.from_tables(events).save(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("there", [False, True])
+def test_killed_anywhere_and_run_again_gives_the_same_bits(tmp_path, run_python, kills, there):
+    assert run_python("-c", KILLED, str(tmp_path / "straight"), "-1").returncode == 0
+    rng, steps = random.Random(kills), 45
+    for kill in range(kills):
+        target = tmp_path / str(kill)
+        if there:
+            old = make().save(target).fingerprint
+        done = run_python("-c", KILLED, str(target), str(rng.randrange(1, steps)))
+        assert done.returncode in (0, -9), done.stderr
+        if there and done.returncode:
+            assert Dataset.load(target).fingerprint in (old, Dataset.load(tmp_path / "straight").fingerprint)
+        elif done.returncode and target.exists():
+            with pytest.raises(ArtifactError):
+                Dataset.load(target)
+        assert run_python("-c", KILLED, str(target), "-1").returncode == 0
+        again, straight = Dataset.load(target), Dataset.load(tmp_path / "straight")
+        assert again.meta == straight.meta and again.items.equals(straight.items)
+        assert len(contents(target)) == 10 and (there or contents(target) == contents(tmp_path / "straight"))

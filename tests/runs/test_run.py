@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -146,6 +148,10 @@ def test_weights_of_another_shape_are_named(tmp_path: Path, recommender: Recomme
     record = read_json(tmp_path / "run" / "config.json")
     record["config"]["users"]["n_layers"] = 2
     write_json(tmp_path / "run" / "config.json", record)
+    with pytest.raises(ArtifactError, match=r"config\.json was changed or damaged after it was written"):
+        read_run(tmp_path / "run", CPU)
+    unsealed = {key: value for key, value in record.items() if key not in ("seal", "files")}
+    write_json(tmp_path / "run" / "config.json", unsealed)  # as an earlier hllm wrote it
     with pytest.raises(ArtifactError, match=r"model\.safetensors does not fit its config\.json"):
         read_run(tmp_path / "run", CPU)
 
@@ -263,3 +269,19 @@ def test_case_e16_a_dataset_prepared_anew_during_training(
     assert kept.dataset is not None and kept.dataset.fingerprint == data.fingerprint
     assert kept.evaluate(bootstrap=0).values == values
     assert Dataset.load(tmp_path / "d").fingerprint != data.fingerprint
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "data", "data/items.parquet", "data/packed/tokens.npy"]
+)
+def test_case_e17_files_of_another_run_are_found(
+    tmp_path: Path, recommender: Recommender, make_config: Callable[..., Any], name: str
+) -> None:
+    recommender.save_pretrained(tmp_path / "run")
+    others = world(n_users=40, n_items=31, seed=3)
+    Recommender(make_config(epochs=1)).fit(others, out=tmp_path / "other", device="cpu", progress=False)
+    target = tmp_path / "run" / name
+    shutil.rmtree(target) if target.is_dir() else target.unlink()
+    os.replace(tmp_path / "other" / name, target)
+    with pytest.raises(ArtifactError, match="damaged, or not the file that was written with this folder"):
+        read_run(tmp_path / "run", CPU)

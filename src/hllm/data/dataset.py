@@ -221,7 +221,8 @@ class Dataset:
         if found != self.fingerprint:
             raise ArtifactError(
                 f"{self.path} is damaged, or its files do not belong together: their fingerprint is "
-                f"{found[:12]}, not {self.fingerprint[:12]}; {folder.AGAIN}"
+                f"{found[:12]}, not {self.fingerprint[:12]}; {folder.AGAIN} (so, too, where an earlier hllm's "
+                "examples/generative split it anew)"
             )
 
     def __repr__(self) -> str:
