@@ -55,7 +55,7 @@ def measure(n: int, args: argparse.Namespace) -> dict[str, float]:
         lazy.step(leased, gradient[: len(leased)], 1e-3)
 
     optimizer = torch.optim.AdamW(table.parameters(), betas=(0.9, 0.98), weight_decay=0.1, fused=True)
-    average = WeightAverage(table, 0.999)
+    average = WeightAverage(list(table.parameters()), 0.999)
     table.weight.grad = torch.zeros_like(table.weight)
 
     def dense_step() -> None:
