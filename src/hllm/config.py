@@ -56,6 +56,15 @@ class Config(Settings):
             raise ConfigError(
                 "user_model='rechub' has one vector per position, so max_len is a number, not 'all'"
             )
+        if (
+            self.items.id_embedding
+            and self.training.id_updates == "lazy"
+            and self.training.optimizer == "adam"
+        ):
+            raise ConfigError(
+                "id_updates='lazy' needs optimizer='adamw': what Adam's weight decay, an L2 penalty, does to rows "
+                "without a gradient has no closed form to catch them up by; use id_updates='dense'"
+            )
         if self.training.id_updates is not None and not self.items.id_embedding:
             self.__dict__["training"] = self.training.model_copy(update={"id_updates": None})
         return self

@@ -26,6 +26,7 @@ from hllm.runs.auto_batch import BatchSize, probe, with_fitting_batch
 from hllm.runs.folder import check_folder
 from hllm.runs.record import RunRecord, new_record
 from hllm.runs.save import read_run, write_run
+from hllm.runs.settle import settled
 from hllm.runs.train import train_network
 from hllm.train.trainer import Stopped
 
@@ -76,6 +77,7 @@ class Recommender:
         if embeddings is None:
             embeddings = _embeddings(data, self.config, device, progress)
         folder = None if out is None else Path(out)
+        self.config = settled(data, self.config)
         record = new_record(data, self.config, embeddings)
         if folder is not None:
             check_folder(data, folder)

@@ -48,7 +48,7 @@ class State:
 
 def test_going_on_gives_the_same_bits(tmp_path: Path) -> None:
     first = State()
-    progress = Progress(2, 1, 3, 4.5, 0.75, 1, 0.25, 1, False, [{"epoch": 1, "loss": 3.0}])
+    progress = Progress(2, 1, 3, 4.5, 0.75, 1, 0.25, 1, 0, False, [{"epoch": 1, "loss": 3.0}])
     first.save(tmp_path / "last.safetensors", progress)
     first.step()
     other = State(steps=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from hllm.artifacts import read_json, read_jsonl, read_tensors
 from hllm.config import Config
 from hllm.data.dataset import Dataset
 from hllm.errors import ArtifactError
+from hllm.items.source.ids import Ids
+from hllm.losses.views import make_views
 from hllm.models.hllm import Network
 from hllm.pipeline import Recommender
 from hllm.runs.folder import run_state
 from hllm.runs.train import make_trainer
 from hllm.testing import chain
 from hllm.train import trainer as module
+from hllm.train.checkpoint import best_path
 from hllm.train.optim import Optimizer, learning_rate
 from hllm.train.trainer import FitResult, Stopped, Trainer
 
@@ -148,16 +152,15 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, how: str) -> None:
 
 
 def outcome(folder: Path, trained: tuple[Network, FitResult]) -> dict[str, Any]:
-    """All that must be the same: weights to the bit, history, the checkpoint's tensors."""
+    """All that must be the same: weights to the bit, history, where training stands."""
     network, result = trained
-    tensors, metadata = read_tensors(folder / "checkpoints" / "last.safetensors")
+    _, metadata = read_tensors(folder / "checkpoints" / "last.safetensors")
     progress = {k: v for k, v in metadata["progress"].items() if k != "seconds"}
     state = {name: value.numpy().tobytes() for name, value in network.state_dict().items()}
     return {
         "weights": state,
         "history": result.history,
         "on disk": read_jsonl(folder / "history.jsonl"),
-        "checkpoint": {name: value.numpy().tobytes() for name, value in tensors.items()},
         "progress": progress,
     }
 
@@ -185,12 +188,16 @@ def test_case_d15_equal_seeds_and_a_break_after_epoch_2(
     rates: list[float] = []
     original = Optimizer.set_rate
     monkeypatch.setattr(Optimizer, "set_rate", lambda o, rate: (rates.append(rate), original(o, rate))[1])
-    runs = {}
+    runs, checkpoints = {}, recorded_checkpoints(monkeypatch)
     for name in ("first", "second"):
         rates.clear()
+        checkpoints.clear()
         runs[name] = outcome(tmp_path / name, train(tmp_path / name, **settings)) | {"rates": list(rates)}
+        runs[name]["checkpoints"] = dict(checkpoints)
+    assert len(checkpoints) == runs["first"]["progress"]["step"] - 1
     assert [row["epoch"] for row in runs["first"]["on disk"]] == [1, 2, 3, 4]
     rates.clear()
+    checkpoints.clear()
     with monkeypatch.context() as patch:
         stop_at(patch, runs["first"]["history"][1]["step"], "kill")
         with pytest.raises(Killed):
@@ -198,10 +205,26 @@ def test_case_d15_equal_seeds_and_a_break_after_epoch_2(
     assert [row["epoch"] for row in read_jsonl(tmp_path / "third" / "history.jsonl")] == [1, 2]
     # The rate of the step that was killed is set again.
     third = train(tmp_path / "third", resume=True, **settings)
-    runs["third"] = outcome(tmp_path / "third", third) | {"rates": rates}
+    runs["third"] = outcome(tmp_path / "third", third) | {"rates": rates, "checkpoints": dict(checkpoints)}
     for name in ("second", "third"):
         for key, value in runs["first"].items():
             assert runs[name][key] == value, (name, key)
+
+
+def recorded_checkpoints(monkeypatch: pytest.MonkeyPatch) -> dict[int, dict[str, bytes]]:
+    """What the checkpoints hold that are written from now on, by step: all of the state that training goes on from."""
+    found: dict[int, dict[str, bytes]] = {}
+    save = module.save_checkpoint
+
+    def recorded(path: Path, progress: Any, *args: Any) -> None:
+        save(path, progress, *args)
+        tensors, _ = read_tensors(path)
+        assert progress.finished == (not tensors)  # of a finished training nothing goes on
+        if tensors:
+            found[progress.step] = {name: value.numpy().tobytes() for name, value in tensors.items()}
+
+    monkeypatch.setattr(module, "save_checkpoint", recorded)
+    return found
 
 
 @pytest.mark.parametrize("how", ["kill", "ask"])
@@ -229,6 +252,112 @@ def test_a_break_at_any_step_changes_no_bit(
     resumed = outcome(folder, train(folder, resume=True, windows=windows, epochs=2))
     for key, value in straight.items():
         assert resumed[key] == value, key
+
+
+@pytest.mark.parametrize("id_updates", ["dense", "lazy"])
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_killed_between_the_best_weights_and_the_checkpoint(
+    train: Train,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    saved_every_step: None,
+    id_updates: str,
+    ema_decay: float,
+) -> None:
+    """After every validation once: the best file is there that no checkpoint names yet."""
+    settings = {"loss": "sampled", "n_negatives": 2, "label_smoothing": 0.0, "batch_tokens": 4, "max_len": 4}
+    settings |= {"id_updates": id_updates, "ema_decay": ema_decay, "epochs": 3, "valid_metric": "mrr@30"}
+    straight = outcome(tmp_path / "straight", train(tmp_path / "straight", **settings))
+    save, broken = module.save_checkpoint, 0
+
+    def killed(path: Path, progress: Any, *args: Any) -> None:
+        fresh = best_path(path.parent, progress.best_epoch or 0)
+        if fresh.exists() and fresh not in seen:
+            seen.add(fresh)
+            raise Killed
+        save(path, progress, *args)
+
+    seen: set[Path] = set()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save_checkpoint", killed)
+        for _ in range(3):
+            try:
+                train(tmp_path / "run", resume=True, **settings)
+            except Killed:
+                broken += 1
+    assert broken >= 1
+    resumed = train(tmp_path / "run", resume=True, **settings)
+    assert outcome(tmp_path / "run", resumed) == straight
+
+
+def test_the_best_weights_wait_for_a_checkpoint(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where validations find better weights often, writing them keeps to the checkpoints' share of the time."""
+    written: list[str] = []
+    write = module.write_tensors
+    monkeypatch.setattr(
+        module, "write_tensors", lambda path, *a: (written.append(path.name), write(path, *a))
+    )
+    _, result = train(tmp_path / "run", epochs=3)
+    assert written == [f"best-{result.best_epoch}.safetensors"]
+
+
+def test_the_first_checkpoint_waits_by_its_size(
+    data: Dataset, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(
+        data, data.train_histories(), make_config(), None, torch.device("cpu"), None, False
+    )
+    now = trainer._saved_at
+    monkeypatch.setattr(module.time, "monotonic", lambda: now + 16)
+    assert trainer._due()
+    trainer._save_seconds = 1.0  # of a share of 2%: one in 50 seconds
+    assert not trainer._due()
+    monkeypatch.setattr(module, "SAVE_RATE", 10_000)
+    large = make_trainer(data, data.train_histories(), make_config(), None, torch.device("cpu"), None, False)
+    assert large._save_seconds > 1
+
+
+def test_training_leaves_nothing_of_the_optimiser_in_the_network(train: Train) -> None:
+    network, _ = train(id_updates="lazy", epochs=1)
+    ids = next(m for m in network.modules() if isinstance(m, Ids))
+    assert ids.on_lease is None and ids.on_grad is None
+    assert all(p.requires_grad and p.grad is None for p in network.parameters())
+
+
+def test_dense_updates_move_rows_that_no_batch_holds(
+    data: Dataset, make_config: Callable[..., Config]
+) -> None:
+    """With the batch's items and dense AdamW every row goes where it goes with the whole catalogue encoded."""
+    settings = {
+        "loss": "sampled",
+        "n_negatives": 6,
+        "label_smoothing": 0.0,
+        "batch_tokens": 16,
+        "dropout": 0.0,
+    }
+    config = make_config(**settings, mask_prob=0.0, id_updates="dense")
+    weights = []
+    for whole in (True, False):
+        trainer = make_trainer(data, data.train_histories(), config, None, torch.device("cpu"), None, False)
+        trainer.views = make_views(data.train_counts(), config.objective, 16, 0, whole=whole)
+        ids = next(m for m in trainer.network.modules() if isinstance(m, Ids))
+        moved = torch.zeros(len(ids.weight), dtype=torch.bool)
+        trainer.network.train()
+        for batch in islice(trainer.loader.epoch(0), 12):
+            before, view = (
+                ids.weight.detach().clone(),
+                trainer.views.view(batch, (0, trainer.state.step_in_epoch)),
+            )
+            trainer._step(batch, 1e-2)
+            trainer.state.step_in_epoch += 1
+            moved |= (ids.weight.detach() != before).any(1) & ~torch.isin(
+                torch.arange(len(before)), view.tokens
+            )
+        weights.append(ids.weight.detach().clone())
+    assert moved.any()  # rows outside of the last trainer's batches: by momentum and decay
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-4, atol=1e-6)
 
 
 def test_killed_before_the_first_checkpoint(

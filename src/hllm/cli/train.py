@@ -84,12 +84,14 @@ def train_one(
     from hllm.runs.auto_batch import BatchSize, memory_needed, memory_warning
     from hllm.runs.folder import run_state, saved_identity
     from hllm.runs.record import check_identity, identity_of
+    from hllm.runs.settle import choices, settled
 
     target = pick_device(device)  # a mistake is answered before anything is told or done
     state = run_state(folder)
     if overwrite and not (resume and state == "unfinished"):
         state = "new"
     embeddings = embeddings or _embeddings(data, config)
+    config = settled(data, config)
     batch = BatchSize(config.training.batch_tokens, auto_batch, console.note)
     if state != "new":
         batch = batch.as_recorded(folder, data, config, embeddings)
@@ -106,6 +108,8 @@ def train_one(
         console.note(f"{folder} holds an interrupted run; going on from its last checkpoint")
     elif resume:
         console.note(f"nothing to resume in {folder}: training from the start")
+    if line := choices(data, config):
+        console.note(line)
     needed = memory_needed(data, config, embeddings)
     if warning := memory_warning(target, needed, f"--auto-batch, or {batch.advice}"):
         console.note(f"warning: {warning}")

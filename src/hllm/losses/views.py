@@ -154,11 +154,20 @@ def make_views(
 
     The full cross entropy compares with every trained item, so it always takes the whole catalogue.
     """
-    most = 2 * batch_tokens + (objective.n_negatives or DRAWN) * (objective.loss == "sampled")
     if whole is None:
-        full = objective.loss in ("cross_entropy", "nce")
-        whole = full or 2 * most >= int(np.count_nonzero(counts))
+        whole = not takes_batch_items(counts, objective, batch_tokens)
     if whole:
         return WholeCatalogue(counts, objective, seed, device)
     fixed = torch.device(device).type != "cpu"
-    return BatchItems(counts, objective, seed, device, most if fixed else None)
+    return BatchItems(counts, objective, seed, device, most_items(objective, batch_tokens) if fixed else None)
+
+
+def most_items(objective: ObjectiveConfig, batch_tokens: int) -> int:
+    """Items that a batch of at most `batch_tokens` events and its negatives can hold."""
+    return 2 * batch_tokens + (objective.n_negatives or DRAWN) * (objective.loss == "sampled")
+
+
+def takes_batch_items(counts: np.ndarray, objective: ObjectiveConfig, batch_tokens: int) -> bool:
+    """Whether a step takes the batch's items: the loss allows it, and they are fewer than half of the trained ones."""
+    full = objective.loss in ("cross_entropy", "nce")
+    return not full and 2 * most_items(objective, batch_tokens) < int(np.count_nonzero(counts))

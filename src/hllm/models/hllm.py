@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hllm.errors import DataError
-from hllm.items.source.base import ItemSource
+from hllm.items.source.base import TILE, ItemSource, laid_out
 from hllm.models.scorers import CosineScorer, DotScorer
 from hllm.models.user_models import UserModel
 from hllm.packing import Batch, ItemView, last_positions, make_rows
@@ -75,11 +75,11 @@ class Network(nn.Module):
     def table(self) -> ItemTable:
         """The vectors of every item under today's weights; made once until the mode changes (`train`)."""
         if self._table is None:
-            tiles = list(self.source.tiles())
-            raw = torch.cat(tiles)
-            scored = [self.model.scorer.item(tile) for tile in tiles]
-            same = isinstance(self.model.scorer, DotScorer) and raw.dtype == scored[0].dtype
-            self._table = ItemTable(raw, raw if same else torch.cat(scored))
+            raw, scorer = self.source.every(), self.model.scorer
+            if isinstance(scorer, DotScorer) and raw.dtype in (torch.float32, torch.float64):
+                self._table = ItemTable(raw, raw)
+            else:
+                self._table = ItemTable(raw, laid_out(map(scorer.item, raw.split(TILE)), len(raw)))
         return self._table
 
     @torch.no_grad()

@@ -90,7 +90,10 @@ def saved_identity(folder: Path) -> dict[str, Any] | None:
 def as_of_now(identity: dict[str, Any]) -> dict[str, Any]:
     """An identity with its configuration as this version writes it; unchanged where it cannot be read."""
     try:
-        return identity | {"config": make_config(identity["config"]).model_dump()}
+        config = make_config(identity["config"])
+        if config.items.id_embedding and config.training.id_updates is None:  # hllm knew no other way then
+            config = config.model_copy(update={"id_updates": "dense"})
+        return identity | {"config": config.model_dump()}
     except (ConfigError, KeyError):
         return identity
 

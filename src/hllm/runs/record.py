@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hllm import hardware
 from hllm.config import by_short_name
 from hllm.errors import ArtifactError
+from hllm.runs.settle import settled
 from hllm.train.trainer import FitResult
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def new_record(data: Dataset, config: Config, embeddings: ItemEmbeddings | None)
 def identity_of(data: Dataset, config: Config, embeddings: ItemEmbeddings | None) -> dict[str, Any]:
     """What two trainings must share for one to continue the other."""
     key = None if embeddings is None else embeddings.spec["key"]
-    return {"config": config.model_dump(), "dataset": data.fingerprint, "embeddings": key}
+    return {"config": settled(data, config).model_dump(), "dataset": data.fingerprint, "embeddings": key}
 
 
 def check_identity(folder: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from hllm.models.hllm import Network
 from hllm.runs.build import build_network
 from hllm.runs.folder import as_of_now, check_folder, clear_run
 from hllm.runs.record import check_identity, identity_of
+from hllm.runs.settle import longest_batch, settled
 from hllm.train.checkpoint import read_identity
 from hllm.train.trainer import FitResult, Trainer
 
@@ -44,6 +45,7 @@ def train_network(
     data.verify()
     histories = data.train_histories()
     check_trainable(data, histories)
+    config = settled(data, config)
     identity = identity_of(data, config, embeddings)
     trainer = make_trainer(data, histories, config, embeddings, device, folder, show, identity)
     if folder is not None:
@@ -68,12 +70,11 @@ def make_trainer(
     identity: dict[str, object] | None = None,
 ) -> Trainer:
     """Everything that a training of `config` on `data` takes, freshly initialised."""
+    config = settled(data, config)
     training, max_len = config.training, parse_max_len(config.training.max_len)
     network = build_network(data, config, embeddings).to(device)
     counts = data.train_counts()
-    longest = int(np.diff(np.asarray(histories.offsets)).max()) - 1
-    most = max(training.batch_tokens, longest if max_len is None else min(longest, max_len))
-    views = make_views(counts, config.objective, most, training.seed, device)
+    views = make_views(counts, config.objective, longest_batch(histories, config), training.seed, device)
     of_batch = isinstance(views, BatchItems)
     loader = TrainLoader(
         histories,
@@ -89,7 +90,6 @@ def make_trainer(
         ks = sorted({10, int(training.valid_metric.partition("@")[2])})
         return evaluate(model, data, "validation", ks, max_len=max_len, bootstrap=0, details=False).values
 
-    lazy = training.id_updates == "lazy" or (training.id_updates is None and of_batch)
     return Trainer(
         network,
         loader,
@@ -99,7 +99,7 @@ def make_trainer(
         validate,
         device=device,
         runtime=config.runtime,
-        lazy=lazy,
+        lazy=training.id_updates == "lazy",
         folder=folder,
         identity=identity,
         show=show,

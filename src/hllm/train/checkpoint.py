@@ -57,7 +57,21 @@ def save_checkpoint(
     average: WeightAverage | None,
     identity: dict[str, Any],
 ) -> None:
-    """Write everything but the best weights, atomically. `identity`: what a resumed run must share."""
+    """Write everything but the best weights, atomically. `identity`: what a resumed run must share.
+
+    Of a finished training nothing goes on, so that only where it ended is written.
+    """
+    state = {} if progress.finished else _state(network, optimizer, average)
+    metadata = {
+        "progress": asdict(progress),
+        "identity": identity,
+        "ema_steps": average.steps if average is not None else 0,
+    }
+    write_tensors(path, state, metadata)
+
+
+def _state(network: nn.Module, optimizer: Optimizer, average: WeightAverage | None) -> dict[str, Tensor]:
+    """The tensors that the next step depends on, by name."""
     names = {p: name for name, p in network.named_parameters()}
     tensors = {f"model.{name}": value.detach() for name, value in trained(network, optimizer).items()}
     for parameter in optimizer.parameters:
@@ -72,12 +86,7 @@ def save_checkpoint(
     device = next(network.parameters()).device
     if device.type == "cuda":
         tensors["rng.cuda"] = torch.cuda.get_rng_state(device)
-    metadata = {
-        "progress": asdict(progress),
-        "identity": identity,
-        "ema_steps": average.steps if average is not None else 0,
-    }
-    write_tensors(path, {k: v.clone() if v.ndim == 0 else v for k, v in tensors.items()}, metadata)
+    return {k: v.clone() if v.ndim == 0 else v for k, v in tensors.items()}
 
 
 def read_identity(path: Path) -> dict[str, Any]:
@@ -105,6 +114,9 @@ def load_checkpoint(
     """Restore everything but the best weights, in place. Raises ArtifactError where the model is another one."""
     with _advice():
         tensors, metadata = read_tensors(path)
+    progress = Progress(**metadata["progress"])
+    if progress.finished:
+        return progress
     device = next(network.parameters()).device
     parameters = trained(network, optimizer)
 
@@ -126,7 +138,7 @@ def load_checkpoint(
     torch.set_rng_state(tensors["rng.cpu"])
     if device.type == "cuda" and "rng.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["rng.cuda"], device)
-    return Progress(**metadata["progress"])
+    return progress
 
 
 @torch.no_grad()

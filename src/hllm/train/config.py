@@ -38,7 +38,7 @@ class TrainingConfig(Settings):
     # Users ranked in a validation while training, a sample by the seed. None: everyone, unless users x
     # candidates go beyond 10^10 scores.
     valid_users: int | None = Field(default=None, ge=1, le=INT_MAX)
-    # ID rows: every row every step, or a row when it is needed. None: chosen by the catalogue's size.
+    # ID rows: every row every step, or a row when it is needed (adamw only). None: chosen by the catalogue's size.
     id_updates: Literal["dense", "lazy"] | None = None
     seed: int = Field(default=0, ge=0, lt=2**32)
 

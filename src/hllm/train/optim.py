@@ -26,7 +26,13 @@ class LazyIds:
         self.weight.requires_grad_(False)  # no dense gradient, and nothing of it in the dense optimiser
         self.tokens: Tensor | None = None
         self.grad: Tensor | None = None
+        self.ids = ids
         ids.on_lease, ids.on_grad = self._lease, self._take
+
+    def release(self) -> None:
+        """Leave the source as it was before, with nobody to hold the rows' moments."""
+        self.ids.on_lease = self.ids.on_grad = None
+        self.weight.requires_grad_(True)
 
     def _lease(self, tokens: Tensor) -> None:
         # Padding's row is no item's: where fixed shapes leave entries unused, they name it.
@@ -81,6 +87,12 @@ class Optimizer:
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
+
+    def release(self) -> None:
+        """End training: the network holds nothing of the optimiser any more."""
+        self.zero_grad()
+        for part in self.lazy:
+            part.release()
 
     def zero_grad(self) -> None:
         """Forget the gradients of the step before."""
@@ -137,21 +149,20 @@ class WeightAverage:
 
 @contextmanager
 def evaluation_weights(average: WeightAverage | None, optimizer: Optimizer) -> Iterator[None]:
-    """Put the weights to validate and keep into the network, averaged and caught up; the raw ones back on leaving."""
-    swaps: list[tuple[Tensor, Tensor]] = []
+    """Put the weights to validate and keep into the network, averaged and caught up; the raw ones back on leaving.
+
+    Memory is exchanged, not copied. What `optimizer.lazy` has in the network is then its own; the rest is `average`'s.
+    """
+    swaps: list[tuple[nn.Parameter, Tensor]] = []
     if average is not None:
         swaps += zip(average.parameters, average.average, strict=True)
     for part in optimizer.lazy:
         swaps.append((part.weight, part.rows.caught_up(average=part.rows.average is not None)))
-    raw = [parameter.detach().clone() for parameter, _ in swaps]
+    raw = [parameter.data for parameter, _ in swaps]
     try:
-        _copy([(parameter, value) for parameter, value in swaps])
+        for parameter, value in swaps:
+            parameter.data = value
         yield
     finally:
-        _copy([(parameter, value) for (parameter, _), value in zip(swaps, raw, strict=True)])
-
-
-@torch.no_grad()
-def _copy(pairs: list[tuple[Tensor, Tensor]]) -> None:
-    for parameter, value in pairs:
-        parameter.copy_(value)
+        for (parameter, _), value in zip(swaps, raw, strict=True):
+            parameter.data = value

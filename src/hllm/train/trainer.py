@@ -38,7 +38,7 @@ from hllm.train.optim import Optimizer, WeightAverage, evaluation_weights, learn
 from hllm.train.step import Step, TrainStep
 
 CHECKPOINT_SECONDS = 15.0  # between two checkpoints at least; more where writing one takes long (`Runtime`)
-LARGE_BEST = 64 << 20  # bytes: best weights above this go to disk at once instead of waiting in memory
+SAVE_RATE = 400 << 20  # bytes of a checkpoint a second: what the first is expected to take
 FLAT_VALIDATIONS = 3  # in a row, with all user vectors in one direction, before training stops
 LOSS_CHECK_STEPS = 50  # looking at the loss waits for the device, so not every step
 
@@ -99,11 +99,14 @@ class Trainer:
         decay = training.ema_decay
         self.average = WeightAverage(self.optimizer.parameters, decay) if decay else None
         self.state = Progress()
-        self.best: dict[str, Tensor] | None = None  # in memory; None: there is none, or it is on disk
+        # The best weights wait in memory, as one more set of weights beside the optimiser's three, until a
+        # checkpoint is due; None: there are none, or they are on disk.
+        self.best: dict[str, Tensor] | None = None
         plain = TrainStep(network, self.optimizer, objective, training, self.runtime, device)
         self.shape = self._captured_shape()
         self.step: Step = plain if self.shape is None else capture(plain, self.shape.n_tokens)
-        self._saved_at, self._save_seconds = time.monotonic(), 0.0
+        size = sum(p.nbytes for p in trained(network, self.optimizer).values())
+        self._saved_at, self._save_seconds = time.monotonic(), (4 + bool(decay)) * size / SAVE_RATE
 
     def _captured_shape(self) -> PaddedShape | None:
         """The shape to capture a step at; None where steps run as they are."""
@@ -126,7 +129,10 @@ class Trainer:
         if self.checkpoints is None or self.checkpoint is None or self.history_file is None:
             return
         started = time.monotonic()
-        self._write_best()
+        if self.best is not None:
+            assert self.state.best_epoch is not None
+            write_tensors(best_path(self.checkpoints, self.state.best_epoch), self.best)
+            self.best = None
         save_checkpoint(
             self.checkpoint, self.state, self.network, self.optimizer, self.average, self.identity
         )
@@ -160,10 +166,12 @@ class Trainer:
             while not self.state.finished:
                 self._epoch(interruption, bar)
                 bar.advance()
+        best = self.best  # saving moves it from memory to its file
         self.save()
         if interruption.requested:  # during the last validation: what comes after training is not wanted
             raise Stopped(f"stopped after step {self.state.step}, the last one")
-        self._load_best()
+        self._load_best(best)
+        self.optimizer.release()
         self.network.eval()
         assert self.state.best_epoch is not None and self.state.best_value is not None
         return FitResult(
@@ -195,8 +203,7 @@ class Trainer:
                 raise Stopped(f"stopped after step {state.step} (epoch {state.epoch + 1})")
         self._collect(losses)
         self._finish_epoch(plan, bar)
-        large = self.best is not None and sum(v.nbytes for v in self.best.values()) > LARGE_BEST
-        if self._due() or state.finished or large:
+        if self._due() and not state.finished:  # `fit` saves the end
             started = self._pause(started)
         state.seconds += time.monotonic() - started
 
@@ -258,22 +265,23 @@ class Trainer:
             better = self.state.best_value is None or value > self.state.best_value
             if better and not self.state.flat_validations:
                 self.state.best_value, self.state.best_epoch, self.state.stale_epochs = value, epoch, 0
-                weights = trained(self.network, self.optimizer)
-                self.best = {name: p.detach().to("cpu", copy=True) for name, p in weights.items()}
+                self.best = self._kept_weights()
             elif self.state.best_epoch is not None:  # before there is a best one, patience does not count
                 self.state.stale_epochs += 1
+        self.network.eval()  # its item table was of these weights
         return values
 
-    def _write_best(self) -> None:
-        """Move the best weights from memory to their file."""
-        if self.best is not None and self.checkpoints is not None:
-            assert self.state.best_epoch is not None
-            write_tensors(best_path(self.checkpoints, self.state.best_epoch), self.best)
-            self.best = None
+    def _kept_weights(self) -> dict[str, Tensor]:
+        """The trained weights as `evaluation_weights` has put them, in memory of their own on the CPU."""
+        caught_up = {id(part.weight) for part in self.optimizer.lazy}  # made for this validation alone
+        return {
+            name: p.detach().to("cpu", copy=id(p) not in caught_up)
+            for name, p in trained(self.network, self.optimizer).items()
+        }
 
-    def _load_best(self) -> None:
-        """Load the best weights into the network."""
-        path, best = Path("best"), self.best
+    def _load_best(self, best: dict[str, Tensor] | None) -> None:
+        """Load the best weights into the network: `best`, or those on disk."""
+        path = Path("best")
         if best is None:
             assert self.checkpoints is not None and self.state.best_epoch is not None
             path = best_path(self.checkpoints, self.state.best_epoch)

@@ -9,7 +9,7 @@ catalogue-only items, and items added later.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,8 +71,28 @@ class ItemSource(nn.Module, ABC):
         return Lease(wide.requires_grad_(), lambda grad: plain.backward(grad.to(plain.dtype)))
 
     @torch.no_grad()
+    def every(self) -> Tensor:
+        """Vectors (n_items + 1, width) of every token from 0 (padding) on, without gradient.
+
+        They may be the source's own weights: a table to read, and only until these change.
+        """
+        return laid_out(self.tiles(), self.n_items + 1)
+
+    @torch.no_grad()
     def tiles(self) -> Iterator[Tensor]:
         """Vectors of every token from 0 (padding) on, in order, some (m, width) at a time, without gradient."""
         device = next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))
         for tokens in torch.arange(self.n_items + 1, device=device).split(TILE):
             yield self.encode(tokens)
+
+
+def laid_out(tiles: Iterable[Tensor], n: int) -> Tensor:
+    """Tiles (m, d) as one tensor (n, d); unlike `torch.cat` it never holds them all twice."""
+    whole, first = None, 0
+    for tile in tiles:
+        if whole is None:
+            whole = tile.new_empty(n, *tile.shape[1:])
+        whole[first : first + len(tile)] = tile
+        first += len(tile)
+    assert whole is not None and first == n
+    return whole

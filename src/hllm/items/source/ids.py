@@ -40,6 +40,9 @@ class Ids(ItemSource):
         """Vectors (n, width) of `tokens` int64 (n,)."""
         return nn.functional.embedding(tokens, self.weight)
 
+    def every(self) -> Tensor:
+        return self.weight.detach()
+
     def lease(self, tokens: Tensor) -> Lease:
         if self.on_lease is None:
             return super().lease(tokens)

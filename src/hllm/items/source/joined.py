@@ -43,6 +43,9 @@ class Joined(ItemSource):
         """Vectors (n, width) of `tokens` int64 (n,)."""
         return self.join([part.encode(tokens) for part in self.sources])
 
+    def every(self) -> Tensor:
+        return self.sources[0].every() if len(self.parts) == 1 else super().every()
+
     def lease(self, tokens: Tensor) -> Lease:
         leases = [part.lease(tokens) for part in self.sources]
         vectors = self.join([lease.vectors.detach() for lease in leases])

@@ -1,0 +1,72 @@
+"""What the catalogue decides where the configuration leaves it open."""
+
+from __future__ import annotations
+
+import pytest
+
+from hllm.config import Config, load_config
+from hllm.data.dataset import Dataset
+from hllm.errors import ConfigError
+from hllm.runs import settle as module
+from hllm.runs.folder import as_of_now
+from hllm.runs.settle import choices, settled
+from hllm.testing import world
+
+FEW = {"loss": "sampled", "label_smoothing": 0.0, "n_negatives": 1, "batch_tokens": 2, "max_len": 2}
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return world(n_users=40, n_items=40)
+
+
+def config(**settings: object) -> Config:
+    return load_config("sasrec", overrides={"d_model": 16, "n_heads": 2, "n_layers": 1, **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "factor", "expected"),
+    [
+        (FEW, 6, "lazy"),
+        (FEW, 9, "dense"),  # the batch's items, yet the catalogue is too small for lazy rows to pay
+        (FEW | {"optimizer": "adam"}, 6, "dense"),
+        (FEW | {"id_updates": "dense"}, 6, "dense"),
+        (FEW | {"batch_tokens": 40}, 6, "dense"),
+        ({}, 0, "dense"),  # full softmax
+        ({"id_updates": "lazy"}, 6, "lazy"),
+        ({"preset": "hllm-lite", "id_embedding": False}, 6, None),
+    ],
+)
+def test_id_updates_by_the_catalogue(
+    data: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, object],
+    factor: int,
+    expected: str | None,
+) -> None:
+    monkeypatch.setattr(module, "LAZY_FACTOR", factor)
+    preset = settings.get("preset", "sasrec")
+    given = {k: v for k, v in settings.items() if k != "preset"}
+    chosen = settled(
+        data, config(**given) if preset == "sasrec" else load_config(str(preset), overrides=given)
+    )
+    assert chosen.training.id_updates == expected
+    assert settled(data, chosen) == chosen
+
+
+def test_the_choice_is_said_in_a_line(data: Dataset) -> None:
+    said = choices(data, settled(data, config(**FEW)))
+    assert said is not None and "the batch's items" in said and "id_updates=lazy" in said
+    assert choices(data, settled(data, config())) is None
+
+
+def test_lazy_adam_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"id_updates='lazy' needs optimizer='adamw'.*no closed form"):
+        config(optimizer="adam", id_updates="lazy")
+
+
+def test_a_run_of_before_updated_every_row() -> None:
+    """hllm had one way then, so a run whose identity says nothing is one of dense updates."""
+    old = config().model_dump()
+    assert old["training"]["id_updates"] is None
+    assert as_of_now({"config": old})["config"]["training"]["id_updates"] == "dense"
