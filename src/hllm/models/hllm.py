@@ -11,17 +11,29 @@ Paper: HLLM (Chen et al., 2024, arXiv:2409.12740).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from hllm.errors import DataError
-from hllm.items.source.base import ItemSource
+from hllm.items.source.base import TILE, ItemSource
 from hllm.models.scorers import CosineScorer, DotScorer
 from hllm.models.user_models import UserModel
 from hllm.packing import Batch, ItemView, last_positions, make_rows
+
+FINITE = 1e38  # products of norms below this are products of vectors that float32 holds
+_steps = [0]  # of all optimisers of this process
+
+
+def _count_step(*_: object) -> None:
+    _steps[0] += 1
+
+
+register_optimizer_step_post_hook(_count_step)
 
 
 @dataclass(frozen=True)
@@ -54,33 +66,53 @@ class HLLM(nn.Module):
 class ItemTable:
     """Every item once, token by token from 0 (padding) on.
 
-    raw     (n + 1, w)           vectors as the user model reads them
-    scored  float32 (n + 1, w')  as the scorer compares them
+    raw      (n + 1, w)           vectors as the user model reads them
+    scored   float32 (n + 1, w')  as the scorer compares them; `raw` itself where that is the same
+    longest  largest norm of a scored row; NaN or infinite where a row is
     """
 
     raw: Tensor
     scored: Tensor
+    longest: float
 
 
 class Network(nn.Module):
-    """Item source and HLLM: what a run trains, saves and ranks by (the `Ranker` of evaluate/ranking.py)."""
+    """Item source and HLLM: what a run trains, saves and ranks by (the `Ranker` of evaluate/tiles.py)."""
 
     def __init__(self, source: ItemSource, model: HLLM) -> None:
         super().__init__()
         self.source = source
         self.model = model
         self._table: ItemTable | None = None
+        self._weights: list[tuple[Tensor, int, int]] = []  # which the table was made of
+        self._step = 0
 
     @torch.no_grad()
     def table(self) -> ItemTable:
-        """The vectors of every item under today's weights; made once until the mode changes (`train`)."""
-        if self._table is None:
-            tiles = list(self.source.tiles())
-            raw = torch.cat(tiles)
-            scored = [self.model.scorer.item(tile) for tile in tiles]
-            same = isinstance(self.model.scorer, DotScorer) and raw.dtype == scored[0].dtype
-            self._table = ItemTable(raw, raw if same else torch.cat(scored))
+        """The vectors of every item under today's weights: made once for each version of the weights.
+
+        A version ends with a change in place (`load_state_dict`), with a tensor in another's place (`extend`, `to`),
+        with a step of any optimiser (fused ones change weights behind the counters of changes in place), and with
+        `train()`: a captured step leaves no trace that could be looked for.
+        """
+        weights = [(t, 0 if t.is_inference() else t._version, t.data_ptr()) for t in self._table_tensors()]
+        if self._table is None or self._step != _steps[0] or not _same(weights, self._weights):
+            self._table = None  # two tables need not fit into memory
+            self._table, self._weights, self._step = self._make_table(), weights, _steps[0]
         return self._table
+
+    def _table_tensors(self) -> Iterator[Tensor]:
+        for module in (self.source, self.model.scorer):
+            yield from module.parameters()
+            yield from module.buffers()
+
+    def _make_table(self) -> ItemTable:
+        raw = _joined(self.source.tiles(), self.source.n_items + 1)
+        dot = isinstance(self.model.scorer, DotScorer) and raw.dtype in (torch.float32, torch.float64)
+        parts = (self.model.scorer.item(rows) for rows in raw.split(TILE))
+        scored = raw if dot else _joined(parts, len(raw))
+        longest = max((float(rows.norm(dim=1).max()) for rows in scored.split(TILE)), default=0.0)
+        return ItemTable(raw, scored, longest)
 
     @torch.no_grad()
     def query(self, batch: Batch) -> Tensor:
@@ -97,7 +129,40 @@ class Network(nn.Module):
         """Scores float32 (U, m) of the items `tokens` (m,)."""
         return query @ self.table().scored[tokens].T
 
+    @torch.no_grad()
+    def score_range(self, query: Tensor, first: int, stop: int) -> Tensor:
+        """Scores float32 (U, stop - first) of the tokens from `first` to `stop` - 1, whose rows are not copied."""
+        return query @ self.table().scored[first:stop].T
+
+    @torch.no_grad()
+    def all_finite(self, query: Tensor) -> bool:
+        """Whether every score of `query` (U, w) is finite: by the Cauchy-Schwarz inequality, without scores."""
+        if not len(query):
+            return True
+        return float(query.norm(dim=1).max()) * self.table().longest < FINITE
+
     def train(self, mode: bool = True) -> Network:
-        """Switch between training and ranking; the item table never outlives a change of mode."""
-        self._table = None
+        """Switch between training and ranking; the item table never outlives a return to training."""
+        if mode:
+            self._table = None
         return super().train(mode)
+
+
+def _same(these: list[tuple[Tensor, int, int]], those: list[tuple[Tensor, int, int]]) -> bool:
+    """Whether both name the same tensors with the same contents."""
+    return len(these) == len(those) and all(
+        a is b and now == then for (a, *now), (b, *then) in zip(these, those, strict=True)
+    )
+
+
+def _joined(tiles: Iterable[Tensor], n: int) -> Tensor:
+    """Tiles (m, w) as one (n, w), never held twice; a tile that is all of it is not copied."""
+    whole, first = None, 0
+    for tile in tiles:
+        if len(tile) == n:
+            return tile
+        whole = tile.new_empty(n, tile.shape[1]) if whole is None else whole
+        whole[first : first + len(tile)] = tile
+        first += len(tile)
+    assert whole is not None
+    return whole

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hllm.items.source.base import ItemSource, Lease
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 class Ids(ItemSource):
@@ -49,6 +49,10 @@ class Ids(ItemSource):
         assert self.on_grad is not None
         on_grad = self.on_grad
         return Lease(rows.detach().requires_grad_(), lambda grad: on_grad(tokens, grad))
+
+    def tiles(self) -> Iterator[Tensor]:
+        """The rows themselves, all at once: nothing has to be made."""
+        yield self.weight.detach()
 
     def extend(self, text: Tensor | None, has_text: Tensor) -> None:
         new = self.weight.new_zeros(has_text.shape[0], self.width)

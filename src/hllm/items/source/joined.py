@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,11 @@ class Joined(ItemSource):
     def encode(self, tokens: Tensor) -> Tensor:
         """Vectors (n, width) of `tokens` int64 (n,)."""
         return self.join([part.encode(tokens) for part in self.sources])
+
+    def tiles(self) -> Iterator[Tensor]:
+        if len(self.parts) > 1:
+            return super().tiles()
+        return (self.join([tile]) for tile in self.sources[0].tiles())
 
     def lease(self, tokens: Tensor) -> Lease:
         leases = [part.lease(tokens) for part in self.sources]
