@@ -25,7 +25,10 @@ def to_frame(top: TopK, names: Sequence[Any], data: Dataset) -> pl.DataFrame:
     """`user_id, item_id, score (float32), rank (int64)`; `names` are the user ids of the queries."""
     import polars as pl
 
-    users = pl.Series(USER_ID, list(names), dtype=None if len(names) else data.users[USER_ID].dtype)
+    dtype = None if len(names) else data.users[USER_ID].dtype
+    if len({type(name) for name in names}) > 1:  # somebody unknown has an id of another type
+        names = [str(name) for name in names]
+    users = pl.Series(USER_ID, list(names), dtype=dtype)
     return pl.DataFrame(
         {
             USER_ID: users.gather(top.rows),

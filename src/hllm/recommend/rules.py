@@ -55,7 +55,7 @@ def make_rules(
         tokens = np.union1d(tokens, np.arange(first_added, dataset.n_catalogue + 1))
     else:
         tokens = np.unique(np.array([dataset.token_of(item) for item in only], dtype=np.int64))
-    tokens = np.setdiff1d(tokens, np.array([dataset.token_of(item) for item in exclude], dtype=np.int64))
+    tokens = np.setdiff1d(tokens, tokens_of(dataset, exclude))
     pairs = [
         (row, dataset.token_of(item))
         for row, items in sorted((exclude_by_query or {}).items())
@@ -63,3 +63,8 @@ def make_rules(
     ]
     rows, hidden = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
     return Rules(tokens, keep_seen, (rows, hidden))
+
+
+def tokens_of(dataset: Dataset, items: Iterable[Any]) -> np.ndarray:
+    """Tokens int64 of item ids. Raises DataError naming an unknown one."""
+    return np.array([dataset.token_of(item) for item in items], dtype=np.int64)
