@@ -13,6 +13,7 @@ from hllm.evaluate.counting import reaching
 from hllm.evaluate.tiles import Tile
 
 LAST = (1 << 32) - 1
+MERGE = 1 << 12  # scores that wait at least before they are sorted into what is kept
 GROUPS = 4  # groups of columns, in multiples of k, whose best scores bound the k-th best of a row
 
 
@@ -44,7 +45,7 @@ class Best:
         self.k = k
         self.floor = torch.full((n_users,), torch.finfo(torch.float32).min, device=device)
         self.rows = torch.zeros(0, dtype=torch.int64, device=device)
-        self.keys = torch.zeros(0, dtype=torch.int64, device=device)
+        self.keys = self.places = self.rows  # of what is kept: by row, then by place from 0
         self.waiting: list[tuple[Tensor, Tensor]] = []
 
     def add(self, tile: Tile) -> None:
@@ -63,19 +64,21 @@ class Best:
         found = scores[rows, columns] + 0.0  # -0.0 becomes 0.0
         keys = (_ordered(found.view(torch.int32)).long() << 32) + (LAST - tile.first - columns)
         self.waiting.append((rows if users is None else users[rows], keys))
-        if sum(len(r) for r, _ in self.waiting) > self.k * len(self.floor):
+        if sum(len(r) for r, _ in self.waiting) > max(MERGE, self.k * len(self.floor)):
             self._merge()
 
     def _merge(self) -> None:
         """Sort what waits into what is kept, and raise the floors."""
         rows = torch.cat([self.rows, *(r for r, _ in self.waiting)])
         keys, order = torch.cat([self.keys, *(k for _, k in self.waiting)]).sort(descending=True)
-        rows, order = rows[order].sort(stable=True)
-        keys, place = keys[order], _places(rows, len(self.floor))
+        if len(self.floor) > 1:
+            rows, order = rows[order].sort(stable=True)
+            keys = keys[order]
+        place = _places(rows, len(self.floor))
         kept = place < self.k
-        self.rows, self.keys, place = rows[kept], keys[kept], place[kept]
+        self.rows, self.keys, self.places = rows[kept], keys[kept], place[kept]
         self.waiting.clear()
-        last = place == self.k - 1
+        last = self.places == self.k - 1
         self.floor[self.rows[last]] = _scores(self.keys[last])
 
     def result(self, first_row: int, candidates: Candidates) -> TopK:
@@ -86,7 +89,7 @@ class Best:
             (self.rows + first_row).cpu().numpy(),
             candidates.scored[positions],
             _scores(self.keys).cpu().numpy(),
-            (_places(self.rows, len(self.floor)) + 1).cpu().numpy(),
+            (self.places + 1).cpu().numpy(),
         )
 
 
@@ -103,6 +106,8 @@ def _bound(scores: Tensor, k: int) -> Tensor:
 
 def _places(rows: Tensor, n: int) -> Tensor:
     """Place from 0 of each element inside its row, for rising `rows`."""
+    if n == 1:
+        return torch.arange(len(rows), device=rows.device)
     counts = torch.bincount(rows, minlength=n)
     return torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
 

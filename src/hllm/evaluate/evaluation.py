@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -120,7 +121,7 @@ def parse_max_len(max_len: int | str | None) -> int | None:
 def device_of(ranker: Ranker) -> torch.device:
     """Where a module's weights are; the CPU for anything without weights."""
     if isinstance(ranker, nn.Module):
-        for tensor in (*ranker.parameters(), *ranker.buffers()):
+        for tensor in chain(ranker.parameters(), ranker.buffers()):
             return tensor.device
     return torch.device("cpu")
 

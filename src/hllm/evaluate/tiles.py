@@ -75,7 +75,7 @@ class Block:
         self.starts = range(0, len(candidates.scored), self.size)
         edges = [*self.starts, len(candidates.scored)]
         self.hidden, self.hollow = np.searchsorted(positions, edges), np.searchsorted(candidates.holes, edges)
-        self.bad = torch.zeros((), dtype=torch.bool, device=self.device)
+        self.bad: Tensor | None = None
         self.finite = bool(getattr(ranker, "all_finite", _unknown)(self.query))
         self.kept: Tile | None = None
 
@@ -86,12 +86,13 @@ class Block:
                 yield self.kept
                 continue
             scores = self._scores(first, min(first + self.size, len(self.candidates.scored)))
-            holes = self.holes[self.hollow[i] : self.hollow[i + 1]] - first
+            hollow, hidden = slice(*self.hollow[i : i + 2]), slice(*self.hidden[i : i + 2])
+            holes = self.holes[hollow] - first if hollow.stop > hollow.start else None
             if not self.finite:
-                self._look(scores.index_fill_(1, holes, 0.0))
-            pairs = slice(self.hidden[i], self.hidden[i + 1])
-            scores[self.rows[pairs], self.positions[pairs] - first] = -torch.inf
-            if len(holes):
+                self._look(scores if holes is None else scores.index_fill_(1, holes, 0.0))
+            if hidden.stop > hidden.start:
+                scores[self.rows[hidden], self.positions[hidden] - first] = -torch.inf
+            if holes is not None:
                 scores.index_fill_(1, holes, -torch.inf)
             tile = Tile(first, scores)
             if len(self.starts) == 1:
@@ -115,8 +116,12 @@ class Block:
         return scores.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
 
     def _checked(self, make: Callable[[], Tensor], m: int) -> Tensor:
-        # Full precision even inside someone's autocast: narrow scores would tie.
-        with torch.autocast(self.device.type, enabled=False):
+        if torch.is_autocast_enabled(
+            self.device.type
+        ):  # full precision all the same: narrow scores would tie
+            with torch.autocast(self.device.type, enabled=False):
+                scores = make()
+        else:
             scores = make()
         expected = (self.n_users, m)
         if tuple(scores.shape) != expected or scores.dtype not in (torch.float32, torch.float64):
@@ -129,11 +134,12 @@ class Block:
     def _look(self, scores: Tensor) -> None:
         if scores.numel():
             low, high = torch.aminmax(scores)
-            self.bad |= ~(torch.isfinite(low) & torch.isfinite(high))
+            bad = ~(torch.isfinite(low) & torch.isfinite(high))
+            self.bad = bad if self.bad is None else self.bad | bad
 
     def check(self) -> None:
         """Raise HLLMError if any score so far was not a finite number."""
-        if not self.finite and bool(self.bad):
+        if self.bad is not None and bool(self.bad):
             raise HLLMError(
                 f"{type(self.ranker).__name__} gives scores that are NaN or infinite, so nothing can be "
                 "ranked; its weights or item vectors are damaged: train again, with a lower learning_rate"

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -85,6 +87,9 @@ class Network(nn.Module):
         self.model = model
         self._table: ItemTable | None = None
         self._weights: list[tuple[Tensor, int, int]] = []  # which the table was made of
+        self._holders: list[
+            dict[str, Any]
+        ] = []  # where modules hold them: asked at every call, so found once
         self._step = 0
 
     @torch.no_grad()
@@ -95,16 +100,18 @@ class Network(nn.Module):
         with a step of any optimiser (fused ones change weights behind the counters of changes in place), and with
         `train()`: a captured step leaves no trace that could be looked for.
         """
-        weights = [(t, 0 if t.is_inference() else t._version, t.data_ptr()) for t in self._table_tensors()]
-        if self._table is None or self._step != _steps[0] or not _same(weights, self._weights):
+        if self._table is None or self._step != _steps[0] or not _same(self._weights, self._version()):
             self._table = None  # two tables need not fit into memory
-            self._table, self._weights, self._step = self._make_table(), weights, _steps[0]
+            parts = [m for root in (self.source, self.model.scorer) for m in root.modules()]
+            self._holders = [held for m in parts for held in (m._parameters, m._buffers) if held]
+            self._table, self._weights, self._step = self._make_table(), list(self._version()), _steps[0]
         return self._table
 
-    def _table_tensors(self) -> Iterator[Tensor]:
-        for module in (self.source, self.model.scorer):
-            yield from module.parameters()
-            yield from module.buffers()
+    def _version(self) -> Iterator[tuple[Tensor, int, int]]:
+        for held in self._holders:
+            for t in held.values():
+                if t is not None:
+                    yield t, 0 if t.is_inference() else t._version, t.data_ptr()
 
     def _make_table(self) -> ItemTable:
         raw = _joined(self.source.tiles(), self.source.n_items + 1)
@@ -148,10 +155,11 @@ class Network(nn.Module):
         return super().train(mode)
 
 
-def _same(these: list[tuple[Tensor, int, int]], those: list[tuple[Tensor, int, int]]) -> bool:
+def _same(these: list[tuple[Tensor, int, int]], those: Iterable[tuple[Tensor, int, int]]) -> bool:
     """Whether both name the same tensors with the same contents."""
-    return len(these) == len(those) and all(
-        a is b and now == then for (a, *now), (b, *then) in zip(these, those, strict=True)
+    return all(
+        a is not None and b is not None and a[0] is b[0] and a[1:] == b[1:]
+        for a, b in zip_longest(these, those)
     )
 
 
