@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hllm.evaluate.best import Best
+from hllm.evaluate.best import Best, TopK, make_best
 from hllm.evaluate.candidates import Candidates
 from hllm.evaluate.counting import reaching
 from hllm.evaluate.tiles import Tile
@@ -20,11 +20,18 @@ def test_the_best_are_those_of_a_full_sort(k: int, tile: int, levels: int) -> No
     scores[rng.random((6, 300)) < 0.3] = -np.inf  # hidden
     scores[4] = -np.inf
     candidates = Candidates(np.arange(5, 305))
-    best = Best(6, k, torch.device("cpu"))
-    for first in range(0, 300, tile):
-        best.add(Tile(first, torch.from_numpy(scores[:, first : first + tile].copy())))
-    top = best.result(20, candidates)
-    for row in range(6):
+    for rows in (slice(0, 6), *(slice(i, i + 1) for i in range(6))):
+        best = make_best(rows.stop - rows.start, k, torch.device("cpu"))
+        assert isinstance(best, Best) == (rows.stop == 6 and rows.start == 0)
+        for first in range(0, 300, tile):
+            best.add(Tile(first, torch.from_numpy(scores[rows, first : first + tile].copy())))
+        check(best.result(20 + rows.start, candidates), scores, rows, k)
+
+
+def check(top: TopK, scores: np.ndarray, rows: slice, k: int) -> None:
+    """Against a full sort."""
+    assert set(top.rows.tolist()) <= set(range(20 + rows.start, 20 + rows.stop))
+    for row in range(rows.start, rows.stop):
         order = [i for i in np.lexsort((np.arange(300), -scores[row])) if np.isfinite(scores[row, i])][:k]
         mine = top.rows == row + 20
         assert top.tokens[mine].tolist() == [5 + i for i in order]

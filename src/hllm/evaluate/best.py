@@ -33,6 +33,11 @@ class TopK:
         return len(self.rows)
 
 
+def make_best(n_users: int, k: int, device: torch.device) -> Best | BestOfOne:
+    """What keeps the best `k` of each of `n_users`."""
+    return BestOfOne(k) if n_users == 1 and device.type == "cpu" else Best(n_users, k, device)
+
+
 class Best:
     """Keeps the best k of the tiles seen so far.
 
@@ -91,6 +96,35 @@ class Best:
             _scores(self.keys).cpu().numpy(),
             (self.places + 1).cpu().numpy(),
         )
+
+
+class BestOfOne:
+    """The same for one user on a CPU, where a dozen small operations would take as long as the model itself."""
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+        self.positions = np.zeros(0, dtype=np.int64)
+        self.scores = np.zeros(0, dtype=np.float32)
+
+    def add(self, tile: Tile) -> None:
+        """Take the best of one tile."""
+        scores = tile.scores[0].numpy()
+        width = len(scores) // (GROUPS * self.k)
+        found = np.arange(len(scores))
+        if width > 1:  # the best of each group are k different scores, and bound the k-th best
+            groups = scores[: len(scores) // width * width].reshape(-1, width).max(1)
+            found = np.flatnonzero(scores >= np.partition(groups, len(groups) - self.k)[-self.k])
+        found = found[scores[found] > -np.inf]
+        self.positions = np.concatenate([self.positions, found + tile.first])
+        self.scores = np.concatenate([self.scores, scores[found] + np.float32(0)])  # -0.0 becomes 0.0
+        best = np.lexsort((self.positions, -self.scores))[: self.k]
+        self.positions, self.scores = self.positions[best], self.scores[best]
+
+    def result(self, first_row: int, candidates: Candidates) -> TopK:
+        """The list of the query numbered `first_row`."""
+        n = len(self.positions)
+        rows, ranks = np.full(n, first_row, dtype=np.int64), np.arange(1, n + 1)
+        return TopK(rows, candidates.scored[self.positions], self.scores, ranks)
 
 
 def _bound(scores: Tensor, k: int) -> Tensor:

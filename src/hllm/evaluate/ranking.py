@@ -21,7 +21,7 @@ from torch import nn
 
 from hllm.data.batches.queries import query_batch, query_parts
 from hllm.errors import ConfigError, DataError, unknown
-from hllm.evaluate.best import Best, TopK
+from hllm.evaluate.best import TopK, make_best
 from hllm.evaluate.candidates import Candidates
 from hllm.evaluate.counting import TargetCount, TargetRanks
 from hllm.evaluate.tiles import Block, Ranker
@@ -158,7 +158,7 @@ class _Scan:
         hidden = _hidden(candidates, options, queries, part)
         block = Block(self.ranker, batch, candidates, *hidden, options.tile_items)
         count = TargetCount(block, candidates.positions(queries.targets[part])) if self.targets else None
-        best = None if self.k is None else Best(batch.n_users, self.k, block.device)
+        best = None if self.k is None else make_best(batch.n_users, self.k, block.device)
         for tile in block.tiles():
             if count is not None:
                 count.add(tile)
