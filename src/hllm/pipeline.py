@@ -25,7 +25,7 @@ from hllm.recommend.session import Session
 from hllm.runs.auto_batch import BatchSize, probe, with_fitting_batch
 from hllm.runs.record import RunRecord, new_record
 from hllm.runs.save import read_run, write_run
-from hllm.runs.train import train_network
+from hllm.runs.train import checkpoint_rule, train_network
 from hllm.train.trainer import Stopped
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Recommender:
             bootstrap=bootstrap,
             name=self.config.preset,
             seeds=(self.config.training.seed,),
-            checkpoint=f"best validation {self.config.training.valid_metric}",
+            checkpoint=checkpoint_rule(own, self.config.training),
         )
 
     def recommend(
@@ -281,10 +281,13 @@ def fit_run(
 def evaluate_run(
     recommender: Recommender,
     splits: Sequence[str] = ("validation", "test"),
-    baselines: bool = True,
+    baselines: bool | Sequence[str] = True,
     **options: Any,
 ) -> tuple[dict[str, Metrics], dict[str, dict[str, Metrics]]]:
-    """Metrics of a trained recommender and of the baselines on each split that has anyone to evaluate."""
+    """Metrics of a trained recommender and of baselines on each split that has anyone to evaluate.
+
+    `baselines`: names, or True for all and False for none.
+    """
     from hllm.baselines.fit import BASELINES, fit_baseline
 
     data = recommender.dataset
@@ -293,7 +296,8 @@ def evaluate_run(
     own = {split: recommender.evaluate(split=split, **options) for split in splits}
     others: dict[str, dict[str, Metrics]] = {split: {} for split in splits}
     options = {"ks" if key == "k" else key: value for key, value in options.items()}
-    for name in BASELINES if baselines else ():
+    names = (BASELINES if baselines else ()) if isinstance(baselines, bool) else baselines
+    for name in names:
         ranker = fit_baseline(name, data)
         for split in splits:
             # Baselines see whole histories; of the trained model's settings only the protocol's matter.

@@ -44,6 +44,8 @@ def evaluate(
     name: str = "",
     seeds: Sequence[int] = (),
     checkpoint: str = "",
+    users: int | None = None,
+    sample_seed: int = 0,
     batch_users: int = BATCH_USERS,
     tile_items: int | None = None,
 ) -> Metrics:
@@ -56,12 +58,13 @@ def evaluate(
     details      also coverage@k, popularity@k (mean popularity percentile of what is recommended)
                  and slices. False for the many validations of a training
     seeds, checkpoint   what to say of the model in the result line
+    users        rank for a sample of so many users, drawn by `sample_seed`; None = everyone
 
     Raises ConfigError for an unknown split, k or candidates, DataError where nobody can be evaluated,
     HLLMError where scores are not finite.
     """
     ks = check_ks(ks)
-    queries = _queries(dataset, split)
+    queries = sample_of(_queries(dataset, split), users, sample_seed)
     options = RankOptions(
         candidates=candidate_tokens(dataset, candidates),
         keep_seen=keep_seen,
@@ -124,6 +127,15 @@ def device_of(ranker: Ranker) -> torch.device:
         for tensor in chain(ranker.parameters(), ranker.buffers()):
             return tensor.device
     return torch.device("cpu")
+
+
+def sample_of(queries: Queries, n: int | None, seed: int = 0) -> Queries:
+    """The queries of `n` users drawn without replacement, in their order; all of them where there are no more."""
+    everyone = np.unique(queries.users)
+    if n is None or n >= len(everyone):
+        return queries
+    chosen = np.random.default_rng(seed).choice(everyone, n, replace=False)
+    return queries.take(np.flatnonzero(np.isin(queries.users, chosen)))
 
 
 def _queries(dataset: Dataset, split: str) -> Queries:
