@@ -103,7 +103,7 @@ def reaching(scores: Tensor, floor: Tensor, above: bool = False) -> Tensor:
         return compare(scores, floor.unsqueeze(1)).sum(1)
     # As floats, flags are made and added several times faster than as bools; sums up to 2^24 are exact.
     flags = compare(scores, floor.unsqueeze(1), out=torch.empty_like(scores))
-    return sum(part.sum(1).long() for part in flags.split(1 << 24, dim=1))  # type: ignore[return-value]
+    return sum(part.sum(1).long() for part in flags.split(1 << 24, dim=1))
 
 
 def _gather(scores: Tensor, column: Tensor) -> Tensor:

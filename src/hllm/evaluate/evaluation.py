@@ -65,15 +65,16 @@ def evaluate(
     """
     ks = check_ks(ks)
     queries = sample_of(_queries(dataset, split), users, sample_seed)
+    competing = candidate_tokens(dataset, candidates)
     options = RankOptions(
-        candidates=candidate_tokens(dataset, candidates),
+        candidates=competing,
         keep_seen=keep_seen,
         max_len=parse_max_len(max_len),
         device=device_of(ranker) if device is None else device,
         batch_users=batch_users,
         tile_items=tile_items,
     )
-    collected = _Lists(dataset, options.candidates, ks) if details else None
+    collected = _Lists(dataset, competing, ks) if details else None
     found = []
     for block in scan(ranker, queries, options, targets=True, k=ks[-1] if details else None):
         found.append(_targets(block))
@@ -96,7 +97,7 @@ def evaluate(
             fingerprint=dataset.fingerprint,
             split=split,
             candidates=candidates if isinstance(candidates, str) else "given",
-            n_items=len(options.candidates),
+            n_items=len(competing),
             seen="kept" if keep_seen else "filtered",
             n_users=len(np.unique(queries.users)),
             n_targets=len(queries),

@@ -31,6 +31,16 @@ if TYPE_CHECKING:
     from hllm.data.batches.queries import Queries
     from hllm.data.dataset import Dataset
 
+__all__ = [
+    "RankOptions",
+    "Ranker",
+    "TargetRanks",
+    "TopK",
+    "candidate_tokens",
+    "scan",
+    "target_ranks",
+    "top_k",
+]
 BATCH_USERS = 512
 CANDIDATES = ("interacted", "catalogue")
 

@@ -87,9 +87,7 @@ class Network(nn.Module):
         self.model = model
         self._table: ItemTable | None = None
         self._weights: list[tuple[Tensor, int, int]] = []  # which the table was made of
-        self._holders: list[
-            dict[str, Any]
-        ] = []  # where modules hold them: asked at every call, so found once
+        self._holders: list[dict[str, Any]] = []  # where modules hold them: found once, asked at every call
         self._step = 0
 
     @torch.no_grad()
@@ -100,14 +98,14 @@ class Network(nn.Module):
         with a step of any optimiser (fused ones change weights behind the counters of changes in place), and with
         `train()`: a captured step leaves no trace that could be looked for.
         """
-        if self._table is None or self._step != _steps[0] or not _same(self._weights, self._version()):
+        if self._table is None or self._step != _steps[0] or not _same(self._weights, self._state_now()):
             self._table = None  # two tables need not fit into memory
             parts = [m for root in (self.source, self.model.scorer) for m in root.modules()]
-            self._holders = [held for m in parts for held in (m._parameters, m._buffers) if held]
-            self._table, self._weights, self._step = self._make_table(), list(self._version()), _steps[0]
+            self._holders = [held for m in parts for held in (m._parameters, m._buffers)]
+            self._table, self._weights, self._step = self._make_table(), list(self._state_now()), _steps[0]
         return self._table
 
-    def _version(self) -> Iterator[tuple[Tensor, int, int]]:
+    def _state_now(self) -> Iterator[tuple[Tensor, int, int]]:
         for held in self._holders:
             for t in held.values():
                 if t is not None:

@@ -54,7 +54,7 @@ class LeftOut:
 
     def check_empty(self, queries: Queries, names: Sequence[Any], what: str) -> None:
         """Raise DataError naming the queries without any event, if that is an error; `what` they are called."""
-        rows = np.flatnonzero(queries.ends == queries.starts)
+        rows = np.flatnonzero(queries.ends == queries.starts).tolist()
         empty = [names[row] for row in rows if repr(names[row]) not in self.strangers]
         if not empty:
             return
