@@ -397,7 +397,7 @@ def test_items_that_cannot_be_added(run: Path, data: Dataset) -> None:
         recommender.add_items(data.items[:1], device="cpu")
     with pytest.raises(ConfigError, match="item_llm=None"):
         fit(data, "sasrec", epochs=1).add_items(pl.DataFrame(NEW), device="cpu")
-    with pytest.raises(ConfigError, match="tfidf vectors"):
+    with pytest.raises(ConfigError, match="TF-IDF"):
         fit(data, epochs=1, item_llm="tfidf").add_items(pl.DataFrame(NEW), device="cpu")
     assert recommender.recommend(k=5).equals(before)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from copy import copy
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -65,10 +64,6 @@ class Candidates:
             inside &= ~np.isin(at, self.holes)
         return np.where(inside, at, -1)
 
-    def tokens(self, device: torch.device) -> Tensor:
-        """`scored` int64 (S,) on a device."""
-        return self._on_cpu if device.type == "cpu" else self._on_cpu.to(device)
-
-    @cached_property
-    def _on_cpu(self) -> Tensor:
-        return torch.from_numpy(self.scored)
+    def tokens(self, first: int, stop: int, device: torch.device) -> Tensor:
+        """`scored[first:stop]` int64 on a device."""
+        return torch.from_numpy(self.scored[first:stop]).to(device)

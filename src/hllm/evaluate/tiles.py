@@ -111,7 +111,7 @@ class Block:
         if by_range is not None and start is not None:
             made = self._checked(lambda: by_range(self.query, start + first, start + stop), stop - first)
             return made.float()
-        tokens = self.candidates.tokens(self.device)[first:stop]
+        tokens = self.candidates.tokens(first, stop, self.device)
         scores = self._checked(lambda: self.ranker.score(self.query, tokens), stop - first)
         return scores.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
 
