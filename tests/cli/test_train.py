@@ -383,3 +383,22 @@ def test_the_default_run_folder(
         == 0
     )
     assert Recommender.from_pretrained("runs/world-sasrec", "cpu").config.training.epochs == 1
+
+
+def test_baselines_by_name_and_no_evaluation(
+    world_folder: Path, small: list[str], tmp_path: Path, capsys: Capture, fails: Fails
+) -> None:
+    command = ["train", str(world_folder), "--preset", "sasrec", "--device", "cpu", *small, "--out"]
+    one, two, three = (str(tmp_path / name) for name in ("one", "two", "three"))
+    assert main([*command, one, "--baselines", "popularity"]) == 0
+    assert set(read_json(Path(one) / "metrics.json")["baselines"]["test"]) == {"popularity"}
+    assert main([*command, two, "--baselines", "none", "--set", "valid_users=7"]) == 0
+    document = read_json(Path(two) / "metrics.json")
+    assert not document.get("baselines", {}).get("test")
+    assert document["test"]["protocol"]["checkpoint"] == "best validation ndcg@10 of 7 sampled users"
+    assert "7 users, drawn by the seed" in capsys.readouterr().err
+    assert main([*command, three, "--no-evaluate"]) == 0
+    assert f"next: hllm evaluate {three}" in capsys.readouterr().err
+    assert not (Path(three) / "metrics.json").exists()
+    assert main(["evaluate", three, "--device", "cpu"]) == 0
+    assert "unknown baseline 'markow'" in fails(*command, one, "--baselines", "markow")
