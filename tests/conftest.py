@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before torch is imported anywhere: tests run in parallel processes, and threads would fight.
@@ -66,3 +68,53 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}")
     return folder
+
+
+@pytest.fixture
+def windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rules of Windows: no file is synced that is open for reading only, and no mapped file is
+    replaced or removed."""
+    if not Path("/proc/self/maps").exists():
+        pytest.skip("needs Linux's list of mapped files")
+    import fcntl
+
+    fsync, replace, unlink = os.fsync, os.replace, os.unlink
+
+    def mapped(path: object) -> bool:
+        name = os.path.realpath(str(path))
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        return any(line.split(maxsplit=5)[5:] == [name] for line in lines)
+
+    def syncing(descriptor: int) -> None:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        fsync(descriptor)
+
+    def replacing(source: object, target: object, **options: object) -> None:
+        if mapped(target) or mapped(source):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target))
+        replace(source, target, **options)  # type: ignore[arg-type]
+
+    def removing(path: object, **options: object) -> None:
+        if mapped(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        unlink(path, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(os, "replace", replacing)
+    monkeypatch.setattr(os, "unlink", removing)
+
+
+@pytest.fixture
+def full_disk() -> Iterator[Callable[[int], None]]:
+    """`full_disk(n)`: no file of this process grows beyond n bytes, for whichever library; 0: room again."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def limit(size: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]) if size else before)
+
+    yield limit
+    limit(0)
+    signal.signal(signal.SIGXFSZ, handler)

@@ -9,8 +9,10 @@ from hllm.packing import (
     last_positions,
     lengths_of,
     offsets_of,
+    pad,
     positions_in_segment,
     segment_ids,
+    unpad,
 )
 
 ragged = st.lists(st.lists(st.integers(1, 99), max_size=7), max_size=6)
@@ -19,6 +21,21 @@ ragged = st.lists(st.lists(st.integers(1, 99), max_size=7), max_size=6)
 def packed(sequences: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     flat = torch.tensor([x for s in sequences for x in s], dtype=torch.int64)
     return flat, offsets_of(torch.tensor([len(s) for s in sequences], dtype=torch.int64))
+
+
+@given(ragged)
+def test_pad_lays_each_sequence_in_its_row(sequences: list[list[int]]) -> None:
+    flat, offsets = packed(sequences)
+    longest = max(map(len, sequences), default=0)
+    assert pad(flat, offsets, value=-1).tolist() == [s + [-1] * (longest - len(s)) for s in sequences]
+
+
+@given(ragged, st.integers(0, 3), st.sampled_from([(), (2,), (2, 3)]))
+def test_unpad_undoes_pad(sequences: list[list[int]], extra: int, trailing: tuple[int, ...]) -> None:
+    flat, offsets = packed(sequences)
+    vectors = torch.randn(flat.shape[0], *trailing)
+    length = max(map(len, sequences), default=0) + extra
+    assert torch.equal(unpad(pad(vectors, offsets, length), offsets), vectors)
 
 
 @given(ragged)
@@ -33,6 +50,14 @@ def test_segments_and_positions(sequences: list[list[int]]) -> None:
 def test_last_positions() -> None:
     flat, offsets = packed([[5, 6, 7], [8], [9, 4]])
     assert flat[last_positions(offsets)].tolist() == [7, 8, 4]
+
+
+def test_gradients_pass_through_padding() -> None:
+    flat, offsets = packed([[1, 2], [3]])
+    x = flat.double().requires_grad_()
+    pad(x, offsets, 4).square().sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [2.0, 4.0, 6.0]
 
 
 def test_batch_moves_and_keeps_lengths_on_the_host() -> None:

@@ -289,6 +289,18 @@ def test_new_items_are_recommended_without_training(run: Path, tmp_path: Path) -
     assert Recommender.from_pretrained(run, device="cpu").recommend(users=["u001"], k=999).equals(after)
 
 
+def test_case_e2_a_model_saved_over_itself_by_the_rules_of_windows(
+    run: Path, tmp_path: Path, windows: None
+) -> None:
+    Recommender.from_pretrained(run, device="cpu").save_pretrained(tmp_path / "run")
+    recommender = Recommender.from_pretrained(tmp_path / "run", device="cpu")
+    recommender.add_items(pl.DataFrame(NEW), device="cpu")
+    recommender.save_pretrained(tmp_path / "run")
+    again = Recommender.from_pretrained(tmp_path / "run", device="cpu")
+    assert again.recommend(users=["u001"], k=999).equals(recommender.recommend(users=["u001"], k=999))
+    again.save_pretrained(tmp_path / "run")
+
+
 def test_new_items_with_the_text_of_a_known_one_score_alike(data: Dataset) -> None:
     """Without ID embeddings text is all there is."""
     recommender = fit(data, epochs=1, id_embedding=False)
@@ -306,7 +318,7 @@ def test_items_that_cannot_be_added(run: Path, data: Dataset) -> None:
         recommender.add_items(data.items[:1], device="cpu")
     with pytest.raises(ConfigError, match="item_llm=None"):
         fit(data, "sasrec", epochs=1).add_items(pl.DataFrame(NEW), device="cpu")
-    with pytest.raises(ConfigError, match="tfidf vectors"):
+    with pytest.raises(ConfigError, match="TF-IDF vectors"):
         fit(data, epochs=1, item_llm="tfidf").add_items(pl.DataFrame(NEW), device="cpu")
     assert recommender.recommend(k=5).equals(before)
 
@@ -359,3 +371,36 @@ def test_embeddings_are_made_once_and_ambiguity_is_an_error(
 
 def test_the_facade_is_public() -> None:
     assert hllm.Recommender is Recommender
+
+
+@pytest.mark.parametrize("k", [2.0, None, "2", True, 0, -1, np.float32(2), [2], 10**30 + 0.5])
+def test_case_e11_numbers_of_items_that_are_none(recommender: Recommender, k: Any) -> None:
+    with pytest.raises(HLLMError, match="k="):
+        recommender.recommend(k=k)
+    if k != [2]:
+        with pytest.raises(HLLMError, match="k="):
+            recommender.evaluate(k=k, bootstrap=0)
+
+
+def test_case_e11_numpys_integers_are_numbers(recommender: Recommender) -> None:
+    assert recommender.evaluate(k=np.int64(5), bootstrap=0).ks == (5,)
+    assert recommender.evaluate(k=np.array([5, 1]), bootstrap=0).ks == (1, 5)
+    assert recommender.recommend(history=[["012"]], k=np.int32(2)).height == 2
+
+
+def test_case_e12_candidates_are_the_users_ids() -> None:
+    """Ids that look like tokens are ids all the same."""
+    data = world()  # item ids from 10, tokens from 1
+    recommender = fit(data, "sasrec", epochs=1)
+    ids = data.item_ids[3:6]
+    found = recommender.recommend(candidates=ids, keep_seen=True, k=5)
+    assert set(found["item_id"].to_list()) == set(ids)
+    texts = recommender.recommend(candidates=[str(i) for i in ids], keep_seen=True, k=5)
+    assert texts.equals(found)
+    metrics = recommender.evaluate(candidates=np.array(ids), bootstrap=0)
+    assert (metrics.protocol.n_items, metrics.protocol.candidates) == (3, "given")
+    for call in (recommender.recommend, recommender.evaluate):
+        with pytest.raises(DataError, match="unknown item_id 1;"):
+            call(candidates=[1])
+        with pytest.raises(ConfigError, match="unknown candidates '12'"):
+            call(candidates="12")

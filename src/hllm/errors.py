@@ -8,11 +8,45 @@ can catch `HLLMError` for all of them.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+LONGEST_VALUE, LONGEST_MESSAGE = 80, 4000
+_QUOTED = re.compile(r"""(?<!\w)('(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+")(?!\w)""", re.DOTALL)
+_UNBROKEN = re.compile(rf"[^\s/\\]{{{LONGEST_VALUE + 1},}}")
+# What a terminal obeys instead of showing: control characters, and marks that reorder or break lines.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """The text with control characters as `\\u001b`: a terminal shows them and does not obey."""
+    return _CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def brief(message: str) -> str:
+    """The message with its quoted values, and words without an end, cut to 80 characters.
+
+    >>> len(brief(f"title {'x' * 1_000_000!r} is too long"))
+    98
+    """
+    if len(message) <= LONGEST_VALUE:
+        return message
+    message = _QUOTED.sub(lambda match: _cut(match[0], match[0][-1]), message)
+    message = _UNBROKEN.sub(lambda match: _cut(match[0]), message)
+    return message if len(message) <= LONGEST_MESSAGE else f"{message[: LONGEST_MESSAGE - 3]}..."
+
+
+def _cut(text: str, end: str = "") -> str:
+    if len(text) <= LONGEST_VALUE + 2 * len(end):
+        return text
+    return f"{text[: LONGEST_VALUE - 3 - len(end)]}...{end}"
 
 
 class HLLMError(Exception):
     """Base class of every error that hllm raises on purpose."""
+
+    def __str__(self) -> str:
+        return brief(super().__str__())
 
 
 class DataError(HLLMError):

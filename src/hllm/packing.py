@@ -28,6 +28,12 @@ class Rows:
     order: Tensor | None = None
     mutual: bool = False
 
+    def to(self, device: torch.device | str) -> Rows:
+        """Return the rows with every tensor on `device`."""
+        order = None if self.order is None else self.order.to(device, non_blocking=True)
+        slots, segments = (x.to(device, non_blocking=True) for x in (self.slots, self.segments))
+        return Rows(slots, segments, order, self.mutual)
+
 
 @dataclass(frozen=True)
 class Signals:
@@ -114,7 +120,7 @@ class Batch:
             token_features={k: move(v) for k, v in self.token_features.items()},
             user_features={k: move(v) for k, v in self.user_features.items()},
             host_lengths=self.lengths,
-            rows=None,
+            rows=None if self.rows is None else self.rows.to(device),
         )
 
     @property
@@ -166,13 +172,32 @@ def positions_in_segment(offsets: Tensor, total: int) -> Tensor:
 def flat_index(starts: Tensor, lengths: Tensor, device: torch.device | str) -> Tensor:
     """Flat positions int64 (T,) of the pieces [start, start + length), laid end to end."""
     total = int(lengths.sum())
-    offsets = offsets_of(lengths).to(device)
-    return starts.to(device)[segment_ids(offsets, total)] + positions_in_segment(offsets, total)
+    offsets = offsets_of(lengths).to(device, non_blocking=True)
+    return starts.to(device, non_blocking=True)[segment_ids(offsets, total)] + positions_in_segment(
+        offsets, total
+    )
 
 
 def last_positions(offsets: Tensor) -> Tensor:
     """Flat index int64 (U,) of each sequence's last element. Sequences must not be empty."""
     return offsets[1:].long() - 1
+
+
+def pad(flat: Tensor, offsets: Tensor, length: int | None = None, value: float = 0) -> Tensor:
+    """Packed (T, ...) to right-padded (U, length, ...); `length` defaults to the longest."""
+    lengths = lengths_of(offsets)
+    if length is None:
+        length = int(lengths.max()) if lengths.numel() else 0
+    out = flat.new_full((lengths.shape[0], length, *flat.shape[1:]), value)
+    total = flat.shape[0]
+    out[segment_ids(offsets, total), positions_in_segment(offsets, total)] = flat
+    return out
+
+
+def unpad(padded: Tensor, offsets: Tensor) -> Tensor:
+    """Inverse of `pad`: (U, length, ...) back to packed (T, ...)."""
+    total = int(offsets[-1])
+    return padded[segment_ids(offsets, total), positions_in_segment(offsets, total)]
 
 
 def make_rows(batch: Batch, row: int | None = None, n_rows: int | None = None) -> Rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,17 +11,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hllm import hardware
+from hllm.artifacts import locked
 from hllm.config import Config, load_config
 from hllm.data.dataset import Dataset
 from hllm.errors import AmbiguousError, ArtifactError, ConfigError, HLLMError
 from hllm.evaluate.evaluation import evaluate, parse_max_len
-from hllm.evaluate.metrics import DEFAULT_KS, Metrics
+from hllm.evaluate.metrics import DEFAULT_KS, Metrics, check_k, check_ks
 from hllm.models.hllm import Network
 from hllm.recommend.frames import to_frame
 from hllm.recommend.queries import queries_of_histories, queries_of_titles, queries_of_users
 from hllm.recommend.rules import make_rules
 from hllm.recommend.topk import recommend
 from hllm.runs.auto_batch import BatchSize, probe, with_fitting_batch
+from hllm.runs.folder import check_folder
 from hllm.runs.record import RunRecord, new_record
 from hllm.runs.save import read_run, write_run
 from hllm.runs.settle import settled
@@ -67,7 +70,8 @@ class Recommender:
 
         Item embeddings are `embeddings`, or the store's, made first where they are missing. With `out`,
         checkpoints and the finished run go there, and `resume=True` goes on where an interrupted one
-        stopped. Raises TrainingError for NaN or collapsed vectors, DeviceError for a missing device.
+        stopped. Raises TrainingError for NaN or collapsed vectors, DeviceError for a missing
+        device, ArtifactError where another process is writing `out`.
         """
         target = hardware.pick_device(device)
         if embeddings is None:
@@ -75,12 +79,17 @@ class Recommender:
         folder = None if out is None else Path(out)
         self.config = settled(data, self.config)
         record = new_record(data, self.config, embeddings)
-        self.network, result = train_network(data, self.config, embeddings, target, folder, resume, progress)
-        self.record = record.finished(result)
-        self.dataset = data
         if folder is not None:
-            self.save_pretrained(folder)
-            self.dataset = Dataset.load(folder / "data")
+            check_folder(data, folder)
+        with nullcontext() if folder is None else locked(folder):
+            self.network, result = train_network(
+                data, self.config, embeddings, target, folder, resume, progress
+            )
+            self.record = record.finished(result)
+            self.dataset = data
+            if folder is not None:
+                self.save_pretrained(folder)
+                self.dataset = Dataset.load(folder / "data")
         return self
 
     def evaluate(
@@ -90,7 +99,7 @@ class Recommender:
         k: int | Sequence[int] = DEFAULT_KS,
         *,
         keep_seen: bool = False,
-        candidates: str = "interacted",
+        candidates: str | Sequence[Any] = "interacted",
         bootstrap: int = 1000,
     ) -> Metrics:
         """Full-ranking metrics of a split (protocol.md); `data` must be the dataset trained on, or None for it.
@@ -107,7 +116,7 @@ class Recommender:
             network,
             own,
             split,
-            (k,) if isinstance(k, int) else tuple(k),
+            check_ks(k),
             keep_seen=keep_seen,
             candidates=candidates,
             max_len=self.config.training.max_len,
@@ -127,15 +136,15 @@ class Recommender:
         k: int = 10,
         keep_seen: bool = False,
         exclude: Sequence[Any] = (),
-        candidates: str = "interacted",
+        candidates: str | Sequence[Any] = "interacted",
     ) -> pl.DataFrame:
         """The best `k` items a user: a frame `user_id, item_id, score, rank`, ids as the dataset has them.
 
         One of: `users` (ids), `history` (lists of item ids, oldest first; `user_id` is then the row
         number), `titles` (the same by title), `split` ("test": every test user from the history
         before the held-out item); all known users if none is given. Items of the history are left
-        out unless `keep_seen`. `candidates="catalogue"` includes items without any event; added items
-        always compete. Raises DataError naming an unknown user, item or title.
+        out unless `keep_seen`. `candidates="catalogue"` includes items without any event, a list of item
+        ids only those; added items always compete otherwise. Raises DataError naming an unknown user, item or title.
         """
         network, data = self._ready()
         if sum(given is not None for given in (users, history, titles, split)) > 1:
@@ -147,7 +156,9 @@ class Recommender:
         else:
             queries, names = queries_of_users(data, users, split)
         rules = make_rules(data, candidates=candidates, exclude=exclude, keep_seen=keep_seen)
-        top = recommend(network, queries, rules, k, max_len=parse_max_len(self.config.training.max_len))
+        top = recommend(
+            network, queries, rules, check_k(k), max_len=parse_max_len(self.config.training.max_len)
+        )
         return to_frame(top, names, data)
 
     def add_items(self, items: Any, device: str = "auto") -> Recommender:
@@ -165,11 +176,12 @@ class Recommender:
                 f"preset {self.config.preset!r} knows items by id alone (item_llm=None); new items need a model "
                 "with text, for example preset hllm-lite"
             )
-        frame = check_new_items(data, items)
+        counts: dict[str, int] = {}
+        frame = check_new_items(data, items, counts)
         vectors, has_text = encode_new_items(spec, frame, device)
         network.source.extend(torch.from_numpy(vectors), torch.from_numpy(has_text))
         network.eval()
-        self.dataset = added_dataset(data, frame)
+        self.dataset = added_dataset(data, frame, counts)
         return self
 
     def save_pretrained(self, path: Path | str) -> None:

@@ -164,3 +164,91 @@ def test_mistakes_are_one_line(
     assert captured.err.count("\n") == 1
     assert captured.out == ""
     assert not out.exists()
+
+
+HOSTILE = "\x1b[31m[bold]{0}</b>\u202e"
+
+
+def test_case_e23_no_text_is_obeyed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Escape sequences and markup in names of columns, files and data sets, in texts and ids."""
+    events = tmp_path / "events.csv"
+    events.write_text(
+        "user_id,item_id,timestamp\n" + "".join(f"u,{HOSTILE}{i},{i}\n" for i in range(4)), encoding="utf-8"
+    )
+    items = tmp_path / "items.csv"
+    items.write_text(f"item_id,{HOSTILE}\n" + "".join(f"{HOSTILE}{i},{HOSTILE}\n" for i in range(4)), "utf-8")
+    out = tmp_path / f"{HOSTILE[:-5]}x"
+    assert (
+        main(
+            [
+                "data",
+                "prepare",
+                "tabular",
+                "--interactions",
+                str(events),
+                "--items",
+                str(items),
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
+    assert main(["data", "describe", str(out)]) == 0
+    assert main(["data", "describe", str(out), "--json"]) == 0
+    assert (
+        main(
+            ["data", "prepare", "tabular", "--interactions", str(events), "--item-col", HOSTILE, "--out", "x"]
+        )
+        == 2
+    )
+    shown = "".join(capsys.readouterr())
+    assert "\x1b" not in shown and "\u202e" not in shown
+    assert "\\u001b[31m[bold]{0}" in shown
+
+
+def test_case_e23_errors_do_not_repeat_a_long_value(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events = tmp_path / "events.csv"
+    for line in (f"u,a,{'x' * 100_000}", f"u,a,{'9' * 5000}", "u,a," + "x y" * 10_000):
+        events.write_text(f"user_id,item_id,timestamp\nu,a,1\n{line}\n")
+        assert (
+            main(["data", "prepare", "tabular", "--interactions", str(events), "--out", str(tmp_path / "o")])
+            == 2
+        )
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and len(error.replace(str(tmp_path), "")) < 400
+
+
+def test_duplicates_are_said_and_dropped_by_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events = tmp_path / "events.csv"
+    events.write_text("user_id,item_id,timestamp,rating\nu,a,1,1\nu,a,1,1\nu,b,2,5\nu,c,3,5\n")
+    arguments = ["data", "prepare", "tabular", "--interactions", str(events), "--out", str(tmp_path / "o")]
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "1 duplicate interactions are kept; --drop-duplicates keeps one of each" in shown
+    assert "ratings from 1 to 5 are all kept as positives" in shown
+    assert main([*arguments, "--drop-duplicates"]) == 0
+    shown = capsys.readouterr().out
+    assert "dropped duplicates 1" in shown and "are kept;" not in shown
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["data", "prepare", "ml-100kk", "--out", "x"],
+        ["data", "prepare", "tabular", "--split", "foo", "--out", "x"],
+        ["data", "describe", "nowhere"],
+        ["data", "list", "ml-1mm"],
+    ],
+    ids=" ".join,
+)
+def test_typos_are_answered_before_anything_heavy_is_loaded(run_python: Any, arguments: list[str]) -> None:
+    code = (
+        "import sys; from hllm.cli import main; code = main(sys.argv[1:]); "
+        "print(code, [m for m in ('torch', 'polars', 'pandas', 'transformers') if m in sys.modules])"
+    )
+    assert run_python("-c", code, *arguments).stdout == "2 []\n"

@@ -60,3 +60,19 @@ def test_interrupted(dataset, capsys, monkeypatch):
     monkeypatch.setattr("hllm.items.embed.complete_store", interrupt)
     assert main(["embed", str(dataset), "--item-llm", "random"]) == 130
     assert "same command goes on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_training_reads_the_embeddings_once(tmp_path, monkeypatch, capsys, seeds):
+    from hllm.items.store import shards
+    from hllm.testing import world
+
+    data = world().save(tmp_path / "data")
+    assert main(["embed", str(data.path), "--item-llm", "random", "--device", "cpu"]) == 0
+    read, original = [], shards.read_shard
+    monkeypatch.setattr(shards, "read_shard", lambda *a: read.append(a) or original(*a))
+    small = {"item_llm": "random", "d_model": 8, "n_heads": 2, "n_layers": 1, "epochs": 1, "whiten_rank": 4}
+    settings = [part for name, value in small.items() for part in ("--set", f"{name}={value}")]
+    options = ["--preset", "demo", "--device", "cpu", "--seeds", str(seeds), "--out", str(tmp_path / "run")]
+    assert main(["train", str(data.path), *settings, *options]) == 0, capsys.readouterr().err
+    assert len(read) == 1

@@ -11,7 +11,7 @@ import pytest
 
 from hllm.data.dataset import Dataset
 from hllm.data.tables.schema import Tables
-from hllm.errors import ArtifactError, ConfigError, DataError
+from hllm.errors import ArtifactError, ConfigError, DataError, HLLMError
 
 
 def table(text):
@@ -108,19 +108,19 @@ def test_training_counts(small):
     assert small.train_counts().dtype == np.int64
 
 
-def test_d3_times_are_exact_and_decide_the_order():
+def test_case_d3_times_are_exact_and_decide_the_order():
     data = Dataset.from_tables(table("u: c@978300060 b@978300055 a@978300019"))
     assert history(data, "u") == (["a", "b", "c"], [978300019, 978300055, 978300060])
     assert held_out(data, "test") == ["c"]
 
 
-def test_d5_ties_keep_file_order():
+def test_case_d5_ties_keep_file_order():
     data = Dataset.from_tables(table("u1: 9@5 3@5 7@5 1@5"))
     assert history(data, "u1")[0] == ["9", "3", "7", "1"]
     assert held_out(data, "validation") == ["7"] and held_out(data, "test") == ["1"]
 
 
-def test_d5_shuffled_ties_follow_the_seed_whatever_the_threads(run_python):
+def test_case_d5_shuffled_ties_follow_the_seed_whatever_the_threads(run_python):
     code = """
 import json, polars as pl
 from hllm.data.dataset import Dataset
@@ -133,7 +133,7 @@ print(json.dumps([Dataset.from_tables(events, ties="shuffle", seed=s).fingerprin
     assert first == again != other
 
 
-def test_d6_short_users_only_train_and_are_counted():
+def test_case_d6_short_users_only_train_and_are_counted():
     events = table("u1: a@1\nu2: a@1 b@2\nu3: a@1 b@2 c@3")
     data = Dataset.from_tables(events)
     asked = np.searchsorted(data.offsets, data.queries["test"], side="right") - 1
@@ -171,7 +171,7 @@ def test_unknown_options_are_refused():
         Dataset.from_tables(table("a: x@1"), splt="temporal")
 
 
-def test_d12_rows_belong_to_their_items(tmp_path):
+def test_case_d12_rows_belong_to_their_items(tmp_path):
     events = pl.DataFrame({"user_id": ["u"] * 3, "item_id": [1, 3, 2], "timestamp": [1, 2, 3]})
     items = pl.DataFrame({"item_id": ["3", "2", "1"], "title": ["three", "two", "one"]})
     data = Dataset.from_tables(events, items).save(tmp_path / "d")
@@ -180,7 +180,7 @@ def test_d12_rows_belong_to_their_items(tmp_path):
 
 
 @pytest.mark.parametrize("make", [pd.DataFrame, pl.DataFrame, pa.table], ids=["pandas", "polars", "arrow"])
-def test_d21_identifiers_come_back_unchanged(make, tmp_path, monkeypatch):
+def test_case_d21_identifiers_come_back_unchanged(make, tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("pickle was used")
 
@@ -230,7 +230,7 @@ def test_fingerprint_covers_identifiers_and_texts():
     assert edited.fingerprint != base.fingerprint and edited.items_fingerprint != base.items_fingerprint
     untitled = Dataset.from_tables(events, items.with_columns(title=pl.Series(["X", "Y", None])))
     empty = Dataset.from_tables(events, items.with_columns(title=pl.Series(["X", "Y", ""])))
-    assert untitled.items_fingerprint != empty.items_fingerprint
+    assert untitled.items_fingerprint == empty.items_fingerprint != base.items_fingerprint
 
 
 def test_embeddings_live_beside_the_dataset_or_in_the_cache(small, tmp_path, monkeypatch):
@@ -285,3 +285,41 @@ def test_movielens_1m_sizes(tmp_path, shared_data):
         999_611,
     )
     assert sum(f.stat().st_size for f in (tmp_path / "d").rglob("*") if f.is_file()) < 30e6
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"min_rating": "5"}, {"min_rating": float("nan")}, {"min_interactions": None}, {"min_interactions": 1.5},
+        {"time_unit": []}, {"text_fields": 3}, {"text_fields": "title"}, {"columns": "x"}, {"columns": [1]},
+        {"name": float("nan")}, {"name": b"x"}, {"drop_duplicates": "yes"}, {"seed": 1.5}, {"ties": []},
+        {"split": "user-ratio", "ratio": (float("nan"), 0.5, 0.5)}, {"split": "temporal", "cutoffs": "x"},
+        {"split": "cold-items", "cold_share": float("inf")},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_case_e24_values_that_cannot_be_are_refused_at_once(options):
+    events = table("a: x@1 y@2 z@3\nb: x@4 y@5 w@6")
+    with pytest.raises(HLLMError):
+        Dataset.from_tables(events, items=pl.DataFrame({"item_id": ["x"], "title": ["X"]}), **options)
+
+
+def test_case_e24_endless_ratings_are_refused():
+    events = table("a: x@1 y@2").with_columns(rating=pl.lit(float("inf")))
+    with pytest.raises(DataError, match="rating inf in row 0 is not a number"):
+        Dataset.from_tables(events)
+
+
+def test_a_dataset_shows_itself_in_a_line_and_in_a_notebook():
+    data = Dataset.from_tables(table("a: x@1 y@2 z@3"), name="<b>&")
+    assert "\n" not in repr(data) and len(repr(data)) < 120
+    html = data._repr_html_()
+    assert html.startswith("<table>") and "&lt;b&gt;&amp;" in html and data.fingerprint[:12] in html
+
+
+def test_ratings_that_all_count_alike_are_said():
+    events = table("a: x@1 y@2 z@3").with_columns(rating=pl.Series([1.0, 3.0, 5.0]))
+    (note,) = (n for n in Dataset.from_tables(events).meta["notes"] if "positives" in n)
+    assert "ratings from 1 to 5 are all kept as positives" in note and "--min-rating 3" in note
+    for quiet in (Dataset.from_tables(events, min_rating=3.0), Dataset.from_tables(events.drop("rating"))):
+        assert not any("positives" in n for n in quiet.meta["notes"])

@@ -31,7 +31,7 @@ histories = st.lists(
 )
 
 
-def test_d6_leave_one_out_of_short_users():
+def test_case_d6_leave_one_out_of_short_users():
     split = make_split(of_lengths(1, 2, 3), SplitOptions())
     assert split.train_mask.tolist() == [True, True, True, True, False, False]
     assert split.queries["validation"].tolist() == [4] and split.queries["test"].tolist() == [5]
@@ -172,12 +172,12 @@ def test_invalid_options(options, message):
         SplitOptions(**options)
 
 
-def test_d5_ties_keep_file_order():
+def test_case_d5_ties_keep_file_order():
     order = history_order(np.zeros(4, int), np.full(4, 5), np.array([9, 3, 7, 1]))
     assert order.tolist() == [0, 1, 2, 3]
 
 
-def test_d5_shuffled_ties_depend_on_the_seed_alone():
+def test_case_d5_shuffled_ties_depend_on_the_seed_alone():
     rng = np.random.default_rng(0)
     users, times = rng.integers(0, 5, 200), rng.integers(0, 4, 200)
     items = np.arange(200)

@@ -13,7 +13,7 @@ from hllm.errors import ConfigError, DataError
 from hllm.evaluate.lists import evaluate_lists, evaluate_pairs
 
 
-def test_d8_ideal_gain_is_cut_like_the_list() -> None:
+def test_case_d8_ideal_gain_is_cut_like_the_list() -> None:
     """Case D8."""
     recs = {"u": ["a", "b", "c"]}
     both = evaluate_lists(recs, {"u": {"a", "c"}}, ks=[1, 10])
@@ -30,7 +30,7 @@ def test_d8_ideal_gain_is_cut_like_the_list() -> None:
         evaluate_lists(recs, {"u": set()}, ks=[10])
 
 
-def test_d9_short_lists_are_not_filled() -> None:
+def test_case_d9_short_lists_are_not_filled() -> None:
     """Case D9: list [b], truth a, a the vocabulary's first item."""
     metrics = evaluate_lists({"u": ["b"]}, {"u": ["a"]}, ks=[10])
     assert [metrics[f"{kind}@10"] for kind in ("hr", "recall", "ndcg", "mrr")] == [0, 0, 0, 0]

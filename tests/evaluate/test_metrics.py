@@ -67,7 +67,7 @@ def test_values_by_hand() -> None:
     )
 
 
-def test_d7_in_numbers() -> None:
+def test_case_d7_in_numbers() -> None:
     """Case D7: rank 100 of 100 gives 0 everywhere; a rank beyond k never counts."""
     assert all(
         value == 0 for value in summarise(np.array([100]), np.array([0]), metric_names([10]))[0].values()

@@ -113,7 +113,7 @@ class _Matrix(nn.Module):
 
 
 @pytest.mark.parametrize("target", [1, 100])
-def test_d7_constant_scores_get_nothing(target: int) -> None:
+def test_case_d7_constant_scores_get_nothing(target: int) -> None:
     """Case D7: 100 items, all scores 0; the target first or last in the vocabulary."""
     queries = _with_target([[50]], [target])
     found = target_ranks(
@@ -128,7 +128,7 @@ def _with_target(histories: list[list[int]], targets: list[int]) -> Queries:
     return Queries(np.arange(len(histories)), np.array(targets), q.starts, q.ends, q.tokens, q.times)
 
 
-def test_d19_filters_come_before_top_k() -> None:
+def test_case_d19_filters_come_before_top_k() -> None:
     """Case D19: 5 items, 3 seen, k = 10: two rows; the best of the two excluded, k = 1: the other."""
     queries = _with_target([[1, 2, 3]], [0])
     ranker = _Matrix(torch.tensor([[9.0, 5, 4, 3, 2, 1]]))  # padding would win
@@ -167,7 +167,7 @@ def test_nothing_to_recommend_and_nobody_to_ask() -> None:
     assert target_ranks(ranker, history_queries([]), RankOptions(np.arange(1, 4))).ranks.shape == (0,)
 
 
-def test_d20_empty_history_is_no_trouble_for_the_engine() -> None:
+def test_case_d20_empty_history_is_no_trouble_for_the_engine() -> None:
     top = top_k(_Matrix(torch.arange(6.0)[None]), _with_target([[]], [0]), RankOptions(np.arange(1, 6)), 2)
     assert top.tokens.tolist() == [5, 4]
 
@@ -236,11 +236,11 @@ def test_a_module_ranks_without_dropout_and_is_left_as_it_was() -> None:
 def test_candidates(make_dataset) -> None:
     dataset = make_dataset()
     assert candidate_tokens(dataset).tolist() == list(range(1, dataset.n_candidates + 1))
-    assert candidate_tokens(dataset, np.array([5, 3, 5])).tolist() == [3, 5]
+    assert candidate_tokens(dataset, np.array([5, 3, 5])).tolist() == [4, 6]  # ids are from 0
     with pytest.raises(ConfigError, match=r"unknown candidates 'interacte' .*did you mean 'interacted'"):
         candidate_tokens(dataset, "interacte")
-    with pytest.raises(DataError, match=r"must lie in 1\.\.40, not 0\.\.3"):
-        candidate_tokens(dataset, np.array([0, 3]))
+    with pytest.raises(DataError, match="unknown item_id 40"):
+        candidate_tokens(dataset, [0, 40])
     with pytest.raises(DataError, match="distinct"):
         target_ranks(_Matrix(torch.zeros(1, 6)), _with_target([[1]], [2]), RankOptions(np.array([1, 1])))
     with pytest.raises(ConfigError, match="k=0"):

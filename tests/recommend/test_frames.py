@@ -12,7 +12,7 @@ from hllm.data.dataset import Dataset
 from hllm.errors import ArtifactError, ConfigError
 from hllm.evaluate.files import read_table_file
 from hllm.evaluate.ranking import TopK
-from hllm.recommend.frames import check_output, to_frame, write_frame
+from hllm.recommend.frames import check_output, formulas, to_frame, write_frame
 from hllm.testing import world
 
 TOP = TopK(
@@ -66,3 +66,19 @@ def test_a_folder_in_the_way(data: Dataset, tmp_path: Path) -> None:
     (tmp_path / "recs.csv").mkdir()
     with pytest.raises(ArtifactError, match="cannot write"):
         write_frame(tmp_path / "recs.csv", to_frame(TOP, ["a", "b"], data))
+
+
+def test_case_e23_formulas_are_counted_and_defused(tmp_path: Path) -> None:
+    ids = ["=cmd|' /C calc'!A0", "+1", "-1", "@x", "plain", "a=b"]
+    frame = pl.DataFrame({"user_id": [-1] * 6, "item_id": ids})
+    assert formulas(frame) == 4
+    assert formulas(frame.select("user_id")) == 0
+    for name in ("a.csv", "a.tsv", "a.jsonl", "a.parquet"):
+        write_frame(tmp_path / name, frame, spreadsheet_safe=True)
+    safe = ["'" + i for i in ids[:4]] + ids[4:]
+    assert pl.read_csv(tmp_path / "a.csv")["item_id"].to_list() == safe
+    assert pl.read_csv(tmp_path / "a.tsv", separator="\t")["user_id"].to_list() == [-1] * 6
+    assert pl.read_ndjson(tmp_path / "a.jsonl")["item_id"].to_list() == ids
+    assert pl.read_parquet(tmp_path / "a.parquet")["item_id"].to_list() == ids
+    write_frame(tmp_path / "a.csv", frame)
+    assert pl.read_csv(tmp_path / "a.csv")["item_id"].to_list() == ids

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 
 from hllm.data.batches.queries import Queries, eval_queries
 from hllm.data.dataset import Dataset
-from hllm.errors import ConfigError, DataError
+from hllm.errors import ConfigError, DataError, HLLMError
 from hllm.recommend.queries import queries_of_histories, queries_of_titles, queries_of_users, title_column
+from hllm.recommend.rules import make_rules
 from hllm.testing import world
 
 
@@ -113,3 +116,46 @@ def test_other_names_for_titles() -> None:
     assert histories(queries_of_titles(data, [["two"]])[0]) == [[2]]
     with pytest.raises(DataError, match="have no text, so none can be found by title"):
         queries_of_titles(Dataset.from_tables(rows, time_unit="index"), [["two"]])
+
+
+@pytest.mark.parametrize(
+    "value", ["12", b"12", 12, 12.0, np.int64(12), {"12": 1}, None, pd.DataFrame({"a": [1]})]
+)
+def test_case_e11_one_value_where_a_list_is_meant(data: Dataset, value: Any) -> None:
+    """The characters of "12" are no items 1 and 2."""
+    for call in (
+        lambda: make_rules(data, exclude=value),
+        lambda: queries_of_histories(data, value),
+        lambda: queries_of_histories(data, [value]),
+        lambda: queries_of_titles(data, [value]),
+        lambda: make_rules(data, candidates=value),
+    ):
+        with pytest.raises(HLLMError, match=r"must be a list|unknown candidates"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "value", [[[12]], None, True, float("nan"), 12.5, "ghost", b"12", {}, np.array([1, 2])]
+)
+def test_case_e11_what_is_no_id_is_named(data: Dataset, value: Any) -> None:
+    with pytest.raises(DataError, match="item_id"):
+        queries_of_histories(data, [[value]])
+    with pytest.raises(DataError, match="item_id"):
+        make_rules(data, exclude=[value])
+    with pytest.raises(DataError, match="title"):
+        queries_of_titles(data, [[value]])
+
+
+@pytest.mark.parametrize(
+    "value", [12, "12", " 12 ", "12.0", 12.0, np.int8(12), np.float32(12), np.str_("12"), Decimal(12)]
+)
+def test_one_id_in_many_types(data: Dataset, value: Any) -> None:
+    assert data.token_of(value) == data.token_of(12)
+
+
+@pytest.mark.parametrize("make", [list, tuple, set, np.array, pl.Series, pd.Series])
+def test_lists_of_every_kind(data: Dataset, make: Any) -> None:
+    ids = make([10, 12])
+    assert sorted(histories(queries_of_histories(data, [ids])[0])[0]) == [1, 3]
+    assert not {1, 3} & set(make_rules(data, exclude=ids).candidates.tolist())
+    assert make_rules(data, candidates=ids).candidates.tolist() == [1, 3]

@@ -48,14 +48,17 @@ def test_rules_come_before_the_cut(dataset: Dataset) -> None:
         top = recommend(ranker, queries, make_rules(dataset, **rules), k)
         return [[dataset.item_ids[t - 1] for t in top.tokens[top.rows == row]] for row in (0, 1)]
 
-    assert [sorted(row) for row in ids(9, only=["i00", "i01", "i05"])] == [["i01", "i05"], ["i00", "i05"]]
-    assert [sorted(row) for row in ids(9, only=["i00", "i01"], keep_seen=True)] == [["i00", "i01"]] * 2
+    assert [sorted(row) for row in ids(9, candidates=["i00", "i01", "i05"])] == [
+        ["i01", "i05"],
+        ["i00", "i05"],
+    ]
+    assert [sorted(row) for row in ids(9, candidates=["i00", "i01"], keep_seen=True)] == [["i00", "i01"]] * 2
     best = ids(1)[0][0]
     assert ids(1, exclude=[best])[0] != [best]
-    assert ids(9, only=["i02", "i03"], exclude_by_query={1: ["i02"]})[1] == ["i03"]
+    assert ids(9, candidates=["i02", "i03"], exclude_by_query={1: ["i02"]})[1] == ["i03"]
     assert len(ids(99)[0]) == 29
     assert len(ids(99, candidates="catalogue")[0]) == 32
-    assert ids(5, only=[]) == [[], []]
+    assert ids(5, candidates=[]) == [[], []]
     with pytest.raises(DataError, match="i77"):
         make_rules(dataset, exclude=["i77"])
 

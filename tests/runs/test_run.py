@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from hllm.runs.folder import clear_run, is_run, read_record, run_state
 from hllm.runs.record import RunRecord
 from hllm.runs.save import read_run, write_run
 from hllm.testing import world
+from hllm.train.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -145,6 +148,10 @@ def test_weights_of_another_shape_are_named(tmp_path: Path, recommender: Recomme
     record = read_json(tmp_path / "run" / "config.json")
     record["config"]["users"]["n_layers"] = 2
     write_json(tmp_path / "run" / "config.json", record)
+    with pytest.raises(ArtifactError, match=r"config\.json was changed or damaged after it was written"):
+        read_run(tmp_path / "run", CPU)
+    unsealed = {key: value for key, value in record.items() if key not in ("seal", "files")}
+    write_json(tmp_path / "run" / "config.json", unsealed)  # as an earlier hllm wrote it
     with pytest.raises(ArtifactError, match=r"model\.safetensors does not fit its config\.json"):
         read_run(tmp_path / "run", CPU)
 
@@ -166,3 +173,115 @@ def test_nothing_to_train_on_or_to_validate_on(make_config: Callable[..., Any], 
 
 def test_records_default_to_nothing_known() -> None:
     assert RunRecord().embeddings is None and RunRecord().best == {}
+
+
+FOREIGN = (".DS_Store", "Thumbs.db", "train.log", "events.out.tfevents.1")
+DEEP = ("data/.DS_Store", "checkpoints/.DS_Store", "data/packed/Thumbs.db", "data/notes.txt")
+
+
+def test_case_e8_foreign_files_are_left_alone_and_an_interrupted_run_goes_on(
+    tmp_path: Path, train: Callable[..., Any]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".DS_Store").write_text(".DS_Store")
+    assert run_state(run) == "new"
+    straight, _ = train(tmp_path / "straight", epochs=2)
+    train(run, epochs=2)
+    for name in FOREIGN + DEEP:
+        (run / name).write_text(name)
+    assert run_state(run) == "unfinished"  # `train_network` leaves config.json to its caller
+    resumed, _ = train(run, resume=True, epochs=2)
+    for name, value in straight.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+    clear_run(run)
+    assert sorted(tree(run)) == sorted(FOREIGN + DEEP)
+    assert all(text.decode() == name for name, text in tree(run).items())
+
+
+def test_case_e8_a_dataset_beside_notes_is_no_run(tmp_path: Path, data: Dataset) -> None:
+    """A project folder with a prepared dataset under `data` must not be taken for an interrupted run."""
+    data.save(tmp_path / "data")
+    (tmp_path / "notes.txt").touch()
+    before = tree(tmp_path)
+    with pytest.raises(ArtifactError, match="is not empty and holds no run"):
+        run_state(tmp_path)
+    (tmp_path / "data" / "dataset.json").unlink()
+    with pytest.raises(ArtifactError, match="is not empty and holds no run"):
+        run_state(tmp_path)
+    assert len(tree(tmp_path)) == len(before) - 1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
+def test_case_e8_half_a_checkpoint_is_one_line_with_the_next_command(
+    tmp_path: Path, train: Callable[..., Any], share: float
+) -> None:
+    train(tmp_path / "run", epochs=1)
+    last = tmp_path / "run" / "checkpoints" / "last.safetensors"
+    last.write_bytes(last.read_bytes()[: int(share * last.stat().st_size)])
+    with pytest.raises(
+        ArtifactError, match=r"last\.safetensors.*with the same command and --overwrite"
+    ) as caught:
+        train(tmp_path / "run", resume=True, epochs=1)
+    assert "\n" not in str(caught.value)
+    train(tmp_path / "run", resume=False, epochs=1)
+
+
+def test_case_e2_training_goes_on_by_the_rules_of_windows(
+    tmp_path: Path, train: Callable[..., Any], windows: None, saved_every_step: None
+) -> None:
+    straight, _ = train(tmp_path / "straight", epochs=2)
+    train(tmp_path / "run", epochs=2)
+    resumed, _ = train(tmp_path / "run", resume=True, epochs=2)
+    for name, value in straight.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def test_case_e16_training_stops_where_the_dataset_was_overwritten(
+    tmp_path: Path, data: Dataset, make_config: Callable[..., Any]
+) -> None:
+    opened = data.save(tmp_path / "d")
+    with open(tmp_path / "d" / "packed" / "tokens.npy", "r+b") as file:
+        file.seek(-8, 2)
+        file.write(bytes([1, 0, 0, 0] * 2))
+    with pytest.raises(ArtifactError, match="was overwritten while it was open"):
+        Recommender(make_config(epochs=1)).fit(opened, out=tmp_path / "run", device="cpu", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_case_e16_a_dataset_prepared_anew_during_training(
+    tmp_path: Path, data: Dataset, make_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is the old dataset's to its last file."""
+    opened = data.save(tmp_path / "d")
+    fit = Trainer.fit
+
+    def disturbed(self: Trainer) -> Any:
+        world(n_users=40, n_items=30, seed=7, split="temporal").save(tmp_path / "d")
+        return fit(self)
+
+    monkeypatch.setattr(Trainer, "fit", disturbed)
+    recommender = Recommender(make_config(epochs=1)).fit(
+        opened, out=tmp_path / "run", device="cpu", progress=False
+    )
+    values = recommender.evaluate(bootstrap=0).values
+    kept = Recommender.from_pretrained(tmp_path / "run", device="cpu")
+    assert kept.dataset is not None and kept.dataset.fingerprint == data.fingerprint
+    assert kept.evaluate(bootstrap=0).values == values
+    assert Dataset.load(tmp_path / "d").fingerprint != data.fingerprint
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "data", "data/items.parquet", "data/packed/tokens.npy"]
+)
+def test_case_e17_files_of_another_run_are_found(
+    tmp_path: Path, recommender: Recommender, make_config: Callable[..., Any], name: str
+) -> None:
+    recommender.save_pretrained(tmp_path / "run")
+    others = world(n_users=40, n_items=31, seed=3)
+    Recommender(make_config(epochs=1)).fit(others, out=tmp_path / "other", device="cpu", progress=False)
+    target = tmp_path / "run" / name
+    shutil.rmtree(target) if target.is_dir() else target.unlink()
+    os.replace(tmp_path / "other" / name, target)
+    with pytest.raises(ArtifactError, match="damaged, or not the file that was written with this folder"):
+        read_run(tmp_path / "run", CPU)

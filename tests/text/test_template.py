@@ -50,3 +50,10 @@ def test_choose_fields():
     for bad in ([], ["title", "title"]):
         with pytest.raises(ConfigError, match="distinct"):
             choose_fields(bad, ["title"])
+
+
+def test_text_that_looks_like_syntax_is_text() -> None:
+    """Case E23: nothing in a prompt or a value is a format, a field or a mark."""
+    template = Template(("title", "{}"), prompt="{title} %s {0}: ", separator="{}")
+    item = {"title": "{prompt} <|endoftext|> [bold] \\n %d", "{}": "{title}"}
+    assert template.render(item) == "{title} %s {0}: title: {prompt} <|endoftext|> [bold] \\n %d{}{}: {title}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from hllm.data.reading.catalogue import read_catalogue, read_item_csv
 from hllm.data.reading.event_files import read_events
-from hllm.data.reading.lines import optional_file
+from hllm.data.reading.files import optional_file
 from hllm.data.reading.pairs import find_csv
 from hllm.data.sources.amazon import EDITIONS
 from hllm.data.sources.bytedance import FIELDS, NAMES
@@ -71,7 +71,7 @@ def find(folder: Path, kind: str, source: str) -> Found | None:
     if source in ("auto", "bytedance") and (csv := find_csv(folder, NAMES, kind)) is not None:
         return Found("bytedance", csv)
     if source in ("auto", "raw"):
-        ratings = optional_file(folder, [RAW[kind]])
+        ratings = optional_file(folder, RAW[kind])
         if ratings is not None:
             return Found("raw", ratings)
     return None

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from hllm.artifacts import disk_problem
 from hllm.compat.rechub.states import STATES
 from hllm.errors import ConfigError, HLLMError, unknown
 
@@ -119,6 +120,11 @@ def entrance(main: Callable[[Sequence[str] | None], None], arguments: Sequence[s
     except KeyboardInterrupt as err:
         sys.stderr.write(f"{_line(str(err)) or 'interrupted'}\n")
         return INTERRUPTED
+    except Exception as err:  # a disk that is full, say: any library has its own error for it
+        if (problem := disk_problem(err)) is None:
+            raise
+        sys.stderr.write(f"error: {_line(problem)}\n")
+        return USER_MISTAKE
 
 
 def _line(text: str) -> str:

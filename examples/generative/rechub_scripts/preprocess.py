@@ -131,13 +131,13 @@ def amazon_beauty(here: Path, arguments: Sequence[str] | None = None) -> None:
         "amazon-beauty", data_dir, (name,), download=not args.no_download, overwrite=args.overwrite
     )
     from hllm.data.reading.event_files import read_reviews
-    from hllm.data.reading.lines import first_file
+    from hllm.data.reading.files import first_file
     from hllm.data.sources.amazon import OLD_REVIEWS
 
     def rule(users: np.ndarray, items: np.ndarray, times: np.ndarray) -> histories.PackedHistories:
         return histories.beauty(users, items, times, args.min_seq_len)
 
-    sequences = pack(read_reviews(first_file(raw, [name]), OLD_REVIEWS), rule)
+    sequences = pack(read_reviews(first_file(raw, name), OLD_REVIEWS), rule)
     if args.state == "rechub-doc" and args.split is None:
         parts = _ordered(sequences, args)
         split: dict[str, Any] = {

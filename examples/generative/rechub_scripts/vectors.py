@@ -68,14 +68,14 @@ def amazon_beauty(here: Path, arguments: Sequence[str] | None = None) -> None:
 
     def read(args: argparse.Namespace, data_dir: Path, wanted: set[str]) -> Catalogue:
         from hllm.data.reading.catalogue import read_catalogue
-        from hllm.data.reading.lines import first_file
+        from hllm.data.reading.files import first_file
         from hllm.data.sources.amazon import EDITIONS
 
         name, layout = "meta_Beauty.json", EDITIONS["2014"]
         raw = need_raw(
             "amazon-beauty", data_dir, (name,), download=not args.no_download, overwrite=args.overwrite
         )
-        items, _ = read_catalogue(first_file(raw, [name]), layout.item_key, layout.fields, wanted)
+        items, _ = read_catalogue(first_file(raw, name), layout.item_key, layout.fields, wanted)
         return items, list(layout.fields)
 
     _run(BEAUTY, _parser("Texts and embeddings of Amazon Beauty's products"), read, here, arguments)

@@ -43,7 +43,12 @@ BY_NUMBER = {getattr(errno, name): advice for name, advice in ADVICE.items() if 
 # What libraries say that give no number of the system's: numpy, torch, and pathlib up to Python 3.12.
 SPOKEN = (
     (re.compile(r"\d+ requested and \d+ written"), errno.ENOSPC),
-    (re.compile(r"PytorchStreamWriter failed|file write failed|No space left on device"), errno.ENOSPC),
+    (
+        re.compile(
+            r"PytorchStreamWriter failed|unexpected pos \d+ vs|iostream error|No space left on device"
+        ),
+        errno.ENOSPC,
+    ),
     (re.compile(r"Symlink loop"), errno.ELOOP),
 )
 NUMBER = re.compile(r"os error (\d+)")  # how Rust, of safetensors and polars, quotes the system
@@ -53,7 +58,7 @@ SHOWN = 80  # characters of a path in a message
 def disk_problem(err: BaseException, told: str = "") -> str | None:
     """What is wrong with the disk or path in one clause, and what to do; None for errors of another kind.
 
-    A path that `told`, the text before it, names already is not named again.
+    A path is left out where `told`, the text before it, names it or its folder.
     """
     number = _number(err)
     if number is None:
@@ -62,7 +67,8 @@ def disk_problem(err: BaseException, told: str = "") -> str | None:
     if number == errno.ENOENT and not name and not _has_working_folder():
         return "the working folder was deleted; change to one that exists"
     text = os.strerror(number)
-    if name and (shown := str(name)) not in told:
+    shown = str(name or "")
+    if name and shown not in told and str(Path(shown).parent) not in told:
         text += f": {shown if len(shown) <= SHOWN else shown[: SHOWN - 3] + '...'}"
     return f"{text}; {BY_NUMBER[number]}" if BY_NUMBER[number] else text
 

@@ -117,9 +117,23 @@ def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
 
 
 def write_array(path: Path | str, array: np.ndarray) -> None:
-    """Write a numpy array as `.npy`."""
+    """Write a numpy array as `.npy`.
+
+    The bytes go through Python's file: `ndarray.tofile`, which `np.save` calls, does not notice when
+    the last of them find no room.
+    """
     with atomic(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, np.ascontiguousarray(array), allow_pickle=False)
+        for part in _npy_parts(array):
+            file.write(part)
+
+
+def _npy_parts(array: np.ndarray) -> tuple[bytes, memoryview]:
+    """Header and content of a `.npy` file."""
+    flat, header = np.ascontiguousarray(array), io.BytesIO()
+    if flat.dtype.hasobject:
+        raise ValueError("arrays of objects are not written")
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(flat))
+    return header.getvalue(), flat.reshape(-1).view(np.uint8).data
 
 
 def read_array(path: Path | str, mmap: bool = True) -> np.ndarray:
@@ -225,11 +239,8 @@ def digest(*parts: bytes | str | np.ndarray) -> str:
 def digest_array(array: np.ndarray) -> str:
     """SHA-256 (hex) of the file that `write_array` makes of an array."""
     sha = hashlib.sha256()
-    kind = np.lib.format.header_data_from_array_1_0(np.ascontiguousarray(array))
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, kind)
-    sha.update(header.getvalue())
-    sha.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    for part in _npy_parts(array):
+        sha.update(part)
     return sha.hexdigest()
 
 

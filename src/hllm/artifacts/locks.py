@@ -55,13 +55,14 @@ def held(path: Path, wait: float) -> Iterator[bool]:
 
 @contextmanager
 def locked(folder: Path | str, wait: float | None = None) -> Iterator[None]:
-    """Be the only writer of `folder`, which is made where it is missing.
+    """Be the only writer of `folder`, which is made where it is missing, and goes if nothing is written.
 
     Raises Busy, an ArtifactError that names the other writer, where there still is one after `wait`
     seconds (2 by default), and ArtifactError where the folder cannot be written. May be nested.
     """
     folder = Path(folder)
     with disk_errors(f"create {folder}"):
+        is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
     writer = folder / WRITER
     try:
@@ -84,6 +85,9 @@ def locked(folder: Path | str, wait: float | None = None) -> Iterator[None]:
             with suppress(OSError):
                 writer.unlink()
         lock.__exit__(None, None, None)
+        if is_new:
+            with suppress(OSError):  # something was written
+                folder.rmdir()
 
 
 def _me() -> dict[str, object]:

@@ -185,7 +185,7 @@ def _versions(folder: Path, name: str) -> Iterator[Path]:
     for entry in path.parent.iterdir():
         stem, _, tail = entry.stem.rpartition("-")
         suffixed = stem == path.stem and entry.suffix == path.suffix and len(tail) == SUFFIX
-        unfinished = entry.name.startswith(f".{path.name}.") and entry.name.endswith(".tmp")
+        unfinished = entry.suffix == ".tmp" and entry.name.lstrip(".").startswith(f"{path.name}.")
         if entry.name == path.name or suffixed or unfinished:
             yield entry
 

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from hllm.errors import brief, visible
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -34,18 +36,18 @@ def output() -> Console:
 
 
 def result(text: str) -> None:
-    """Print a line of the result."""
-    print(text)
+    """Print a line of the result, control characters as `\\u001b`."""
+    print(visible(text))
 
 
 def note(text: str) -> None:
     """Tell something in passing, on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    print(visible(text), file=sys.stderr, flush=True)
 
 
 def error(text: str) -> None:
     """Print `error: ...` as exactly one line on standard error; nothing for an empty text."""
-    line = " ".join(text.split())
+    line = visible(brief(" ".join(text.split())))
     if line:
         print(f"error: {line}", file=sys.stderr, flush=True)
 
@@ -64,8 +66,10 @@ def table(
     """
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    grid = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    shown = None if title is None else Text(visible(title))
+    grid = Table(title=shown, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
     for i, name in enumerate(columns):
         numeric = i >= text_columns
         grid.add_column(name, justify="right" if numeric else "left", no_wrap=numeric)
@@ -76,7 +80,7 @@ def table(
         console.width = 200  # a file has no width
     console.print(grid)
     if caption:
-        console.print(caption, markup=False, soft_wrap=True)
+        console.print(visible(caption), markup=False, soft_wrap=True)
 
 
 def _cell(value: Any) -> str:
@@ -86,7 +90,8 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.4f}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else escape(str(value))
+    is_count = isinstance(value, int) and not isinstance(value, bool)
+    return f"{value:,}" if is_count else escape(visible(str(value)))
 
 
 @contextmanager

@@ -113,6 +113,9 @@ def prepare(
     ] = None,
     min_user_interactions: Annotated[int | None, typer.Option(help="The same, users only.")] = None,
     min_item_interactions: Annotated[int | None, typer.Option(help="The same, items only.")] = None,
+    drop_duplicates: Annotated[
+        bool, typer.Option("--drop-duplicates", help="Keep one of events with the same user, item and time.")
+    ] = False,
     split: Annotated[
         str | None, typer.Option(help="leave-one-out, user-ratio, temporal or cold-items [leave-one-out].")
     ] = None,
@@ -142,6 +145,7 @@ def prepare(
         del given[key]
     given["filter"] = given.pop("filter_rule")
     given["natural_titles"] = natural_titles or None
+    given["drop_duplicates"] = drop_duplicates or None
     given["header"] = False if no_header else None
     given["items_header"] = False if no_items_header else None
     given["ratio"] = _numbers("ratio", ratio)
@@ -220,6 +224,8 @@ def summary(dataset: Dataset) -> list[str]:
     if shown:
         lines.append(f"counted: {', '.join(shown)}")
     lines += [f"note: {note}" for note in meta["notes"]]
+    if twice := meta["counts"].get("duplicate_interactions"):
+        lines.append(f"note: {twice:,} duplicate interactions are kept; --drop-duplicates keeps one of each")
     lines.append(f"fingerprint {dataset.fingerprint}")
     return [*lines, f"written to {dataset.path}"]
 

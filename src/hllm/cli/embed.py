@@ -95,12 +95,14 @@ def summary(result: ItemEmbeddings) -> list[str]:
 
     spec, stats = result.spec, result.stats
     encoded, seconds = stats["encoded"], stats["encode_seconds"]
-    rate = f" in {duration(seconds)} ({rate_text(encoded, seconds, 'items')})" if encoded else ""
+    rate = ""
+    if encoded:
+        rate = f" in {duration(stats['seconds'])} with loading ({rate_text(encoded, seconds, 'items')})"
     details = [f"{encoded:,} encoded{rate}", f"{stats['reused']:,} reused"]
     if stats["without_text"]:
         details.append(f"{stats['without_text']:,} without text")
     if stats["truncated"]:
-        details.append(f"{stats['truncated']:,} cut to {spec['max_tokens']} tokens")
+        details.append(f"{stats['truncated']:,} cut to at most {spec['max_tokens']} tokens")
     model = f"{spec['model']} from {spec['source']}, {spec['precision']}, pooling {spec['pooling']}"
     if spec["source"] == "control":
         model = str(spec["model"])

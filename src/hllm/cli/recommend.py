@@ -36,14 +36,18 @@ def recommend(
         str, typer.Option(help="interacted, or catalogue: items without events too.")
     ] = "interacted",
     out: Annotated[Path | None, typer.Option(help="File to write: .parquet, .csv, .tsv or .jsonl.")] = None,
+    spreadsheet_safe: Annotated[
+        bool, typer.Option("--spreadsheet-safe", help="In CSV, put ' before text that begins like a formula.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Recommend items: all known users unless --users, --user, --history, --titles or --split says who."""
-    from hllm.pipeline import Recommender
-    from hllm.recommend.frames import check_output, write_frame
+    from hllm.recommend.frames import check_output, formulas, write_frame
 
     if out is not None:
         check_output(out)
+    from hllm.pipeline import Recommender  # after what can be told without torch
+
     ids: list[Any] | None = [*(_read_users(users) if users else []), *user] or None
     if users is not None and ids is None:
         raise DataError(f"{users} holds no user id; one a line, or a table with a user_id column")
@@ -58,7 +62,9 @@ def recommend(
         candidates=candidates,
     )
     if out is not None:
-        write_frame(out, frame)
+        write_frame(out, frame, spreadsheet_safe)
+        if not spreadsheet_safe and out.suffix in (".csv", ".tsv") and (n := formulas(frame)):
+            console.note(f"{n:,} texts begin as formulas of a spreadsheet do; see --spreadsheet-safe")
         console.result(f"{len(frame):,} recommendations for {frame['user_id'].n_unique():,} users in {out}")
         return
     _show(recommender, frame)
@@ -79,13 +85,15 @@ def _show(recommender: Recommender, frame: Any) -> None:
 
 def _read_users(path: Path) -> list[Any]:
     """User ids of a file: a table's user_id column, or one id a line."""
-    from hllm.evaluate.files import read_table_file
+    from hllm.data.reading.tablefiles import has_ending, read_table_file
+    from hllm.data.tables.columns import canonical_ids
 
-    if path.suffix in (".parquet", ".csv", ".tsv", ".jsonl"):
+    if has_ending(path, (".parquet", ".pq", ".csv", ".tsv", ".jsonl", ".ndjson", ".json")):
         frame = read_table_file(path)
         if "user_id" not in frame.columns:
             raise DataError(f"{path} has no column user_id (its columns: {', '.join(frame.columns)})")
-        return list(dict.fromkeys(frame["user_id"].to_list()))
+        ids = canonical_ids(frame["user_id"], str(path))
+        return ids.unique(maintain_order=True).to_list()
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as err:

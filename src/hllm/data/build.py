@@ -38,6 +38,7 @@ class DatasetOptions(TypedDict, total=False):
     cutoffs: tuple[int | float | str, int | float | str] | None
     cold_share: float | None
     ties: str
+    drop_duplicates: bool
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def build(tables: Tables, name: str, options: DatasetOptions) -> Built:
         "text_fields": list(tables.text_fields),
         "item_id_type": _id_type(items[ITEM_ID]),
         "user_id_type": _id_type(users[USER_ID]),
-        "notes": _notes(tables, split),
+        "notes": [*_notes(tables, split), *_rating_note(events, filters)],
     }
     return Built(meta, arrays, frames)
 
@@ -116,7 +117,7 @@ def check_options(options: DatasetOptions) -> tuple[Filters, SplitOptions, str]:
         if key not in DatasetOptions.__annotations__:
             raise ConfigError(unknown("dataset option", key, DatasetOptions.__annotations__))
     given: dict[str, Any] = dict(options)
-    filters = Filters(**{k: v for k, v in given.items() if k.startswith("min_")})
+    filters = Filters(**{k: v for k, v in given.items() if k.startswith("min_") or k == "drop_duplicates"})
     names = ("seed", "ratio", "targets", "cutoffs", "cold_share")
     split = SplitOptions(given.get("split", "leave-one-out"), **{k: given[k] for k in names if k in given})
     ties = given.get("ties", TIES[0])
@@ -129,6 +130,10 @@ def _filtered(
     events: pl.DataFrame, filters: Filters, counts: dict[str, int]
 ) -> tuple[pl.DataFrame, np.ndarray, np.ndarray, pl.Series, pl.Series]:
     """The rows that pass, their codes, and the identifiers behind the codes (sorted)."""
+    if filters.drop_duplicates:
+        before = events.height
+        events = events.unique([USER_ID, ITEM_ID, TIMESTAMP], keep="first", maintain_order=True)
+        counts["dropped_duplicates"] = before - events.height
     user_ids, users = encode(events[USER_ID])
     item_ids, items = encode(events[ITEM_ID])
     rating = events[RATING].to_numpy() if RATING in events.columns else None
@@ -193,6 +198,20 @@ def _notes(tables: Tables, split: Split) -> list[str]:
         if not len(positions):
             notes.append(f"no user can be evaluated on {name}: split {split.options['name']} found no target")
     return notes
+
+
+def _rating_note(events: pl.DataFrame, filters: Filters) -> list[str]:
+    """That bad ratings count as much as good ones, where there are any and nobody said so."""
+    if RATING not in events.columns or filters.min_rating is not None:
+        return []
+    rating = events[RATING].drop_nulls().to_numpy()
+    if not len(rating) or rating.min() == rating.max():
+        return []
+    middle = float(np.median(rating))
+    return [
+        f"ratings from {rating.min():g} to {rating.max():g} are all kept as positives; to keep the good ones: "
+        f"min_rating={middle:g} (--min-rating {middle:g})"
+    ]
 
 
 def _id_type(values: pl.Series) -> str:

@@ -18,7 +18,7 @@ from hllm import artifacts
 from hllm.artifacts import Manifest
 from hllm.data import folder
 from hllm.data.tables.schema import ITEM_ID, UNITS_PER_SECOND, USER_ID, Tables, to_tables
-from hllm.errors import ArtifactError
+from hllm.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -96,10 +96,13 @@ class Dataset:
         others. `text_fields` (every text column by default) and `time_unit` (s, ms, us, ns or
         index; guessed by default) describe the tables. Options, with their defaults:
         min_interactions=1, min_user_interactions, min_item_interactions, min_rating=None,
-        split="leave-one-out", seed=0, ratio, targets, cutoffs, cold_share, ties="file".
+        split="leave-one-out", seed=0, ratio, targets, cutoffs, cold_share, ties="file",
+        drop_duplicates=False.
 
         Raises DataError for tables that cannot be used, ConfigError for invalid options.
         """
+        if not isinstance(name, str):
+            raise ConfigError(f"name={name!r}: a dataset's name is text")
         tables = to_tables(
             interactions, items, users, columns=columns, text_fields=text_fields, time_unit=time_unit
         )
@@ -218,7 +221,8 @@ class Dataset:
         if found != self.fingerprint:
             raise ArtifactError(
                 f"{self.path} is damaged, or its files do not belong together: their fingerprint is "
-                f"{found[:12]}, not {self.fingerprint[:12]}; {folder.AGAIN}"
+                f"{found[:12]}, not {self.fingerprint[:12]}; {folder.AGAIN} (so, too, where an earlier hllm's "
+                "examples/generative split it anew)"
             )
 
     def __repr__(self) -> str:
@@ -226,6 +230,22 @@ class Dataset:
             f"Dataset({self.meta['name']!r}: {self.n_users:,} users, {self.n_candidates:,} candidates, "
             f"{self.n_catalogue:,} in the catalogue, {len(self.tokens):,} interactions)"
         )
+
+    def _repr_html_(self) -> str:
+        """A small table for notebooks."""
+        from html import escape
+
+        split = self.meta["split"]["name"]
+        rows = {
+            "users": f"{self.n_users:,}",
+            "items": f"{self.n_candidates:,} candidates, {self.n_catalogue:,} in the catalogue",
+            "interactions": f"{len(self.tokens):,}",
+            "split": f"{split}, " + ", ".join(f"{len(at):,} {name}" for name, at in self.queries.items()),
+            "text": ", ".join(self.meta["text_fields"]) or "none",
+            "fingerprint": self.fingerprint[:12],
+        }
+        cells = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in rows.items())
+        return f"<table><caption>dataset {escape(str(self.meta['name']))}</caption>{cells}</table>"
 
     # ------------------------------------------------------------------ tables and identifiers
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from hllm.data.tables.events import repeated_events, tied_events
 from hllm.data.tables.schema import UNITS_PER_SECOND
+from hllm.errors import visible
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,12 +57,13 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 def render(stats: dict[str, Any]) -> Table:
     """The dictionary of `describe` as a two-column rich table."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=f"dataset {stats['name']}", show_header=False, title_justify="left")
+    table = Table(title=Text(visible(f"dataset {stats['name']}")), show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for label, value in _lines(stats):
-        table.add_row(label, value)
+        table.add_row(label, Text(visible(value)))
     return table
 
 

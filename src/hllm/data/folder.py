@@ -146,7 +146,9 @@ def _read_marker(path: Path) -> dict[str, Any]:
 
 def _read_arrays(path: Path, meta: Mapping[str, Any], files: Manifest) -> dict[str, np.ndarray]:
     """The packed arrays, memory-mapped, with types and sizes checked against `meta`."""
-    places = {name: artifacts.file_of(path, files, array_file(name)) for name in ARRAYS}
+    places = {
+        name: artifacts.check_file(path, files, array_file(name), AGAIN, digest=False) for name in ARRAYS
+    }
     arrays = {name: artifacts.read_array(place) for name, place in places.items()}
     n = meta["n_interactions"]
     expected = {"tokens": n, "times": n, "train_mask": n, "offsets": meta["n_users"] + 1}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -32,10 +32,10 @@ def evaluate(
     ranker: Ranker,
     dataset: Dataset,
     split: str = "test",
-    ks: Sequence[int] = DEFAULT_KS,
+    ks: int | Iterable[int] = DEFAULT_KS,
     *,
     keep_seen: bool = False,
-    candidates: str | np.ndarray = "interacted",
+    candidates: str | Iterable[Any] = "interacted",
     max_len: int | str | None = None,
     device: torch.device | str | None = None,
     bootstrap: int = 1000,
@@ -48,7 +48,7 @@ def evaluate(
 ) -> Metrics:
     """Rank every held-out item of `split` among all candidates and average over users.
 
-    candidates   "interacted" (items with an event), "catalogue", or tokens
+    candidates   "interacted" (items with an event), "catalogue", or item ids
     max_len      events of the history that the ranker sees; None or "all" = every one
     device       where batches go; None = where the ranker's weights are
     bootstrap    resamples for the 95% intervals; 0 = none

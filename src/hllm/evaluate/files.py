@@ -2,20 +2,20 @@
 
 Both files (CSV and other delimited text, Parquet, JSON lines) have user_id and item_id. The
 recommendations are ordered by `rank` where there is such a column, else by falling `score`, else
-by their place in the file. Identifiers are compared as text, so 7 in Parquet is "7" in CSV, while
-"007" is another item.
+by their place in the file. Identifiers are compared as text, so 7 in Parquet is "7" in CSV (and 7.0 in a
+column of numbers), while "007" is another item.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hllm.data.reading.delimited import read_delimited
-from hllm.data.reading.textfiles import read_utf8
-from hllm.data.tables.columns import canonical_ids
+from hllm.data.reading.tablefiles import is_untyped, read_table_file
+from hllm.data.tables.columns import canonical_ids, without_missing
+from hllm.data.tables.frames import to_polars
+from hllm.data.tables.identifiers import check_shared, whole_ids
 from hllm.data.tables.schema import ITEM_ID, USER_ID
 from hllm.errors import DataError, nearest
 from hllm.evaluate.lists import ListMetrics, evaluate_pairs
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 RANK, SCORE = "rank", "score"
+FEW = 10  # items, of which it may be that none is hit
 
 
 def evaluate_files(
@@ -33,33 +34,45 @@ def evaluate_files(
     """Score the lists in `recs` against the held-out items in `truth`.
 
     A row of `truth` without an item says that the user has none; such users are left out and
-    counted. Raises DataError for files or columns that cannot be used.
+    counted. Raises DataError for files or columns that cannot be used, and for users or items of
+    which the two files share none.
     """
-    return evaluate_frames(
-        read_table_file(Path(recs)), read_table_file(Path(truth)), ks, bootstrap, (str(recs), str(truth))
-    )
+    names = (str(recs), str(truth))
+    paths = {name: Path(name) for name in names}
+    frames = [read_table_file(path) for path in (Path(recs), Path(truth))]
+    untyped = [name for name, path in paths.items() if is_untyped(path)]
+    return evaluate_frames(frames[0], frames[1], ks, bootstrap, names, untyped)
 
 
 def evaluate_frames(
-    recs: pl.DataFrame,
-    truth: pl.DataFrame,
+    recs: Any,
+    truth: Any,
     ks: Sequence[int] = DEFAULT_KS,
     bootstrap: int = 1000,
     names: tuple[str, str] = ("recommendations", "truth"),
+    untyped: Collection[str] = (),
 ) -> ListMetrics:
-    """The same for polars frames; `names` are for messages."""
+    """The same for pandas, polars or Arrow tables; `names` are for messages.
+
+    Those of the `names` that are `untyped` have identifiers as text, numbers or not.
+    """
     import polars as pl
 
+    recs, truth = to_polars(recs), to_polars(truth)
     for frame, name in zip((recs, truth), names, strict=True):
         for column in (USER_ID, ITEM_ID):
             if column not in frame.columns:
                 hint = nearest(column, frame.columns)
                 raise DataError(f"{name} has no column {column!r}{hint}; found: {', '.join(frame.columns)}")
-    everyone = pl.concat([_ids(recs, USER_ID, names[0]), _ids(truth, USER_ID, names[1])])
-    truth = truth.filter(pl.col(ITEM_ID).is_not_null())
-    recs = recs.with_columns(_ranks(recs, names[0]))
-    users = [_ids(recs, USER_ID, names[0]), _ids(truth, USER_ID, names[1])]
-    items = [_ids(recs, ITEM_ID, names[0]), _ids(truth, ITEM_ID, names[1])]
+    has_item = without_missing(truth[ITEM_ID]).is_not_null()
+    users = _ids(recs[USER_ID], truth[USER_ID], names, untyped)
+    items = _ids(recs[ITEM_ID], truth[ITEM_ID].filter(has_item), names, untyped)
+    everyone = pl.concat(users)
+    users[1] = users[1].filter(has_item)
+    if recs.height and len(users[1]):
+        for what, (ours, theirs) in (("users", users), ("items", items)):
+            _check_shared(what, ours, theirs, names)
+    ranks = _ranks(recs.with_columns(users[0]), names[0])
     codes = [
         pl.concat(column).cast(pl.Categorical).to_physical().cast(pl.Int64).to_numpy()
         for column in (users, items)
@@ -68,7 +81,7 @@ def evaluate_frames(
     return evaluate_pairs(
         codes[0][:n],
         codes[1][:n],
-        recs[RANK].to_numpy(),
+        ranks.to_numpy(),
         codes[0][n:],
         codes[1][n:],
         ks=ks,
@@ -77,26 +90,34 @@ def evaluate_frames(
     )
 
 
-def read_table_file(path: Path) -> pl.DataFrame:
-    """A table from Parquet, JSON lines, CSV or TSV, by suffix; DataError where it cannot be read."""
+def _ids(
+    recs: pl.Series, truth: pl.Series, names: tuple[str, str], untyped: Collection[str]
+) -> list[pl.Series]:
+    """The identifiers of both tables as text: 7, "7" and 7.0 of a column of numbers are one."""
     import polars as pl
 
-    name = path.name.lower().removesuffix(".gz")
-    try:
-        if name.endswith((".parquet", ".pq")) and path.is_file():
-            return pl.read_parquet(path)
-        data = read_utf8(path)
-        if name.endswith((".jsonl", ".ndjson")):
-            return pl.read_ndjson(io.BytesIO(data), infer_schema_length=None)
-    except (pl.exceptions.PolarsError, OSError) as err:
-        raise DataError(f"cannot read {path}: {str(err).splitlines()[0]}") from err
-    return read_delimited(path, data, "\t" if name.endswith(".tsv") else None)
+    columns = [canonical_ids(c, name) for c, name in zip((recs, truth), names, strict=True) if len(c)]
+    if len(columns) == 2:
+        columns = whole_ids(columns, names, untyped)
+        return [c.cast(pl.String) for c in columns]
+    return [c.cast(pl.String) for c in (recs, truth)]
 
 
-def _ids(frame: pl.DataFrame, column: str, name: str) -> pl.Series:
-    import polars as pl
+def _check_shared(what: str, recs: pl.Series, truth: pl.Series, names: tuple[str, str]) -> None:
+    """DataError where the files share no user or item, a warning where it is less than half.
 
-    return canonical_ids(frame[column], name).cast(pl.String)
+    Less than half of the smaller side: whoever recommends a few popular items shares all of these.
+    A handful of items of the same form may simply be missed: that is a warning, too.
+    """
+    sides = [(recs.unique(maintain_order=True), names[0]), (truth.unique(maintain_order=True), names[1])]
+    sides.sort(key=lambda side: len(side[0]))
+    (fewer, small), (more, large) = sides
+    alike = what == "items" and len(fewer) < FEW and _is_number(recs) == _is_number(truth)
+    check_shared(fewer, more, f"{what} of {small}", large, may_miss=alike)
+
+
+def _is_number(values: pl.Series) -> bool:
+    return bool(values.head(1000).str.contains(r"^-?\d+$").all())
 
 
 def _ranks(recs: pl.DataFrame, name: str) -> pl.Series:
@@ -106,7 +127,11 @@ def _ranks(recs: pl.DataFrame, name: str) -> pl.Series:
     wanted = RANK if RANK in recs.columns else SCORE
     if wanted not in recs.columns:
         return recs.select(pl.int_range(1, pl.len() + 1).over(USER_ID).alias(RANK)).to_series()
-    numbers = recs[wanted].cast(pl.Float64, strict=False)
+    kind = recs.schema[wanted]
+    numbers = (
+        recs[wanted] if kind.is_numeric() or kind == pl.String else pl.Series(wanted, [None] * recs.height)
+    )
+    numbers = numbers.cast(pl.Float64, strict=False)
     whole = wanted != RANK or (numbers == numbers.floor()).all()
     if numbers.null_count() or not numbers.is_finite().all() or not whole:
         raise DataError(

@@ -46,15 +46,20 @@ def parse_metric(name: str) -> tuple[str, int]:
     return match[1], int(match[2])
 
 
-def check_ks(ks: Iterable[int]) -> tuple[int, ...]:
-    """The cut-offs in rising order, each once. Raises ConfigError unless all are whole and positive."""
-    ks = list(ks)
-    for k in ks:
-        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-            raise ConfigError(f"k={k!r}: a cut-off is a whole number from 1")
-    if not ks:
+def check_k(k: Any) -> int:
+    """The number of items `k`. Raises ConfigError unless it is whole (numpy's too) and positive."""
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise ConfigError(f"k={k!r}: must be a whole number from 1")
+    return int(k)
+
+
+def check_ks(ks: Any) -> tuple[int, ...]:
+    """The cut-offs, one or several, in rising order, each once. Raises ConfigError as `check_k` does."""
+    several = isinstance(ks, Iterable) and not isinstance(ks, str | bytes | Mapping)
+    checked = {check_k(k) for k in (ks if several else [ks])}
+    if not checked:
         raise ConfigError("no cut-off given; for example k=10")
-    return tuple(sorted({int(k) for k in ks}))
+    return tuple(sorted(checked))
 
 
 def rank_values(ranks: np.ndarray, name: str) -> np.ndarray:

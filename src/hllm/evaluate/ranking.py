@@ -10,16 +10,17 @@ the very same float32 scores.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hllm.data.batches.queries import query_batch, query_parts
+from hllm.data.tables.values import id_list
 from hllm.errors import ConfigError, DataError, HLLMError, unknown
 from hllm.hardware import is_out_of_memory, release_memory
 
@@ -100,22 +101,19 @@ class ScannedBlock:
     top: TopK | None
 
 
-def candidate_tokens(dataset: Dataset, candidates: str | np.ndarray = "interacted") -> np.ndarray:
-    """Tokens int64 (C,), sorted: items with an event ("interacted"), all items ("catalogue"), or those given.
+def candidate_tokens(dataset: Dataset, candidates: str | Iterable[Any] = "interacted") -> np.ndarray:
+    """Tokens int64 (C,), sorted: items with an event ("interacted"), all items ("catalogue"), or those of ids.
 
-    Raises ConfigError for another name and DataError for tokens outside the catalogue.
+    Raises ConfigError for another name and DataError naming an id that is not in the catalogue.
     """
     if isinstance(candidates, str):
         if candidates not in CANDIDATES:
             raise ConfigError(unknown("candidates", candidates, CANDIDATES))
         last = dataset.n_candidates if candidates == "interacted" else dataset.n_catalogue
         return np.arange(1, last + 1, dtype=np.int64)
-    tokens = np.unique(np.asarray(candidates, dtype=np.int64))
-    if len(tokens) and not (tokens[0] >= 1 and tokens[-1] <= dataset.n_catalogue):
-        raise DataError(
-            f"candidate tokens must lie in 1..{dataset.n_catalogue}, not {tokens[0]}..{tokens[-1]}"
-        )
-    return tokens
+    return np.unique(
+        np.array([dataset.token_of(i) for i in id_list(candidates, "candidates")], dtype=np.int64)
+    )
 
 
 def target_ranks(ranker: Ranker, queries: Queries, options: RankOptions) -> TargetRanks:

@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from hllm.errors import visible
 from hllm.evaluate.metrics import REPEATED_SHARE_ADVICE
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def table(results: Sequence[Metrics]) -> RenderableType:
     names = columns(results)
     protocol = results[0].protocol
     grid = Table(
-        title=Text(f"{protocol.dataset}, {protocol.split}: mean over users ± half the 95% interval"),
+        title=Text(visible(f"{protocol.dataset}, {protocol.split}: mean over users ± half the 95% interval")),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -68,7 +69,7 @@ def table(results: Sequence[Metrics]) -> RenderableType:
     for i, metrics in enumerate(results):
         shown = [Text(cell.replace(" ", "\n")) for cell in cells(metrics, names)]
         grid.add_row(Text(metrics.name), *shown, style="bold" if i == 0 and len(results) > 1 else None)
-    return Group(grid, *(Text(line) for line in notes(results)))
+    return Group(grid, *(Text(visible(line)) for line in notes(results)))
 
 
 def text(results: Sequence[Metrics]) -> str:

@@ -59,13 +59,14 @@ class DType(Stand):
     def __init__(self, code: Any = None, align: Any = False, copy: Any = False) -> None:
         self.real = _plain_dtype(code)
         self.built = False
+        self.big = self.real.byteorder == ">"
 
     def __setstate__(self, state: Any) -> None:
         normal = self.real.__reduce__()[2]
         order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
         if self.built or order not in ("<", ">", "|") or (*state[:1], normal[1], *state[2:]) != normal:
             raise Refused(f"a numpy dtype {self.real.str!r} with the state {str(state)[:80]}")
-        self.built = True
+        self.built, self.big = True, order == ">"
 
 
 class Array(Stand):
@@ -98,10 +99,10 @@ def reconstruct(kind: Any, shape: Any, code: Any) -> Array:
 
 
 def _plain_dtype(code: Any) -> np.dtype[Any]:
-    if not isinstance(code, str | bytes):
+    if not isinstance(code, str):
         raise Refused(f"a numpy dtype made of a {type(code).__name__}")
     try:
-        real = np.dtype(code.decode() if isinstance(code, bytes) else code)
+        real = np.dtype(code)
     except Exception as err:
         raise Refused(f"the numpy dtype {str(code)[:80]!r}") from err
     if real.kind == "O":
@@ -120,6 +121,12 @@ def _check_size(shape: Any, kind: Any, data: Any) -> None:
         raise Refused(f"a numpy array whose content is a {type(data).__name__}")
     if math.prod(shape) * kind.real.itemsize != len(data):
         raise Refused(f"a numpy array of the shape {str(shape)[:80]} with {len(data):,} bytes")
+    if kind.real.kind == "U":
+        raw = data.encode("latin1") if isinstance(data, str) else data
+        try:
+            raw.decode("utf-32-be" if kind.big else "utf-32-le", "surrogatepass")
+        except UnicodeDecodeError as err:
+            raise Refused("a numpy array of text that holds no characters") from err
 
 
 def _stands() -> dict[str, Any]:

@@ -196,10 +196,11 @@ def _existing(path: Path | str) -> Path:
 
 
 def _unreadable(path: Path, err: Exception, what: str = "pickle") -> ArtifactError:
-    """One line: the refused global, or what is wrong with the file."""
+    """One line: the refused global, which may be any text, or what is wrong with the file."""
     if isinstance(err, Refused):
-        return ArtifactError(f"{path} refused: the {what} asks for {err}; {HOLDS}")
+        asked = str(err).encode("unicode_escape").decode("ascii")[:200]
+        return ArtifactError(f"{path} refused: the {what} asks for {asked}; {HOLDS}")
     if named := re.search(r"GLOBAL ([\w.]+)", str(err)):
         return ArtifactError(f"{path} refused: the file asks for {named[1]}; {HOLDS}")
-    text = (str(err).splitlines() or [""])[0][:200]
+    text = str(err).partition("\n")[0].encode("unicode_escape").decode("ascii")[:200]
     return ArtifactError(f"cannot read {path}: {type(err).__name__}: {text}")

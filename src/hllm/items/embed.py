@@ -89,9 +89,10 @@ def embed(
                   have, else bf16 where the hardware is fast at it
     max_tokens    longer texts are cut (and counted); tokens of the prompt not included
 
-    An interrupted call loses at most one batch. Raises ConfigError for an invalid choice, FetchError if
-    the model is nowhere to be had, DataError if no item has text or a vector is not finite, DeviceError
-    for a missing device or too little memory, ArtifactError if another process writes the same store.
+    Ctrl-C loses at most one batch, a killed process the last few seconds. Raises ConfigError for an
+    invalid choice, FetchError if the model is nowhere to be had, DataError if no item has text or a
+    vector is not finite, DeviceError for a missing device or too little memory, ArtifactError if another
+    process writes the same store or the model cannot be used.
     """
     asked = None if check_precision(precision) == "auto" else precision
     wanted = resolve(dataset, item_llm, pooling, prompt, text_fields, asked, max_tokens, must_exist=True)
@@ -208,8 +209,10 @@ class Resolved:
             seconds=time.perf_counter() - start,
         )
         if cut := result.stats["truncated"]:
-            limit = spec["max_tokens"]
-            warnings.warn(f"{cut:,} item texts were cut to max_tokens={limit} tokens", stacklevel=3)
+            warnings.warn(
+                f"{cut:,} item texts were cut to max_tokens={spec['max_tokens']}, or to what the model reads at once",
+                stacklevel=3,
+            )
         return result
 
     def _finished(self) -> Spec:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hllm.evaluate.ranking import TopK
 
 WRITERS = (".parquet", ".csv", ".tsv", ".jsonl")
+FORMULA = r"^[=+\-@\t\r]"  # what a spreadsheet takes for a formula
 
 
 def to_frame(top: TopK, names: Sequence[Any], data: Dataset) -> pl.DataFrame:
@@ -42,9 +43,25 @@ def check_output(path: Path) -> None:
         raise ConfigError(f"--out {path}: unknown suffix {path.suffix!r}; valid: {', '.join(WRITERS)}")
 
 
-def write_frame(path: Path, frame: pl.DataFrame) -> None:
-    """Write recommendations by suffix: Parquet, CSV, TSV or JSON lines."""
+def formulas(frame: pl.DataFrame) -> int:
+    """Number of texts that a spreadsheet would run as formulas."""
+    import polars as pl
+
+    texts = frame.select(pl.col(pl.String).str.contains(FORMULA).sum())
+    return sum(texts.row(0)) if texts.width else 0
+
+
+def write_frame(path: Path, frame: pl.DataFrame, spreadsheet_safe: bool = False) -> None:
+    """Write recommendations by suffix: Parquet, CSV, TSV or JSON lines.
+
+    With `spreadsheet_safe`, text in CSV and TSV that begins like a formula gets an apostrophe before
+    it, as spreadsheets have it for text; the ids are then no longer the user's to the letter.
+    """
+    import polars as pl
+
     check_output(path)
+    if spreadsheet_safe and path.suffix in (".csv", ".tsv"):
+        frame = frame.with_columns(pl.col(pl.String).str.replace(rf"({FORMULA})", "'$1"))
     if path.suffix == ".parquet":
         write_table(path, frame)
         return

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from numbers import Integral
+from numbers import Number
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hllm.data.batches.queries import Queries, eval_queries, history_queries, last_queries
+from hllm.data.tables.values import clean_text, id_list
 from hllm.errors import ConfigError, DataError, nearest, unknown
 
 if TYPE_CHECKING:
@@ -28,13 +29,10 @@ def queries_of_users(
             raise ConfigError(unknown("split", split, data.queries))
         queries = eval_queries(data, split)
         return queries, [data.user_ids[row] for row in queries.users]
-    if isinstance(users, str | Integral):
-        raise DataError(f"users={users!r} must be a list of user ids, for example users=[{users!r}]")
-    rows = (
-        np.arange(data.n_users)
-        if users is None
-        else np.array([data.row_of(u) for u in users], dtype=np.int64)
-    )
+    if users is None:
+        rows = np.arange(data.n_users)
+    else:
+        rows = np.array([data.row_of(u) for u in id_list(users, "users", "user ids")], dtype=np.int64)
     return last_queries(data, rows), [data.user_ids[row] for row in rows]
 
 
@@ -43,16 +41,20 @@ def queries_of_histories(data: Dataset, histories: Sequence[Sequence[Any]]) -> t
 
     Raises DataError for an empty history and for an unknown item.
     """
-    tokens = []
-    for number, history in enumerate(histories):
-        if isinstance(history, str | Integral):
-            raise DataError(
-                f"history must be a list of lists of item ids, for example history=[[{history!r}]]"
-            )
-        if not len(history):
-            raise DataError(f"history {number} is empty; give at least one item id")
-        tokens.append([data.token_of(item) for item in history])
+    tokens = [[data.token_of(i) for i in row] for row in _lists(histories, "history", "item ids")]
     return history_queries(tokens), list(range(len(tokens)))
+
+
+def _lists(values: Any, name: str, what: str) -> list[list[Any]]:
+    """The lists of a list of lists; DataError where they are none, or where one is empty."""
+    lists = []
+    for number, row in enumerate(id_list(values, name, f"lists of {what}")):
+        if isinstance(row, str | bytes | Number):
+            raise DataError(f"{name} must be a list of lists of {what}, for example {name}=[[{row!r}]]")
+        lists.append(id_list(row, f"{name}[{number}]", what))
+        if not lists[-1]:
+            raise DataError(f"{name} {number} is empty; give at least one of the {what}")
+    return lists
 
 
 def queries_of_titles(data: Dataset, titles: Sequence[Sequence[str]]) -> tuple[Queries, list[int]]:
@@ -61,14 +63,9 @@ def queries_of_titles(data: Dataset, titles: Sequence[Sequence[str]]) -> tuple[Q
     by_title: dict[str, int] = {}
     for token, title in enumerate(data.items[column].to_list(), start=1):
         if title is not None:
-            by_title.setdefault(title.casefold().strip(), token)
-    tokens = []
-    for number, history in enumerate(titles):
-        if isinstance(history, str):
-            raise DataError(f"titles must be a list of lists, for example titles=[[{history!r}]]")
-        if not len(history):
-            raise DataError(f"titles {number} is empty; give at least one title")
-        tokens.append([_token_of_title(by_title, title, column) for title in history])
+            by_title.setdefault(str(title).casefold().strip(), token)
+    lists = _lists(titles, "titles", "titles")
+    tokens = [[_token_of_title(by_title, title, column) for title in row] for row in lists]
     return history_queries(tokens), list(range(len(tokens)))
 
 
@@ -84,9 +81,11 @@ def title_column(data: Dataset) -> str:
 
 
 def _token_of_title(by_title: dict[str, int], title: str, column: str) -> int:
-    token = by_title.get(title.casefold().strip())
+    if not isinstance(title, str):
+        raise DataError(f"titles: {title!r} is a {type(title).__name__}, not the text of a title")
+    wanted = (clean_text(title) or "").casefold()
+    token = by_title.get(wanted, by_title.get(title.casefold().strip()))
     if token is None:
-        wanted = title.casefold().strip()
         hint = nearest(wanted, by_title) or _containing(wanted, by_title)
         raise DataError(f"no item has the {column} {title!r}{hint}")
     return token

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hllm.data.tables.values import id_list
 from hllm.evaluate.ranking import candidate_tokens
 
 if TYPE_CHECKING:
@@ -35,31 +36,28 @@ class Rules:
 def make_rules(
     dataset: Dataset,
     *,
-    candidates: str = "interacted",
-    only: Iterable[Any] | None = None,
+    candidates: str | Iterable[Any] = "interacted",
     exclude: Iterable[Any] = (),
     exclude_by_query: Mapping[int, Iterable[Any]] | None = None,
     keep_seen: bool = False,
 ) -> Rules:
     """Rules from item ids.
 
-    `candidates` is "interacted" (items with an event, and those added later) or "catalogue"; `only` (ids)
-    replaces it;
+    `candidates` is "interacted" (items with an event, and those added later), "catalogue", or ids;
     `exclude` (ids) holds for everybody, `exclude_by_query` for the query of that number.
     Raises DataError naming an unknown id, ConfigError for unknown `candidates`.
     """
-    if only is None:
-        tokens = candidate_tokens(dataset, candidates)
+    tokens = candidate_tokens(dataset, candidates)
+    if isinstance(candidates, str):
         # Items added after training have no event, and are there to be recommended.
         first_added = dataset.n_catalogue - int(dataset.meta.get("n_added", 0)) + 1
         tokens = np.union1d(tokens, np.arange(first_added, dataset.n_catalogue + 1))
-    else:
-        tokens = np.unique(np.array([dataset.token_of(item) for item in only], dtype=np.int64))
-    tokens = np.setdiff1d(tokens, np.array([dataset.token_of(item) for item in exclude], dtype=np.int64))
+    hidden_for_all = [dataset.token_of(item) for item in id_list(exclude, "exclude")]
+    tokens = np.setdiff1d(tokens, np.array(hidden_for_all, dtype=np.int64))
     pairs = [
         (row, dataset.token_of(item))
         for row, items in sorted((exclude_by_query or {}).items())
-        for item in items
+        for item in id_list(items, "exclude_by_query")
     ]
     rows, hidden = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
     return Rules(tokens, keep_seen, (rows, hidden))

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hllm.artifacts import read_json
+from hllm.artifacts import read_document, read_json
 from hllm.config import make_config
 from hllm.data.folder import own_names, remove_dataset
 from hllm.errors import ArtifactError, ConfigError
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 FORMAT, VERSION = "hllm-run", 2
 OURS = {"config.json", "model.safetensors", "data", "history.jsonl", "checkpoints"}
+AGAIN = "train again, with --overwrite"
 MADE_LATER = {"metrics.json", "ranks", "report.html", "examples.json", "README.md"}
 
 
@@ -131,4 +132,4 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise ArtifactError(
             f"{folder} has run version {document.get('version')}, this hllm reads up to {VERSION}"
         )
-    return document
+    return read_document(folder / "config.json", AGAIN)

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import torch
 
-from hllm.artifacts import read_json, read_tensors, write_json, write_tensors
+from hllm.artifacts import (
+    check_manifest,
+    locked,
+    manifest_of,
+    read_json,
+    read_tensors,
+    write_document,
+    write_tensors,
+)
 from hllm.config import Config, make_config
 from hllm.data.dataset import Dataset
 from hllm.errors import ArtifactError
@@ -16,6 +24,7 @@ from hllm.items.source.whitening import EPSILON
 from hllm.models.hllm import Network
 from hllm.runs.build import with_source
 from hllm.runs.folder import (
+    AGAIN,
     FORMAT,
     VERSION,
     check_folder,
@@ -27,27 +36,31 @@ from hllm.runs.folder import (
 from hllm.runs.legacy import upgraded
 from hllm.runs.record import RunRecord
 
+FILES = ("model.safetensors", "data/dataset.json")  # which lists the other files of `data`
+
 
 def write_run(folder: Path, network: Network, config: Config, data: Dataset, record: RunRecord) -> None:
     """Write a finished run; `config.json`, its mark, last."""
-    if _is_another(folder, config, data, record):
-        check_folder(data, folder)
-        clear_run(folder)  # metrics and report of another run would not be this one's
-    (folder / "config.json").unlink(missing_ok=True)
-    if data.path is None or data.path.resolve() != (folder / "data").resolve():
-        data.copy_to(folder / "data")
-    write_tensors(folder / "model.safetensors", network.state_dict())
-    document = {
-        "format": FORMAT,
-        "version": VERSION,
-        "config": config.model_dump(),
-        "runtime": config.runtime.model_dump(),
-        "source": network.source.spec(),
-        **asdict(record),
-    }
-    if config.items.whiten == "whiten" and config.items.item_llm is not None:
-        document["whitening"] = {"rank": document["source"]["parts"]["text"]["rank"], "epsilon": EPSILON}
-    write_json(folder / "config.json", document)
+    run_state(folder)
+    with locked(folder):
+        if _is_another(folder, config, data, record):
+            check_folder(data, folder)
+            clear_run(folder)  # metrics and report of another run would not be this one's
+        (folder / "config.json").unlink(missing_ok=True)
+        if data.path is None or data.path.resolve() != (folder / "data").resolve():
+            data.copy_to(folder / "data")
+        write_tensors(folder / "model.safetensors", network.state_dict())
+        document = {
+            "format": FORMAT,
+            "version": VERSION,
+            "config": config.model_dump(),
+            "runtime": config.runtime.model_dump(),
+            "source": network.source.spec(),
+            **asdict(record),
+        }
+        if config.items.whiten == "whiten" and config.items.item_llm is not None:
+            document["whitening"] = {"rank": document["source"]["parts"]["text"]["rank"], "epsilon": EPSILON}
+        write_document(folder / "config.json", document, manifest_of(folder, FILES))
 
 
 def _is_another(folder: Path, config: Config, data: Dataset, record: RunRecord) -> bool:
@@ -64,6 +77,7 @@ def _is_another(folder: Path, config: Config, data: Dataset, record: RunRecord) 
 def read_run(folder: Path, device: torch.device) -> tuple[Network, Config, Dataset, RunRecord]:
     """Load a finished run; ArtifactError says what the folder is instead and what to do."""
     document = read_record(folder)
+    check_manifest(folder, document.get("files", {}), advice=AGAIN)
     tensors, _ = read_tensors(folder / "model.safetensors")
     if document["version"] == 1:
         document, tensors = upgraded(document, tensors)

@@ -21,7 +21,7 @@ def rows(text: str, **options: object) -> list[tuple[str | None, ...]]:
     return read_delimited(FILE, text.encode(), **options).rows()  # type: ignore[arg-type]
 
 
-def test_lone_quotes_are_text() -> None:
+def test_case_d4_lone_quotes_are_text() -> None:
     """Case D4."""
     text = 'item_id:token\ttitle:token_seq\n1\tThe "Burbs\n2\tUp\n3\t5" Disk\n'
     assert rows(text) == [("1", 'The "Burbs'), ("2", "Up"), ("3", '5" Disk')]
@@ -122,3 +122,23 @@ def test_split_line() -> None:
     assert split_line('1,"a, b",c', ",") == (["1", "a, b", "c"], False)
     assert split_line('1,"a, b', ",") == (["1", '"a', " b"], True)
     assert split_line('"",', ",") == (["", ""], False)
+
+
+def test_case_e22_the_number_of_columns_is_limited(tmp_path):
+    path = tmp_path / "a.csv"
+    names = ",".join(f"c{i}" for i in range(100_000))
+    for second in ("x" * 9, ",".join("x" * 100_000)):
+        with pytest.raises(DataError, match=r"has 100,000 columns, and the limit is 10,000; keep those"):
+            read_delimited(path, f"{names}\n{second}\n".encode())
+
+
+@pytest.mark.parametrize("quoted", [True, False])
+@pytest.mark.parametrize("odd", ["", '\n3,5" disk'])
+def test_case_e22_long_fields_are_read(tmp_path, quoted, odd):
+    """Beyond the 131,072 characters that Python's csv takes."""
+    text = "a, b" * 50_000 if quoted else "a" * 200_000
+    data = f'item_id,title\n1,"{text}"\n2,b{odd}\n' if quoted else f"item_id,title\n1,{text}\n2,b{odd}\n"
+    assert read_delimited(tmp_path / "a.csv", data.encode())["title"][0] == text
+    with pytest.raises(DataError, match=r"line \d: 3 fields where 2 are expected") as caught:
+        read_delimited(tmp_path / "a.csv", (data + f"9,{'y' * 200_000},z\n").encode())
+    assert len(str(caught.value)) < 300

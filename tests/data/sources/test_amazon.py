@@ -202,7 +202,7 @@ def test_2018_has_the_item_first_and_scraps_of_pages(tmp_path: Path) -> None:
         "item_id": "0143026860",
         "title": "Shampoo & Soap",
         "description": "Makes hair shine.",
-        "features": "5 oz vegan",
+        "features": "5 oz, vegan",
         "categories": "Beauty, Hair",
         "brand": "ACME",
         "price": None,

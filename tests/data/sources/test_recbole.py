@@ -41,7 +41,7 @@ def test_three_files(tmp_path: Path) -> None:
     assert Dataset.from_source_tables(tables, name="x").n_catalogue == 3
 
 
-def test_lone_quotes_are_text(tmp_path: Path) -> None:
+def test_case_d4_lone_quotes_are_text(tmp_path: Path) -> None:
     """Case D4: three items, quotes kept."""
     item = 'item_id:token\ttitle:token_seq\n1\tThe "Burbs\n2\tUp\n3\t5" Disk\n'
     items = read_recbole(write(tmp_path, inter=INTER, item=item)).items
@@ -49,7 +49,7 @@ def test_lone_quotes_are_text(tmp_path: Path) -> None:
     assert items["title"].to_list() == ['The "Burbs', "Up", '5" Disk']
 
 
-def test_times_are_exact(tmp_path: Path) -> None:
+def test_case_d3_times_are_exact(tmp_path: Path) -> None:
     """Case D3: three times that are equal as 32-bit floats."""
     head = INTER.splitlines()[0]
     rows = "".join(f"u\t{i}\t1\t{t}\n" for i, t in (("c", 978300060), ("b", 978300055), ("a", 978300019)))
@@ -58,7 +58,7 @@ def test_times_are_exact(tmp_path: Path) -> None:
     assert data.times.tolist() == [978300019, 978300055, 978300060]
 
 
-def test_zeros_of_identifiers_stay(tmp_path: Path) -> None:
+def test_case_d1_zeros_of_identifiers_stay(tmp_path: Path) -> None:
     """Case D1, in atomic files."""
     inter = "user_id:token\titem_id:token\ttimestamp:float\nu1\t007\t1\nu1\t7\t2\nu1\t007\t3\n"
     item = "item_id:token\ttitle:token_seq\n007\tBond\n7\tSeven\n"

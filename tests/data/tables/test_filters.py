@@ -63,7 +63,7 @@ def test_specific_thresholds_override_the_general_one():
     assert kept.rows.sum() == 5 and kept.counts == {"below_min_interactions": 4}
 
 
-def test_d6_a_filter_that_leaves_nothing_names_itself_and_the_rows():
+def test_case_d6_a_filter_that_leaves_nothing_names_itself_and_the_rows():
     users, items = np.array([0, 1, 1, 2, 2, 2]), np.array([0, 0, 1, 0, 1, 2])
     with pytest.raises(
         DataError, match=r"filter min_interactions=10 leaves nothing \(6 rows before, 0 after\)"

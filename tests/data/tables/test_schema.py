@@ -5,7 +5,8 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from hllm.data.tables.schema import Tables, canonical, guess_time_unit, is_integer_text, to_tables
+from hllm.data.tables.identifiers import is_integer_text
+from hllm.data.tables.schema import Tables, canonical, guess_time_unit, to_tables
 from hllm.errors import ConfigError, DataError
 
 EVENTS = {"user_id": ["b", "a", "b"], "item_id": [3, 1, 2], "timestamp": [30, 10, 20]}
@@ -29,7 +30,7 @@ def test_every_table_library_gives_the_same_rows_in_the_same_order(make):
     assert frame.rows() == [("b", 3, 30, 1.0), ("a", 1, 10, 2.0), ("b", 2, 20, 5.0)]
 
 
-def test_d21_pandas_strings_categories_and_nullable_integers():
+def test_case_d21_pandas_strings_categories_and_nullable_integers():
     frame = pd.DataFrame(
         {
             "user_id": pd.Series(["007", "7", "x"], dtype="str"),
@@ -147,7 +148,7 @@ def test_text_fields_default_to_strings_and_lists_are_joined():
         to_tables(events(), text_fields=["title"])
 
 
-def test_d12_integer_interactions_meet_string_items():
+def test_case_d12_integer_interactions_meet_string_items():
     items = pl.DataFrame({"item_id": ["3", "2", "1"], "title": ["three", "two", "one"]})
     tables = to_tables(pl.DataFrame({**EVENTS, "item_id": [1, 3, 2]}), items)
     assert tables.items is not None and tables.items.rows() == [(3, "three"), (2, "two"), (1, "one")]
@@ -155,7 +156,7 @@ def test_d12_integer_interactions_meet_string_items():
     assert reverse.items is not None and reverse.items["item_id"].to_list() == ["3", "2", "1"]
 
 
-def test_d12_types_that_cannot_agree_are_both_named():
+def test_case_d12_types_that_cannot_agree_are_both_named():
     items = pl.DataFrame({"item_id": ["3", "2", "tt1"], "title": ["three", "two", "one"]})
     with pytest.raises(
         DataError, match="item_id is int64 in the interactions but string in the items table, and 'tt1'"
@@ -172,7 +173,7 @@ def test_tables_without_a_common_identifier():
         to_tables(events(), pl.DataFrame({"item_id": [8, 9]}))
 
 
-def test_d1_text_identifiers_keep_leading_zeros_in_all_tables():
+def test_case_d1_text_identifiers_keep_leading_zeros_in_all_tables():
     items = pl.DataFrame({"item_id": ["007", "7"], "title": ["Bond", "Seven"]})
     both = to_tables(events(item_id=["007", "7", "007"]), items, text_ids=True)
     assert both.interactions["item_id"].to_list() == ["007", "7", "007"]

@@ -110,15 +110,18 @@ class TrainLoader:
         return self.batches(self.plan(epoch), skip)
 
     def assemble(self, windows: Windows) -> Batch:
-        """Inputs are all events of a window but the last, targets all but the first."""
+        """Inputs are all events of a window but the last, targets all but the first.
+
+        Nothing waits for the device: while it works on a step, the next batch is on its way.
+        """
         lengths = torch.from_numpy(windows.lengths - 1)
         index = flat_index(torch.from_numpy(windows.starts), lengths, self.device)
         return Batch(
-            users=torch.from_numpy(windows.users).to(self.device),
+            users=torch.from_numpy(windows.users).to(self.device, non_blocking=True),
             tokens=self.tokens[index].long(),
             times=self.times[index],
             targets=self.tokens[index + 1].long(),
-            offsets=offsets_of(lengths).to(self.device),
+            offsets=offsets_of(lengths).to(self.device, non_blocking=True),
             n_targets=torch.tensor(float(lengths.sum())).to(self.device, non_blocking=True),
             host_lengths=lengths,
         )

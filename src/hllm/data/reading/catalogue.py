@@ -14,17 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hllm.data.reading.cleaning import clean_text
-from hllm.data.reading.lines import decode, read_line_blocks
+from hllm.data.reading.lines import decode, numbered_records, read_line_blocks
 from hllm.data.reading.literals import LiteralScanner, parse_record
 from hllm.data.reading.textfiles import bad_line, check_columns, check_width
 from hllm.data.tables.schema import ITEM_ID
+from hllm.data.tables.values import clean_id, clean_text, is_missing
 from hllm.errors import DataError
 
 if TYPE_CHECKING:
     import polars as pl
 
 ROWS = 50_000  # rows that are Python objects at a time
+UNWANTED: Mapping[str, Any] = {}  # what stands for a record that need not be parsed
 LONGEST_FIELD = 1 << 24  # characters; beyond it a quote was never closed
 
 
@@ -99,24 +100,23 @@ def _records(
 ) -> Iterator[tuple[Any, ...]]:
     names = [name for field in fields.values() for name in field.names]
     scan, quick = LiteralScanner([key, *names]), _quick_id(key)
-    for number, lines in read_line_blocks(path):
-        for i, raw in enumerate(lines, start=number):
-            if wanted is not None:
-                item = quick(raw)
-                if item is not None and item not in wanted:
-                    continue
-            if not raw.strip():
-                continue
-            try:
-                # A Python literal never starts with a double quote in these files, JSON always does.
-                record = parse_record(raw) if raw.startswith(b'{"') else scan(raw)
-            except ValueError as err:
-                raise bad_line(
-                    path, i, f"not an item ({err}); fix the line, or download the file again", decode(raw)
-                ) from err
-            item = record.get(key)
-            if wanted is None or item in wanted or not item:
-                yield (None if not item else str(item), *_texts(record, fields))
+
+    def parse(raw: bytes) -> Mapping[str, Any]:
+        if wanted is not None and (item := quick(raw)) is not None and clean_id(item) not in wanted:
+            return UNWANTED
+        # A Python literal never starts with a double quote in these files, JSON always does.
+        return parse_record(raw) if raw.startswith(b'{"') else scan(raw)
+
+    problem = "not an item ({}); fix the line, or download the file again"
+    for _, record in numbered_records(path, parse, problem):
+        item = _item_id(record.get(key))
+        if record is not UNWANTED and (wanted is None or item in wanted or not item):
+            yield (item, *_texts(record, fields))
+
+
+def _item_id(value: Any) -> str | None:
+    """An item's identifier as text; None where there is none."""
+    return None if is_missing(value) else str(clean_id(value)) or None
 
 
 def _texts(record: Mapping[str, Any], fields: Mapping[str, Field]) -> Iterator[str | None]:
@@ -173,7 +173,7 @@ def _csv_records(
         if len(row) != len(header):
             problem = f"{len(row)} fields where {len(header)} are expected; text with commas needs quotes"
             raise bad_line(path, number, problem, ",".join(row))
-        item = row[id_at]
+        item = _item_id(row[id_at])
         if wanted is None or item in wanted or not item:
             texts = (None if i is None else clean(row[i]) for i, clean in zip(at, cleaners, strict=True))
             yield (item, *texts)

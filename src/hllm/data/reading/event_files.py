@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hllm.data.reading.delimited import split_line
-from hllm.data.reading.lines import decode, read_line_blocks
+from hllm.data.reading.lines import decode, numbered_records, numbered_rows, read_line_blocks
 from hllm.data.reading.literals import parse_record
 from hllm.data.reading.textfiles import bad_line, check_width
 from hllm.data.tables.schema import ITEM_ID, RATING, TIMESTAMP, USER_ID
@@ -123,17 +123,12 @@ def _has_quotes(frame: pl.DataFrame) -> bool:
 def _csv_rows(path: Path, names: list[str], header: bool) -> Iterator[tuple[Any, ...]]:
     """Rows (user, item, time, rating) of a CSV file, checked one by one."""
     at = [names.index(name) if name in names else -1 for name in (*REQUIRED, RATING)]
-    for number, lines in read_line_blocks(path):
-        for i, raw in enumerate(lines, start=number):
-            if not raw.strip() or (header and i == 1):
-                continue
-            text = decode(raw)
-            fields = split_line(text, ",")[0]
-            if len(fields) != len(names):
-                raise bad_line(path, i, f"{_count(len(fields))} where {len(names)} are expected", text)
-            user, item, time = (fields[j] for j in at[:3])
-            rating = fields[at[3]] if at[3] >= 0 else None
-            yield checked_row(path, i, user, item, time, rating)
+    wanted = f"{len(names)} are expected"
+    for number, fields in numbered_rows(
+        path, len(names), lambda line: split_line(line, ",")[0], wanted, header
+    ):
+        user, item, time = (fields[j] for j in at[:3])
+        yield checked_row(path, number, user, item, time, fields[at[3]] if at[3] >= 0 else None)
 
 
 def read_reviews(path: Path, names: Mapping[str, str]) -> pl.DataFrame:
@@ -149,18 +144,16 @@ def read_reviews(path: Path, names: Mapping[str, str]) -> pl.DataFrame:
 
 def _review_rows(path: Path, names: Mapping[str, str]) -> Iterator[tuple[Any, ...]]:
     keys = [names[name] for name in (*REQUIRED, RATING)]
-    for number, lines in read_line_blocks(path):
-        for i, raw in enumerate(lines, start=number):
-            if not raw.strip():
-                continue
-            try:
-                review = parse_record(raw)
-            except ValueError as err:
-                raise bad_line(path, i, str(err), decode(raw)) from err
-            absent = [key for key in keys[:3] if review.get(key) is None]
-            if absent:
-                raise bad_line(path, i, f"the review has no {absent[0]!r}", decode(raw))
-            yield checked_row(path, i, *(review.get(key) for key in keys))
+
+    def parse(raw: bytes) -> dict[str, Any]:
+        review = parse_record(raw)
+        absent = [key for key in keys[:3] if review.get(key) is None]
+        if absent:
+            raise ValueError(f"the review has no {absent[0]!r}")
+        return review
+
+    for number, review in numbered_records(path, parse):
+        yield checked_row(path, number, *(review.get(key) for key in keys))
 
 
 def checked_row(path: Path, number: int, user: Any, item: Any, time: Any, rating: Any) -> tuple[Any, ...]:

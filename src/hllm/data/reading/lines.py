@@ -8,32 +8,15 @@ line, so that an error can say where it is.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
-from hllm.data.reading.textfiles import find_file, open_binary, refuse_binary
+from hllm.data.reading.textfiles import bad_line, open_binary, refuse_binary
 from hllm.errors import DataError
 
+T = TypeVar("T")
 BLOCK = 1 << 22  # bytes read at a time
-
-
-def first_file(folder: Path | str, names: Sequence[str], advice: str = "") -> Path:
-    """The first of `names` (or `name.gz`) in `folder` or one level inside it.
-
-    DataError, listing all names and what is there instead, if none is.
-    """
-    found = optional_file(folder, names)
-    if found is not None:
-        return found
-    others = f"any of {', '.join(names)} will do" if len(names) > 1 else ""
-    find_file(folder, names[0], advice="; ".join(part for part in (others, advice) if part))
-    raise AssertionError("find_file raises for a missing file")
-
-
-def optional_file(folder: Path | str, names: Sequence[str]) -> Path | None:
-    """As `first_file`, but None if there is none."""
-    found = (find_file(folder, name, required=False) for name in names)
-    return next((path for path in found if path is not None), None)
 
 
 def read_blocks(path: Path, size: int = BLOCK) -> Iterator[bytes]:
@@ -69,6 +52,44 @@ def read_line_blocks(path: Path, size: int = BLOCK) -> Iterator[tuple[int, list[
             lines.pop()
         yield number, lines
         number += len(lines)
+
+
+def numbered_lines(path: Path, size: int = BLOCK) -> Iterator[tuple[int, bytes]]:
+    """Yield (number, line without its end) of every line that is not blank."""
+    for number, lines in read_line_blocks(path, size):
+        yield from ((i, raw) for i, raw in enumerate(lines, start=number) if raw.strip())
+
+
+def numbered_rows(
+    path: Path, width: int, split: Callable[[str], list[str]], wanted: str, header: bool = True
+) -> Iterator[tuple[int, list[str]]]:
+    """Yield (number, fields) of every row below the header, by the slow way that names a bad one.
+
+    This is where every reader of delimited text goes once its fast parser is in doubt. `wanted` says what
+    a row should be. DataError for the first line that does not split into `width` fields.
+    """
+    for number, raw in numbered_lines(path):
+        if header and number == 1:
+            continue
+        text = decode(raw)
+        fields = split(text)
+        if len(fields) != width:
+            raise bad_line(
+                path, number, f"{len(fields)} field{'s' * (len(fields) != 1)} where {wanted}", text
+            )
+        yield number, fields
+
+
+def numbered_records(path: Path, parse: Callable[[bytes], T], what: str = "{}") -> Iterator[tuple[int, T]]:
+    """Yield (number, record) of files with one record a line. DataError for the first that is none.
+
+    `parse` raises ValueError for what it cannot read; `what` is the message around that.
+    """
+    for number, raw in numbered_lines(path):
+        try:
+            yield number, parse(raw)
+        except ValueError as err:
+            raise bad_line(path, number, what.format(err), decode(raw)) from err
 
 
 def decode(raw: bytes) -> str:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from hllm.data.reading.catalogue import Field, read_item_csv
 from hllm.data.reading.event_files import COLUMN_NAMES, first_fields, read_events
+from hllm.data.reading.files import files_named, need_folder
 from hllm.data.tables.schema import ITEM_ID, TIMESTAMP, USER_ID, Tables, guess_time_unit, to_tables
+from hllm.data.tables.values import clean_id
 from hllm.errors import ConfigError, DataError, unknown
 
 if TYPE_CHECKING:
@@ -41,14 +43,14 @@ def find_pair(folder: Path, names: Sequence[str], advice: str) -> tuple[Path, Pa
     information = [p for p, kind in kinds.items() if kind == "items"]
     if interactions and information:
         return interactions[0], information[0]
-    found = "; ".join(
+    shown = "; ".join(
         f"{path.relative_to(folder)} with the columns {', '.join(first_fields(path)[:6])}" for path in present
     )
     missing = (
         "item texts (item_id, title, ...)" if interactions else "interactions (item_id, user_id, timestamp)"
     )
     raise DataError(
-        f"{folder} has no {names[0]} with {missing}; found: {found or 'nothing of that name'}. {advice}"
+        f"{folder} has no {names[0]} with {missing}; found: {shown or 'nothing of that name'}. {advice}"
     )
 
 
@@ -58,15 +60,9 @@ def find_csv(folder: Path, names: Sequence[str], kind: str) -> Path | None:
 
 
 def _present(folder: Path, names: Sequence[str]) -> list[Path]:
-    """Files of these names, those in folders called after their content first."""
-    inner = sorted(p for p in folder.iterdir() if p.is_dir())
-    candidates = [
-        place / f"{name}{ending}"
-        for place in (*inner, folder)
-        for name in names
-        for ending in ("", ".gz", ".1")
-    ]
-    return [path for path in candidates if path.is_file()]
+    """Files of these names, those in folders that are called after their content before the rest."""
+    found = dict.fromkeys(files_named(folder, *names, endings=("", ".gz", ".1")))
+    return sorted(found, key=lambda path: path.parent == folder)
 
 
 def _kind(path: Path) -> str:
@@ -77,17 +73,6 @@ def _kind(path: Path) -> str:
 
 
 # ------------------------------------------------------------- shared with other readers
-
-
-def need_folder(folder: Path | None) -> Path:
-    """The folder of the raw files; DataError if there is none."""
-    if folder is None:
-        raise DataError("no folder; pass the one that holds the files with --from DIR")
-    folder = Path(folder)
-    if not folder.is_dir():
-        what = "is a file; give the folder that holds it" if folder.exists() else "does not exist"
-        raise DataError(f"folder {folder} {what}")
-    return folder
 
 
 def check_catalogue(value: str) -> None:
@@ -103,7 +88,7 @@ def check_options(*, catalogue: str = "used", **others: Any) -> None:
 
 def wanted_items(events: pl.DataFrame, catalogue: str) -> Container[str] | None:
     """Identifiers whose records are to be read; None for all."""
-    return None if catalogue == "all" else set(events[ITEM_ID].unique().to_list())
+    return None if catalogue == "all" else {clean_id(item) for item in events[ITEM_ID].unique()}
 
 
 def finish(
@@ -117,7 +102,9 @@ def finish(
     notes: list[str] = []
     guess = guess_time_unit(events[TIMESTAMP], notes)
     fits = guess in ("index", unit)
-    tables = to_tables(events, items, text_fields=text_fields, time_unit=unit if fits else guess)
+    tables = to_tables(
+        events, items, text_fields=text_fields, time_unit=unit if fits else guess, cleaned=True
+    )
     tables.counts = counts | tables.counts
     tables.notes = [*tables.notes, *([] if fits else notes)]
     return tables

@@ -41,30 +41,6 @@ BYTE_ORDER_MARKS = (
 )
 
 
-def find_file(folder: Path | str, name: str, required: bool = True, advice: str = "") -> Path | None:
-    """The file `name` (or `name.gz`) in `folder` or one level inside it.
-
-    A missing optional file gives None; a missing required one a DataError that names what is
-    there, followed by `advice`.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        what = "is a file; give the folder that holds it" if folder.exists() else "does not exist"
-        raise DataError(f"folder {folder} {what}")
-    for pattern in (name, f"{name}.gz", f"*/{name}", f"*/{name}.gz"):
-        found = sorted(p for p in folder.glob(pattern) if p.is_file())
-        if found:
-            return found[0]
-    if not required:
-        return None
-    present = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
-    shown = ", ".join(present[:8]) + (", ..." if len(present) > 8 else "")
-    raise DataError(
-        f"{folder} has no {name}{nearest(name, present)}; it holds: {shown or 'nothing'}"
-        + (f". {advice}" if advice else "")
-    )
-
-
 @contextmanager
 def open_binary(path: Path | str) -> Iterator[IO[bytes]]:
     """The file's bytes as a stream, decompressed where they are gzip, whatever the name.
@@ -231,7 +207,7 @@ def check_header(path: Path, names: Sequence[str]) -> None:
         raise DataError(f"{path} has the column {_cut(twice[0])!r} more than once; found: {_listed(names)}")
 
 
-def check_width(path: Path, names: Sequence[str]) -> None:
+def check_width(path: Path | str, names: Sequence[str]) -> None:
     """DataError for more columns than anything here has use for."""
     if len(names) > MAX_COLUMNS:
         raise DataError(

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hllm.data.reading.catalogue import Field, read_catalogue
-from hllm.data.reading.cleaning import clean_text
 from hllm.data.reading.event_files import read_events, read_reviews
-from hllm.data.reading.lines import first_file, optional_file
-from hllm.data.reading.pairs import check_catalogue, finish, need_folder, wanted_items
+from hllm.data.reading.files import first_file, need_folder, optional_file
+from hllm.data.reading.pairs import check_catalogue, finish, wanted_items
 from hllm.data.reading.thinning import check_rule, thin
 from hllm.data.sources.spec import Source
 from hllm.data.tables.schema import ITEM_ID, RATING, TIMESTAMP, USER_ID
+from hllm.data.tables.values import clean_text
 from hllm.errors import ConfigError, DataError, unknown
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ def _read(
     before = rows.height
     rows = thin(rows, choice.filter, choice.k)
     fields = {name: layout.fields[name] for name in text_fields}
-    file = first_file(folder, _named(layout.items, variant), _advice(layout, variant))
+    file = first_file(folder, *_named(layout.items, variant), advice=_advice(layout, variant))
     wanted = wanted_items(rows, choice.catalogue)
     items, counts = read_catalogue(file, layout.item_key, fields, wanted)
     tables = finish(rows, items, list(fields), counts, layout.unit)
@@ -250,9 +250,9 @@ def _events(folder: Path, layout: Edition, variant: str, choice: _Choice) -> tup
     kinds = [choice.events]
     if choice.events == "auto":
         kinds = sorted(names, key=lambda kind: kind != choice.prefer)
-    present = {kind: path for kind in kinds if (path := optional_file(folder, names[kind])) is not None}
+    present = {kind: path for kind in kinds if (path := optional_file(folder, *names[kind])) is not None}
     if not present:
-        first_file(folder, [name for kind in kinds for name in names[kind]], _advice(layout, variant))
+        first_file(folder, *(name for kind in kinds for name in names[kind]), advice=_advice(layout, variant))
     kind, path = next(iter(present.items()))
     notes = []
     if len(present) > 1:

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from hllm import artifacts
-from hllm.data.reading.textfiles import find_file
+from hllm.data.reading.files import optional_file
 from hllm.data.sources import get_source
 from hllm.data.sources.spec import Source
 from hllm.errors import ConfigError
@@ -50,7 +50,7 @@ def raw_folder(source: Source) -> Path:
 
 def is_complete(source: Source, folder: Path) -> bool:
     """Whether every file of the source is in the folder, or one level inside it."""
-    return folder.is_dir() and all(find_file(folder, name, required=False) for name in source.files)
+    return folder.is_dir() and all(optional_file(folder, name) for name in source.files)
 
 
 def _from_home(source: Source, target: Path, show: bool) -> Path:

@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hllm.data.reading.files import first_file, optional_file
 from hllm.data.reading.textfiles import (
     bad_line,
     check_columns,
     check_encoding,
-    find_file,
     read_utf8,
     split_lines,
 )
@@ -54,32 +54,32 @@ _INNER = re.compile(rf"\((?P<before>a\.k\.a\. )?(?P<name>[^()]+), (?P<article>{A
 def read_ml_100k(folder: Path, *, natural_titles: bool = False, encoding: str | None = None) -> Tables:
     """Read u.data, u.item (19 genre flags become names joined by "|") and, where present, u.user."""
     advice = "It comes with `hllm data fetch ml-100k`"
-    events = _events(_need(folder, "u.data", advice), b"\t")
+    events = _events(first_file(folder, "u.data", advice=advice), b"\t")
 
     def movie(fields: list[str]) -> tuple[Any, ...]:
         flags = fields[-len(GENRES_100K) :]
         genres = "|".join(g for g, flag in zip(GENRES_100K, flags, strict=True) if flag == "1")
         return fields[0], fields[1], genres, fields[2]
 
-    file = _need(folder, "u.item", advice)
+    file = first_file(folder, "u.item", advice=advice)
     rows = list(_rows(file, "|", 5 + len(GENRES_100K), movie, encoding, "latin-1"))
-    items = _items(rows, ["item_id", "title", "genres", "release_date"], natural_titles)
+    items = _items(rows, ["item_id", "title", "genres", "release_date"])
     columns = ["user_id", "age", "gender", "occupation", "zip_code"]
-    return _tables(events, items, _users(folder, "u.user", "|", columns, encoding))
+    return _tables(events, items, _users(folder, "u.user", "|", columns, encoding), natural_titles)
 
 
 def read_ml_1m(folder: Path, *, natural_titles: bool = False, encoding: str | None = None) -> Tables:
     """Read ratings.dat, movies.dat and, where present, users.dat of ML-1M (latin-1) or ML-10M (UTF-8)."""
     advice = "It comes with `hllm data fetch ml-1m` (or ml-10m)"
-    events = _events(_need(folder, "ratings.dat", advice), b"::")
+    events = _events(first_file(folder, "ratings.dat", advice=advice), b"::")
 
     def movie(fields: list[str]) -> tuple[Any, ...]:
         return fields[0], "::".join(fields[1:-1]), fields[-1]
 
-    rows = list(_rows(_need(folder, "movies.dat", advice), "::", 3, movie, encoding, "latin-1"))
-    items = _items(rows, ["item_id", "title", "genres"], natural_titles)
+    rows = list(_rows(first_file(folder, "movies.dat", advice=advice), "::", 3, movie, encoding, "latin-1"))
+    items = _items(rows, ["item_id", "title", "genres"])
     columns = ["user_id", "gender", "age", "occupation", "zip_code"]
-    return _tables(events, items, _users(folder, "users.dat", "::", columns, encoding))
+    return _tables(events, items, _users(folder, "users.dat", "::", columns, encoding), natural_titles)
 
 
 def read_ml_csv(folder: Path, *, natural_titles: bool = False, encoding: str | None = None) -> Tables:
@@ -87,15 +87,15 @@ def read_ml_csv(folder: Path, *, natural_titles: bool = False, encoding: str | N
     from hllm.data.reading.delimited import read_delimited
 
     advice = "It comes with `hllm data fetch ml-latest-small` (or ml-20m, ml-25m, ml-32m)"
-    events = _events(_need(folder, "ratings.csv", advice), b",")
-    file = _need(folder, "movies.csv", advice)
+    events = _events(first_file(folder, "ratings.csv", advice=advice), b",")
+    file = first_file(folder, "movies.csv", advice=advice)
     movies = read_delimited(file, read_utf8(file, encoding), ",")
     check_columns(file, movies.columns, ("movieId", "title", "genres"))
     rows = list(movies.select("movieId", "title", "genres").iter_rows())
     for key, title, _ in rows:
         if not _is_id(key):
             raise DataError(f"{file}: movieId {key!r} of {title!r} is not an integer")
-    return _tables(events, _items(rows, ["item_id", "title", "genres"], natural_titles), None)
+    return _tables(events, _items(rows, ["item_id", "title", "genres"]), None, natural_titles)
 
 
 def check_options(*, encoding: str | None = None, **others: Any) -> None:
@@ -116,6 +116,18 @@ def natural_title(title: str) -> str:
     return _INNER.sub(lambda m: f"({m['before'] or ''}{_with_article(m['article'], m['name'])})", title)
 
 
+def with_natural_titles(tables: Tables, columns: Sequence[str] = ("title",)) -> Tables:
+    """The tables with the articles of the items' titles in front."""
+    import polars as pl
+
+    assert tables.items is not None
+    for name in columns:
+        if name in tables.items.columns:
+            titles = [t if t is None else natural_title(t) for t in tables.items[name].cast(pl.String)]
+            tables.items = tables.items.with_columns(pl.Series(name, titles, dtype=pl.String))
+    return tables
+
+
 def _with_article(article: str, name: str) -> str:
     return article + name if article.endswith("'") else f"{article} {name}"
 
@@ -123,20 +135,17 @@ def _with_article(article: str, name: str) -> str:
 # ------------------------------------------------------------------------- parts
 
 
-def _need(folder: Path, name: str, advice: str) -> Path:
-    file = find_file(folder, name, advice=advice)
-    assert file is not None
-    return file
-
-
 def _tables(
-    events: tuple[pl.DataFrame, list[str]], items: pl.DataFrame, users: pl.DataFrame | None
+    events: tuple[pl.DataFrame, list[str]],
+    items: pl.DataFrame,
+    users: pl.DataFrame | None,
+    natural_titles: bool,
 ) -> Tables:
     from hllm.data.tables.schema import to_tables
 
-    tables = to_tables(events[0], items, users, text_fields=["title", "genres"])
+    tables = to_tables(events[0], items, users, text_fields=["title", "genres"], cleaned=True)
     tables.notes += events[1]
-    return tables
+    return with_natural_titles(tables) if natural_titles else tables
 
 
 def _events(file: Path, separator: bytes) -> tuple[pl.DataFrame, list[str]]:
@@ -209,18 +218,14 @@ def _is_id(text: str | None) -> bool:
     return text is not None and text.isascii() and text.isdigit() and len(text) < 19
 
 
-def _items(rows: list[tuple[Any, ...]], columns: list[str], natural_titles: bool) -> pl.DataFrame:
+def _items(rows: list[tuple[Any, ...]], columns: list[str]) -> pl.DataFrame:
     """Movies with integer ids; genres without the marks of missing ones."""
     import polars as pl
 
     items = pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String), orient="row")
     items = items.with_columns(pl.col("item_id").cast(pl.Int64)).with_columns(
-        pl.when(~pl.col("genres").is_in(NO_GENRES)).then("genres"),
-        pl.when(pl.col("title") != "").then("title"),
+        pl.when(~pl.col("genres").is_in(NO_GENRES)).then("genres")
     )
-    if natural_titles:
-        titles = [t if t is None else natural_title(t) for t in items["title"]]
-        items = items.with_columns(pl.Series("title", titles, dtype=pl.String))
     return items
 
 
@@ -230,7 +235,7 @@ def _users(
     """User attributes; numbers where they are numbers, zip codes as written. None without the file."""
     import polars as pl
 
-    file = find_file(folder, name, required=False)
+    file = optional_file(folder, name)
     if file is None:
         return None
     rows = list(_rows(file, separator, len(columns), lambda f: tuple(f[:5]), encoding, "latin-1"))

@@ -11,17 +11,18 @@ with the target in `item_id`), as the files of many sequential models do.
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hllm.data.reading.cleaning import clean_text
-from hllm.data.reading.event_files import REQUIRED, checked_row
-from hllm.data.reading.lines import decode, read_line_blocks
-from hllm.data.reading.pairs import need_folder
+from hllm.data.reading.event_files import REQUIRED, ROWS, checked_row
+from hllm.data.reading.files import files_named, need_folder
+from hllm.data.reading.lines import decode, numbered_lines, numbered_rows, read_line_blocks
 from hllm.data.reading.textfiles import bad_line, check_columns
-from hllm.data.sources.movielens import natural_title
+from hllm.data.sources.movielens import with_natural_titles
 from hllm.data.sources.spec import Source
 from hllm.data.tables.schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, Tables, to_tables
 from hllm.errors import DataError, unknown
@@ -77,8 +78,10 @@ def read_recbole(
     for field in fields:
         if field not in items.types:
             raise DataError(f"{items.path}: {unknown('text field', field, items.types)}")
-    frame = _cleaned(items.frame, fields, natural_titles)
-    return to_tables(events, frame, _frame(users), text_fields=fields, time_unit=time_unit, text_ids=True)
+    result = to_tables(
+        events, items.frame, _frame(users), text_fields=fields, time_unit=time_unit, text_ids=True
+    )
+    return with_natural_titles(result, [f for f in fields if "title" in f]) if natural_titles else result
 
 
 def default_text_fields(types: Mapping[str, str]) -> list[str]:
@@ -94,23 +97,13 @@ def read_atomic(path: Path) -> Atomic:
     """An atomic file as strings (empty fields null). DataError for a bad header or an uneven line."""
     import polars as pl
 
-    types: dict[str, str] = {}
-    pieces: list[pl.DataFrame] = []
-    for number, lines in read_line_blocks(path):
-        rows = []
-        for i, raw in enumerate(lines, start=number):
-            if i == 1:
-                types = _header(path, decode(raw))
-                continue
-            if not raw.strip():
-                continue
-            text = decode(raw)
-            fields = text.split("\t")
-            if len(fields) != len(types):
-                raise bad_line(path, i, f"{len(fields)} fields where the header has {len(types)}", text)
-            rows.append(fields)
-        columns = list(zip(*rows, strict=True)) or [()] * len(types)
-        pieces.append(pl.DataFrame(columns, schema=dict.fromkeys(types, pl.String), orient="col"))
+    types = _header(path, decode(next(read_line_blocks(path))[1][0]))
+    wanted = f"the header has {len(types)}"
+    rows = numbered_rows(path, len(types), lambda line: line.split("\t"), wanted)
+    schema = dict.fromkeys(types, pl.String)
+    pieces = [pl.DataFrame(schema=schema)]
+    while piece := [fields for _, fields in islice(rows, ROWS)]:
+        pieces.append(pl.DataFrame(list(zip(*piece, strict=True)), schema=schema, orient="col"))
     frame = pl.concat(pieces)
     return Atomic(path, types, frame.with_columns(pl.when(pl.all() != "").then(pl.all())))
 
@@ -138,7 +131,8 @@ def _header(path: Path, line: str) -> dict[str, str]:
 
 def _inter_files(folder: Path, name: str | None) -> list[Path]:
     """The interaction file, or the files of its parts (NAME.train.inter, NAME.valid.inter, ...)."""
-    found = sorted(folder.glob("*.inter")) or sorted(folder.glob("*/*.inter"))
+    found = list(files_named(folder, "*.inter"))
+    found = [path for path in found if path.parent == found[0].parent]
     stems = sorted({path.name.split(".")[0] for path in found})
     if name is not None and name not in stems:
         raise DataError(f"{folder}: {unknown('data set', name, stems)} (files NAME.inter)")
@@ -149,7 +143,7 @@ def _inter_files(folder: Path, name: str | None) -> list[Path]:
         names = ", ".join(stems)
         raise DataError(f"{folder} holds several data sets: {names}; choose one with name={stems[0]!r}")
     chosen = [path for path in found if path.name.split(".")[0] == (name or stems[0])]
-    whole = [path for path in chosen if path.name.count(".") == 1]
+    whole = [path for path in chosen if path.name.removesuffix(".gz").count(".") == 1]
     return whole[:1] or chosen
 
 
@@ -191,12 +185,7 @@ def _checked(path: Path, rows: pl.DataFrame) -> pl.DataFrame:
 
 def _data_lines(path: Path) -> list[int]:
     """Numbers of the lines that are rows."""
-    return [
-        i
-        for number, lines in read_line_blocks(path)
-        for i, raw in enumerate(lines, start=number)
-        if i > 1 and raw.strip()
-    ]
+    return [number for number, _ in numbered_lines(path) if number > 1]
 
 
 def _unrolled(tables: Sequence[Atomic], names: Mapping[str, str]) -> pl.DataFrame:
@@ -223,7 +212,7 @@ def _unrolled(tables: Sequence[Atomic], names: Mapping[str, str]) -> pl.DataFram
 
 def _side(path: Path, column: str, key: str) -> Atomic | None:
     """The item or user file, its identifier under the canonical name; None if there is none."""
-    found = next((p for p in (path, path.with_name(f"{path.name}.gz")) if p.is_file()), None)
+    found = next(files_named(path.parent, glob.escape(path.name)), None)
     if found is None:
         return None
     table = read_atomic(found)
@@ -244,17 +233,6 @@ def _numbers(frame: pl.DataFrame, types: Mapping[str, str]) -> pl.DataFrame:
             numbers = frame[name].cast(pl.Float64, strict=False)
             if numbers.null_count() == frame[name].null_count():
                 frame = frame.with_columns(numbers)
-    return frame
-
-
-def _cleaned(frame: pl.DataFrame, fields: Sequence[str], natural_titles: bool) -> pl.DataFrame:
-    import polars as pl
-
-    for name in fields:
-        texts = [clean_text(value) for value in frame[name].cast(pl.String)]
-        if natural_titles and "title" in name:
-            texts = [None if text is None else natural_title(text) for text in texts]
-        frame = frame.with_columns(pl.Series(name, texts, dtype=pl.String))
     return frame
 
 

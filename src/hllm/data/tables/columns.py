@@ -1,4 +1,4 @@
-"""Values of one column made canonical: identifiers, times and ratings.
+"""Values of one column made canonical: identifiers, times, ratings and attributes.
 
 Each function takes a polars column and returns it with its canonical type, or raises a
 DataError naming the column, the offending value and its row (rows are counted from 0).
@@ -7,8 +7,9 @@ Nothing is rounded: a float that no longer tells two integers apart is refused (
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from hllm.data.tables.values import WHITE
 from hllm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -58,15 +59,17 @@ def _whole(values: pl.Series, advice: str) -> pl.Series:
     return values.cast(pl.Int64)
 
 
-def canonical_ids(values: pl.Series, table: str) -> pl.Series:
-    """Identifiers as Int64 or String."""
+def canonical_ids(values: pl.Series, table: str, counts: dict[str, int] | None = None) -> pl.Series:
+    """Identifiers as Int64 or String; white space around them goes, and is counted in `counts`."""
     import polars as pl
 
+    values = without_missing(values)
     kind = values.dtype
-    if kind.is_float():
-        values = values.fill_nan(None)
-    elif kind == pl.String:
-        values = values.set(values == "", None) if (values == "").any() else values
+    if kind == pl.String:
+        bare = values.str.strip_chars(WHITE)
+        count(counts, "ids_stripped_of_white_space", (bare != values).sum())
+        count(counts, "ids_with_replaced_characters", bare.str.contains("\ufffd").sum())
+        values = bare.set(bare == "", None)
     _no_nulls(values, table)
     if kind == pl.String:
         return values
@@ -75,6 +78,21 @@ def canonical_ids(values: pl.Series, table: str) -> pl.Series:
     if kind.is_float() or kind.is_decimal():
         return _whole(values, "identifiers are integers or strings")
     raise DataError(f"{table} column {values.name!r} has type {kind}; identifiers are integers or strings")
+
+
+def without_missing(values: pl.Series) -> pl.Series:
+    """The column with null for what is missing: NaN and the empty text."""
+    import polars as pl
+
+    if values.dtype.is_float():
+        return values.fill_nan(None)
+    return values.set(values == "", None) if values.dtype == pl.String and (values == "").any() else values
+
+
+def count(counts: dict[str, int] | None, name: str, n: Any) -> None:
+    """Add `n` to what is counted under `name`; what never occurs is not listed."""
+    if counts is not None and n:
+        counts[name] = counts.get(name, 0) + int(n)
 
 
 def _int64(values: pl.Series) -> pl.Series:
@@ -91,16 +109,15 @@ def canonical_times(values: pl.Series, unit: str | None) -> tuple[pl.Series, str
     """Times as exact Int64, and their unit where the column's type tells it."""
     import polars as pl
 
+    values = without_missing(values)
     kind = values.dtype
-    if kind.is_float():
-        values = values.fill_nan(None)
     _no_nulls(values, "interactions")
     if kind == pl.String:
         return _text_times(values, unit)
     if isinstance(kind, pl.Datetime):
         return values.cast(pl.Int64), _own_unit(values, kind.time_unit, unit)
-    if kind == pl.Date:
-        return values.cast(pl.Datetime("us")).dt.epoch("s").cast(pl.Int64), _own_unit(values, "s", unit)
+    if kind == pl.Date:  # in microseconds, as a date that is written as text
+        return values.cast(pl.Datetime("us")).cast(pl.Int64), _own_unit(values, "us", unit)
     if kind.is_integer():
         return _int64(values), unit
     if kind.is_float() or kind.is_decimal():
@@ -121,7 +138,7 @@ def _text_times(values: pl.Series, unit: str | None) -> tuple[pl.Series, str | N
     """Integers, whole floats ("978300060.0") or ISO dates written as text."""
     import polars as pl
 
-    text = values.str.strip_chars()
+    text = values.str.strip_chars(WHITE)
     numbers = text.cast(pl.Int64, strict=False)
     bad = numbers.is_null()
     if not bad.any():
@@ -157,11 +174,16 @@ def _iso_moments(text: pl.Series) -> pl.Series:
 
 
 def canonical_ratings(values: pl.Series) -> pl.Series:
+    """Ratings as Float64, null where there is none."""
     import polars as pl
 
-    numbers = values.cast(pl.Float64, strict=False)
-    bad = numbers.is_null() & values.is_not_null()
+    kind = values.dtype
+    if not (kind.is_numeric() or kind in (pl.String, pl.Boolean, pl.Null)):
+        raise DataError(f"column {values.name!r} has type {kind}; ratings are numbers")
+    text = values.str.strip_chars(WHITE) if kind == pl.String else values
+    numbers = without_missing(without_missing(text).cast(pl.Float64, strict=False))
+    bad = (numbers.is_null() | numbers.is_infinite()) & without_missing(text).is_not_null()
     if bad.any():
         row = first_true(bad)
         raise DataError(f"{_named(values)} {values[row]!r} in row {row} is not a number")
-    return numbers.fill_nan(None)
+    return numbers

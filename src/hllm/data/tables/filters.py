@@ -19,6 +19,7 @@ from hllm.errors import ConfigError, DataError
 class Filters:
     """What to keep. The two specific thresholds override `min_interactions` for their side.
 
+    drop_duplicates        of events with the same user, item and time keep the first
     min_rating             keep events rated at least this; events without a rating go
     min_interactions       events that every user and every item must have
     """
@@ -27,15 +28,19 @@ class Filters:
     min_interactions: int = 1
     min_user_interactions: int | None = None
     min_item_interactions: int | None = None
+    drop_duplicates: bool = False
 
     def __post_init__(self) -> None:
         for name in ("min_interactions", "min_user_interactions", "min_item_interactions"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            missing = value is None and name != "min_interactions"
+            if not missing and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{name}={value!r}: must be a whole number of at least 1")
+        if not isinstance(self.drop_duplicates, bool):
+            raise ConfigError(f"drop_duplicates={self.drop_duplicates!r}: must be true or false")
         rating = self.min_rating
         number = isinstance(rating, int | float | np.number) and not isinstance(rating, bool)
-        if rating is not None and not (number and np.isfinite(rating)):
+        if rating is not None and not (number and abs(rating) <= np.finfo(float).max):  # nor NaN
             raise ConfigError(f"min_rating={self.min_rating!r}: must be a number")
 
     @property
@@ -48,7 +53,8 @@ class Filters:
 
     def as_dict(self) -> dict[str, Any]:
         """What was applied, for `dataset.json` and the fingerprint."""
-        return {
+        dropped = {"drop_duplicates": True} if self.drop_duplicates else {}
+        return dropped | {
             "min_rating": None if self.min_rating is None else float(self.min_rating),
             "min_user_interactions": self.user_events,
             "min_item_interactions": self.item_events,

@@ -14,11 +14,15 @@ the value and its row (rows are counted from 0); what can be repaired is counted
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hllm.data.tables.columns import canonical_ids, canonical_ratings, canonical_times, first_true
+from hllm.data.tables.attributes import attribute
+from hllm.data.tables.columns import canonical_ids, canonical_ratings, canonical_times, count
+from hllm.data.tables.frames import to_polars
+from hllm.data.tables.identifiers import agreeing_ids, check_shared
+from hllm.data.tables.values import id_list
 from hllm.errors import ConfigError, DataError, nearest, unknown
 
 if TYPE_CHECKING:
@@ -71,87 +75,128 @@ def to_tables(
     columns: Mapping[str, str] | None = None,
     text_fields: Sequence[str] | None = None,
     time_unit: str | None = None,
-    text_ids: bool = False,
+    text_ids: bool | Collection[str] = False,
+    cleaned: bool = False,
     item_key: str | None = None,
     user_key: str | None = None,
 ) -> Tables:
     """Turn tables of any kind into canonical ones whose identifiers agree with each other.
 
     `columns` maps canonical names to the user's (`{"user_id": "userId"}`); `item_key` and
-    `user_key` name the identifiers in `items` and `users` where these differ. `text_fields`
-    defaults to every text column of `items`. `time_unit` defaults to the unit of datetime
-    columns, else to a guess from the magnitude, which goes into the notes. `text_ids=True` is
-    for tables read from text files: an identifier becomes Int64 only where every value of it,
-    in every table, is written as an integer would be ("7", not "007").
+    `user_key` name the identifiers in `items` and `users`, by default as in the interactions or by
+    the usual name. `text_fields` defaults to every text column of `items`. `time_unit` defaults to
+    the unit of datetime columns, else to a guess from the magnitude, which goes into the notes.
+    `text_ids` names the tables that come from files without types (True: all): there an identifier
+    is Int64 where every value of it, in every table, is a whole number ("7" or "7.0", not "007").
+    `cleaned` says that texts and numbers are as they should be: they have been through `clean_text`,
+    or are to stay as they are published.
+
+    Of items given twice the first with a text is kept, of users the first.
 
     Raises DataError for missing columns, missing or unusable values, and identifiers of the
     tables that cannot belong together; ConfigError for an unknown unit.
     """
     check_unit(time_unit)
-    events, unit = _interactions(to_polars(interactions), columns, time_unit)
+    if not isinstance(columns, Mapping | None):
+        raise ConfigError(
+            f"columns={columns!r} must map names to yours, for example {{'item_id': 'movieId'}}"
+        )
+    if text_fields is not None:
+        text_fields = [str(name) for name in id_list(text_fields, "text_fields", "column names")]
+    counts: dict[str, int] = {}
+    events, unit = _interactions(to_polars(interactions), columns, time_unit, counts)
+    result = Tables(events, counts=counts)
     keys = {"items": item_key, "users": user_key}
-    own = {
-        name: dict(columns or {}) | ({REQUIRED[name][0]: key} if key else {}) for name, key in keys.items()
-    }
-    catalogue = None if items is None else canonical(items, "items", columns=own["items"])
-    people = None if users is None else canonical(users, "users", columns=own["users"])
-    result = Tables(events, catalogue, people)
-    if text_ids:
-        _type_text_ids(result)
-    for name, key in (("items", ITEM_ID), ("users", USER_ID)):
-        _reconcile(result, name, key, (columns or {}).get(key, key))
-    for name, key in (("items", ITEM_ID), ("users", USER_ID)):
-        frame = getattr(result, name)
+    for name, frame in (("items", items), ("users", users)):
         if frame is not None:
-            unique = frame.unique(key, keep="first", maintain_order=True)
-            if unique.height < frame.height:
-                result.counts[f"duplicate_{name}"] = frame.height - unique.height
-            setattr(result, name, unique)
-    if result.items is not None:
-        key = own["items"].get(ITEM_ID, ITEM_ID)
-        result.items, result.text_fields = _text_columns(result.items, text_fields, key)
-    elif text_fields:
+            data = to_polars(frame)
+            keys[name] = key = keys[name] or usual_key(data, REQUIRED[name][0], columns)
+            own = {**(columns or {}), REQUIRED[name][0]: key}
+            setattr(result, name, canonical(data, name, columns=own, counts=counts))
+    _agree(result, columns or {}, tuple(REQUIRED) if text_ids is True else text_ids or ())
+    for name in ("items", "users"):
+        frame = getattr(result, name)
+        if frame is None:
+            continue
+        key, label = REQUIRED[name][0], str(keys[name])
+        asked = text_fields if name == "items" else None
+        frame, fields = _attributes(frame, name, asked, result, label, cleaned)
+        setattr(result, name, _first_of_each(frame, key, fields if name == "items" else ()))
+        count(counts, f"duplicate_{name}", frame.height - getattr(result, name).height)
+        if name == "items":
+            result.text_fields = fields
+    if items is None and text_fields:
         raise DataError(f"text fields {list(text_fields)} need an items table; pass one with these columns")
     result.time_unit = unit or guess_time_unit(events[TIMESTAMP], result.notes)
     return result
 
 
+def usual_key(frame: pl.DataFrame, usual: str, columns: Mapping[str, str] | None) -> str:
+    """The identifier of items or users: as the interactions name theirs, or else by its usual name."""
+    return next((n for n in ((columns or {}).get(usual), usual) if n in frame.columns), usual)
+
+
+def _agree(tables: Tables, columns: Mapping[str, str], untyped: Collection[str]) -> None:
+    """Give each identifier one type in all tables, and say where they hardly share any."""
+    for name, key in (("items", ITEM_ID), ("users", USER_ID)):
+        frame: pl.DataFrame | None = getattr(tables, name)
+        events = tables.interactions
+        found = [("interactions", events[key])] + ([] if frame is None else [(name, frame[key])])
+        ids = agreeing_ids([i for _, i in found], [n for n, _ in found], untyped, columns.get(key, key))
+        tables.interactions = events.with_columns(ids[0])
+        if frame is not None:
+            setattr(tables, name, frame.with_columns(ids[1]))
+        if frame is not None and frame.height:
+            labels = (f"{columns.get(key, key)} of the interactions", f"the {name} table")
+            tables.notes += check_shared(ids[0], ids[1], *labels)
+
+
 def canonical(
-    frame: Any, table: str = "interactions", *, columns: Mapping[str, str] | None = None
+    frame: Any,
+    table: str = "interactions",
+    *,
+    columns: Mapping[str, str] | None = None,
+    counts: dict[str, int] | None = None,
 ) -> pl.DataFrame:
-    """One table (pandas, polars, Arrow) as polars with canonical names and types, rows in order.
+    """One table (pandas, polars, Arrow) as polars with canonical names and identifiers, rows in order.
 
     `table` is "interactions", "items" or "users". Datetimes become Int64 in their own unit.
-    Use `to_tables` for tables that belong together: it also makes their identifiers agree.
+    Use `to_tables` for tables that belong together: it also makes their identifiers agree, and
+    the other columns canonical.
     """
     if table not in REQUIRED:
         raise ConfigError(unknown("table", table, REQUIRED))
     data = to_polars(frame)
     if table == "interactions":
-        return _interactions(data, columns, None)[0]
+        return _interactions(data, columns, None, counts)[0]
     (key,) = REQUIRED[table]
     own = _find(data, table, columns, (key,))[key]
-    return data.select(canonical_ids(data[own], table).rename(key), *(data.drop(own, key, strict=False)))
+    return data.select(
+        canonical_ids(data[own], table, counts).rename(key), *(data.drop(own, key, strict=False))
+    )
 
 
-def to_polars(frame: Any) -> pl.DataFrame:
-    """Any pandas, polars or Arrow table as a polars frame; categories become strings.
+def new_items(
+    frame: Any, own: pl.DataFrame, text_fields: Collection[str]
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """A table of more items, read as `to_tables` reads the catalogue, and what was repaired in it.
 
-    Raises DataError for anything else and for columns that hold values of several types.
+    `own` is the catalogue, whose columns and type of identifier the new ones get. DataError as for
+    `to_tables`.
     """
     import polars as pl
 
-    if isinstance(frame, pl.LazyFrame):
-        frame = frame.collect()
-    if not isinstance(frame, pl.DataFrame):
-        if type(frame).__module__.split(".")[0] == "pandas" and hasattr(frame, "columns"):
-            frame = _from_pandas(frame)
-        elif hasattr(frame, "__arrow_c_stream__"):
-            frame = pl.DataFrame(frame)
-        else:
-            raise DataError(f"a table must be a pandas, polars or Arrow table, not {type(frame).__name__}")
-    texts = [c for c, t in frame.schema.items() if isinstance(t, pl.Categorical | pl.Enum)]
-    return frame.with_columns(pl.col(texts).cast(pl.String)) if texts else frame
+    counts: dict[str, int] = {}
+    items = canonical(frame, "items", counts=counts)
+    items = items.select(c for c in items.columns if c in own.columns)
+    ids = agreeing_ids([own[ITEM_ID], items[ITEM_ID]], ["catalogue", "new items"], (), ITEM_ID)[1]
+    asked = [c for c in items.columns if own.schema[c] == pl.String and c != ITEM_ID]
+    items, _ = _attributes(
+        items.with_columns(ids), "items", asked, Tables(items, counts=counts), ITEM_ID, False
+    )
+    unique = _first_of_each(items, ITEM_ID, [c for c in items.columns if c in text_fields])
+    count(counts, "duplicate_items", items.height - unique.height)
+    return unique, counts
 
 
 def guess_time_unit(times: pl.Series, notes: list[str]) -> str:
@@ -172,44 +217,11 @@ def guess_time_unit(times: pl.Series, notes: list[str]) -> str:
 
 def check_unit(unit: str | None) -> None:
     """Raise ConfigError unless `unit` is None or one of the known time units."""
-    if unit is not None and unit not in UNITS_PER_SECOND:
+    if unit is not None and unit not in tuple(UNITS_PER_SECOND):
         raise ConfigError(unknown("time unit", unit, UNITS_PER_SECOND))
 
 
-def is_integer_text(values: pl.Series) -> bool:
-    """Whether every string of `values` is exactly what printing an int64 gives ("007" is not)."""
-    import polars as pl
-
-    numbers = values.cast(pl.Int64, strict=False)
-    return bool((numbers.cast(pl.String) == values).fill_null(False).all())
-
-
 # ----------------------------------------------------------------------------- columns
-
-
-def _from_pandas(frame: Any) -> pl.DataFrame:
-    """pandas to polars, with pyarrow or (pandas works without it) column by column."""
-    import polars as pl
-
-    frame = frame.rename(columns=str)
-    data: dict[str, Any] = {}
-    for name in frame.columns:
-        column = frame[name]
-        if getattr(column, "ndim", 1) != 1:
-            raise DataError(f"column {name!r} occurs more than once; rename or drop one")
-        try:
-            try:
-                data[name] = pl.from_pandas(column)
-            except ImportError:
-                values = zip(column, column.isna(), strict=True)
-                data[name] = pl.Series(name, [None if gone else v for v, gone in values])
-        except Exception as err:  # Arrow and polars each have their own classes for mixed types
-            kinds = sorted({type(v).__name__ for v in column.head(100_000)})
-            raise DataError(
-                f"column {name!r} holds values of several types ({', '.join(kinds)}); "
-                f"convert it first, for example with .astype(str)"
-            ) from err
-    return pl.DataFrame(data)
 
 
 def _find(
@@ -258,103 +270,60 @@ def _likely(name: str, column: str, found: Sequence[str]) -> str | None:
 
 
 def _interactions(
-    frame: pl.DataFrame, columns: Mapping[str, str] | None, unit: str | None
+    frame: pl.DataFrame, columns: Mapping[str, str] | None, unit: str | None, counts: dict[str, int] | None
 ) -> tuple[pl.DataFrame, str | None]:
     names = _find(frame, "interactions", columns, (USER_ID, ITEM_ID, TIMESTAMP, RATING))
     if frame.height == 0:
         raise DataError("interactions table has no rows")
     times, unit = canonical_times(frame[names[TIMESTAMP]], unit)
-    out = [canonical_ids(frame[names[key]], "interactions").rename(key) for key in (USER_ID, ITEM_ID)]
+    out = [canonical_ids(frame[names[key]], "interactions", counts).rename(key) for key in (USER_ID, ITEM_ID)]
     out.append(times.rename(TIMESTAMP))
     if RATING in names:
         out.append(canonical_ratings(frame[names[RATING]]).rename(RATING))
     return frame.select(out), unit
 
 
-def _text_columns(
-    items: pl.DataFrame, text_fields: Sequence[str] | None, key: str
+def _attributes(
+    frame: pl.DataFrame,
+    table: str,
+    text_fields: Sequence[str] | None,
+    result: Tables,
+    key: str,
+    cleaned: bool,
 ) -> tuple[pl.DataFrame, list[str]]:
-    """Items with their text columns as String; lists of strings are joined by ", ".
+    """The table with its other columns made canonical, and its text columns in prompt order.
 
     `key` is the user's name of the identifier, for the message about a column that is not there.
     """
     import polars as pl
 
-    lists = [c for c, t in items.schema.items() if isinstance(t, pl.List | pl.Array) and t.inner == pl.String]
-    items = items.with_columns(pl.col(c).cast(pl.List(pl.String)).list.join(", ") for c in lists)
-    if text_fields is None:
-        return items, [c for c, t in items.schema.items() if t == pl.String and c != ITEM_ID]
-    fields = list(dict.fromkeys(ITEM_ID if name == key else name for name in text_fields))
-    for name in fields:
-        if name not in items.columns:
-            found = [key if c == ITEM_ID else c for c in items.columns]
+    own = REQUIRED[table][0]
+    fields = None if text_fields is None else list(dict.fromkeys(own if n == key else n for n in text_fields))
+    for name in fields or ():
+        if name not in frame.columns:
+            found = [key if c == own else c for c in frame.columns]
             raise DataError(
-                f"items table has no text column {name!r}{nearest(name, found)}; found: {', '.join(found)}"
+                f"{table} table has no text column {name!r}{nearest(name, found)}; found: {', '.join(found)}"
             )
-    return items.with_columns(pl.col(c).cast(pl.String) for c in fields if c != ITEM_ID), fields
+    columns = [
+        attribute(frame[name], table, name in (fields or ()), result.counts, result.notes, cleaned)
+        for name in frame.columns
+        if name != own
+    ]
+    frame = pl.DataFrame([frame[own], *(c for c in columns if c is not None)])
+    if fields is None:
+        fields = [c for c, kind in frame.schema.items() if kind == pl.String and c != own]
+    return frame, fields
 
 
-# ----------------------------------------------------------------------------- identifiers
-
-
-def _type_text_ids(tables: Tables) -> None:
-    """Read identifiers of text files as Int64 where all tables write them as integers (case D1)."""
+def _first_of_each(frame: pl.DataFrame, key: str, text_fields: Sequence[str]) -> pl.DataFrame:
+    """Of rows with the same `key` the first that has a text, or else the first; rows stay in order."""
     import polars as pl
 
-    for key in (USER_ID, ITEM_ID):
-        names = ["interactions", "items" if key == ITEM_ID else "users"]
-        present = [n for n in names if getattr(tables, n) is not None]
-        columns = [getattr(tables, n)[key] for n in present]
-        texts = [c for c in columns if c.dtype == pl.String]
-        if texts and all(is_integer_text(c) for c in texts):
-            for n in present:
-                setattr(tables, n, getattr(tables, n).with_columns(pl.col(key).cast(pl.Int64)))
-        elif texts:
-            # Tables of text files share one reading: "7" here and "007" there are both strings.
-            for n in present:
-                setattr(tables, n, getattr(tables, n).with_columns(pl.col(key).cast(pl.String)))
-
-
-def _reconcile(tables: Tables, name: str, key: str, label: str) -> None:
-    """Give `key` of the `name` table the type it has in the interactions (case D12).
-
-    `label` is the user's name of the column.
-    """
-    import polars as pl
-
-    frame: pl.DataFrame | None = getattr(tables, name)
-    if frame is None:
-        return
-    ours, theirs = tables.interactions[key], frame[key]
-    if ours.dtype != theirs.dtype:
-        text = theirs if theirs.dtype == pl.String else ours
-        if not is_integer_text(text):
-            bad = _odd_id(text)
-            raise DataError(
-                f"{label} is {_type_name(ours)} in the interactions but {_type_name(theirs)} in "
-                f"the {name} table, and {bad!r} is not written as an integer; convert one"
-            )
-        theirs = theirs.cast(ours.dtype)
-        frame = frame.with_columns(theirs)
-    if frame.height and not ours.is_in(theirs.implode()).any():
-        raise DataError(
-            f"no {label} of the interactions occurs in the {name} table "
-            f"({_sample(ours)} against {_sample(theirs)}); both must use the same identifiers"
-        )
-    setattr(tables, name, frame)
-
-
-def _odd_id(text: pl.Series) -> str:
-    import polars as pl
-
-    same = (text.cast(pl.Int64, strict=False).cast(pl.String) == text).fill_null(False)
-    return str(text[first_true(~same)])
-
-
-def _type_name(values: pl.Series) -> str:
-    return "int64" if values.dtype.is_integer() else "string"
-
-
-def _sample(values: pl.Series, n: int = 3) -> str:
-    shown: Iterable[Any] = values.head(50).unique(maintain_order=True).head(n).to_list()
-    return ", ".join(repr(v) for v in shown)
+    if not frame[key].is_duplicated().any():
+        return frame
+    fields = [c for c in text_fields if c != key]
+    textless = pl.all_horizontal(pl.col(fields).is_null()) if fields else pl.lit(False)
+    rows = frame.select(key, textless=textless).with_row_index("row")
+    best = rows.sort("textless", maintain_order=True).unique(key, keep="first", maintain_order=True)
+    return frame[best["row"].sort()]

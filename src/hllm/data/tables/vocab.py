@@ -7,11 +7,13 @@ is the same in polars (bytes of UTF-8), in Python and on every locale.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hllm.data.tables.values import clean_id
 from hllm.errors import DataError
 
 if TYPE_CHECKING:
@@ -48,13 +50,15 @@ def item_vocabulary(candidates: pl.Series, catalogue: pl.Series | None) -> pl.Se
 def lookup(index: dict[Any, int], value: Any, kind: str, hint: str = "") -> int:
     """Number of the identifier `value` in `index`; "50" finds 50 and 50 finds "50", "050" neither.
 
-    Raises DataError naming the identifier and a few that exist, followed by `hint`.
+    White space around it is ignored, and 50.0 is 50. Raises DataError naming the identifier and a few
+    that exist, followed by `hint`.
     """
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value in index:
-        return index[value]
-    other = _other_type(value)
+    wanted = clean_id(value)
+    if isinstance(wanted, bool) or not isinstance(wanted, Hashable):
+        raise DataError(f"{kind} {value!r} is a {type(value).__name__}, not an identifier: a number or text")
+    if wanted in index:
+        return index[wanted]
+    other = _other_type(wanted)
     if other in index:
         return index[other]
     sample = ", ".join(repr(key) for key in islice(index, 3))
@@ -64,7 +68,8 @@ def lookup(index: dict[Any, int], value: Any, kind: str, hint: str = "") -> int:
 def _other_type(value: Any) -> Any:
     """The integer that a string writes exactly, or the string of an integer."""
     if isinstance(value, str):
-        digits = value.removeprefix("-")
-        is_integer = digits.isascii() and digits.isdigit() and len(digits) < 20 and str(int(value)) == value
-        return int(value) if is_integer else None
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
+        text = value.removesuffix(".0")
+        digits = text.removeprefix("-")
+        is_integer = digits.isascii() and digits.isdigit() and len(digits) < 20 and str(int(text)) == text
+        return int(text) if is_integer else None
+    return str(value) if isinstance(value, int) else None

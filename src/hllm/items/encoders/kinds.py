@@ -18,12 +18,14 @@ class Kind:
     """What decides the vectors of this kind of encoder, and how one is made.
 
     make              (specification, model's folder, device, trust_remote_code) -> encoder
+    title             for messages
     is_language_model prompt, pooling, precision and max_tokens have a meaning for it
     separator         stands between an item's fields
     of_catalogue      its vectors depend on all texts of the catalogue, not on their own text alone
     """
 
     make: Callable[[Mapping[str, Any], ModelFolder | None, torch.device, bool], Encoder]
+    title: str
     is_language_model: bool = False
     separator: str = " "  # a control splits texts into words, so fields must not run into each other
     of_catalogue: bool = False
@@ -64,5 +66,5 @@ def _random(*_: Any) -> Encoder:
     return RandomEncoder()
 
 
-LANGUAGE_MODEL = Kind(_language_model, is_language_model=True, separator="")
-CONTROLS = {"tfidf": Kind(_tfidf, of_catalogue=True), "random": Kind(_random)}
+LANGUAGE_MODEL = Kind(_language_model, "language model", is_language_model=True, separator="")
+CONTROLS = {"tfidf": Kind(_tfidf, "TF-IDF", of_catalogue=True), "random": Kind(_random, "random")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from hllm.hardware import is_out_of_memory
 from hllm.items.encoders.backbones import Backbone, table_rows
 from hllm.items.encoders.pooling import pool
 from hllm.items.encoders.prefix import SharedPrefix, common_prefix, share_prefix
+from hllm.items.encoders.tokens import token_ids, tokenise
 
 
 class Encoder(Protocol):
@@ -41,7 +42,7 @@ class LanguageModelEncoder:
         self.backbone, self.pooling = backbone, pooling
         self.dim = backbone.dim
         self.truncated = np.zeros(0, dtype=bool)
-        prompt_length = len(self._tokenize([prompt])[0])
+        prompt_length = len(token_ids(backbone, [prompt])[0])
         self.max_length = min(backbone.max_length, prompt_length + max_tokens)
         if prompt and prompt_length >= self.max_length:
             warnings.warn(
@@ -56,14 +57,7 @@ class LanguageModelEncoder:
 
         Raises ArtifactError where the tokenizer is not the model's, or has no vocabulary.
         """
-        sequences = self._tokenize(texts)
-        long = [i for i, ids in enumerate(sequences) if len(ids) > self.max_length]
-        self.truncated = np.zeros(len(texts), dtype=bool)
-        if long:
-            self.truncated[long] = True
-            cut = self._tokenize([texts[i] for i in long], truncation=True, max_length=self.max_length)
-            for i, ids in zip(long, cut, strict=True):
-                sequences[i] = ids
+        sequences, self.truncated = tokenise(self.backbone, texts, self.max_length)
         lengths = np.array([len(ids) for ids in sequences], dtype=np.int64)
         self.offsets = np.concatenate(([0], lengths.cumsum()))
         self.flat = np.fromiter(
@@ -113,13 +107,6 @@ class LanguageModelEncoder:
                 f"the tokenizer of {self.backbone.name} knows no word of these {n_texts:,} texts: its "
                 f"vocabulary file is missing or another model's; {advice}"
             )
-
-    def _tokenize(self, texts: list[str], **options: Any) -> list[list[int]]:
-        tokenizer = self.backbone.tokenizer
-        tokenizer.truncation_side = "right"
-        encoded = tokenizer(texts, return_attention_mask=False, verbose=False, **options)["input_ids"]
-        # A text of nothing but characters unknown to the tokenizer may have no token at all.
-        return [ids or [self.backbone.pad_id] for ids in encoded]
 
     @torch.inference_mode()
     def _find_prefix(self, lengths: np.ndarray) -> SharedPrefix | None:

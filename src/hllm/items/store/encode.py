@@ -108,21 +108,21 @@ def _blocks(store: Store) -> Iterator[Callable[[Shard], None]]:
     What is left is written at the end, also when an error or Ctrl-C ends the encoding.
     """
     pending: list[Shard] = []
-    since = time.monotonic()
+    size, since = 0, time.monotonic()
 
     def write() -> None:
-        if pending:
-            block = join(pending)
-            pending.clear()  # first, so that a full disk is met once
+        nonlocal size, since
+        block, size, since = join(pending) if pending else None, 0, time.monotonic()
+        pending.clear()  # before the writing, so that a full disk is met once
+        if block:
             store.append(block)
 
     def add(batch: Shard) -> None:
-        nonlocal since
+        nonlocal size
         pending.append(batch)
-        size = sum(shard.vectors.nbytes for shard in pending)
+        size += batch.vectors.nbytes
         if size >= BLOCK_BYTES or time.monotonic() - since >= BLOCK_SECONDS:
             write()
-            since = time.monotonic()
 
     try:
         yield add

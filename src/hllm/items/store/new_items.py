@@ -31,7 +31,7 @@ def encode_new_items(
     request = Request.of(spec)
     if request.kind.of_catalogue:
         raise ConfigError(
-            f"{request.model} vectors belong to the catalogue they were fitted on: new items need a run whose "
+            f"{request.kind.title} vectors belong to the catalogue they were fitted on: new items need a run whose "
             "item_llm is a language model, for example item_llm=smollm2-135m"
         )
     rendered = request.template.render_all(items)

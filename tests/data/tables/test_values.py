@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hllm.data.reading.cleaning import clean_text
+from hllm.data.tables.values import clean_text
 
 
 @pytest.mark.parametrize(
@@ -21,13 +21,16 @@ from hllm.data.reading.cleaning import clean_text
         ("  ", None),
         (None, None),
         (float("nan"), None),
-        ("nan", None),
-        ("NaN", None),
-        ("Nan", "Nan"),  # a grandmother, in many titles
-        ("NULL", "NULL"),
+        ("nan", "nan"),  # words of programs for nothing are words all the same
+        ("NA", "NA"),
+        ("None", "None"),
+        ("null", "null"),
+        ("Tea \ud83d", "Tea \ufffd"),
         (["First.", "Second."], "First. Second."),
-        (["One", "One", "", None, "nan"], "One"),
-        ([["Books", "Novels"], ["Books", "War"]], "Books Novels War"),
+        (["One", "One", "", None, float("nan")], "One"),
+        ([["Books", "Novels"], ["Books", "War"]], "Books, Novels, War"),
+        (["a" * 41, "b"], "a" * 41 + " b"),  # paragraphs
+        ("['Comedy' 'Drama']", "Comedy, Drama"),  # as numpy prints an array
         ([], None),
         ("['Heavy-duty staples.', \"It's steel.\"]", "Heavy-duty staples. It's steel."),
         ("['not a list", "['not a list"),

@@ -1,0 +1,134 @@
+"""Texts to vectors without padding, with gradient: a pack of texts, one forward, one pooled vector each.
+
+    [prefix | text 1, item tokens | text 2, item tokens | ...]  ->  states  ->  vectors (n, dim)
+
+The prompt's tokens are the same for every text. In a causal model nothing that follows changes their
+keys and values, so they stand in the pack once and every text continues from them; the gradient flows
+back through them like through any token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hllm.errors import ConfigError, unknown
+from hllm.items.encoders.packed_attention import Pack
+from hllm.items.encoders.packed_model import PackedModel
+from hllm.packing import offsets_of
+
+POOLINGS = ("mean", "last", "cls", "item-token")
+ITEM_TOKEN_STD = 0.02  # ByteDance's
+
+
+class PackedEncoder(nn.Module):
+    """Vectors of texts that are given as token ids.
+
+    model         a transformers PreTrainedModel without head, decoder or encoder
+    pooling       "mean" over all tokens, "last" or "cls" (first) token, "item-token" (the mean of the last
+                  layer's states at `item_token_n` learned tokens after the text)
+    prefix        token ids of the prompt that every text begins with
+    item_token_n  learned tokens appended to each text, from normal(0, .02) (ByteDance's `item_emb_token_n`);
+                  0 unless pooling is "item-token"
+    align_to      position ids end at this length (right-aligned, as ByteDance's), None to begin at 0. Where
+                  only differences of positions matter this changes rounding alone and is left out
+    shares_prefix (attribute) whether the prefix is run once a pack
+
+    Raises ConfigError for an unknown pooling, or item tokens that are not pooled.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        pooling: str = "mean",
+        prefix: Sequence[int] = (),
+        item_token_n: int = 0,
+        align_to: int | None = None,
+        pad_id: int = 0,
+    ) -> None:
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise ConfigError(unknown("pooling", pooling, POOLINGS))
+        if (pooling == "item-token") != (item_token_n >= 1):
+            raise ConfigError(
+                f"pooling {pooling!r} with item_emb_token_n={item_token_n}: item-token needs >= 1"
+            )
+        self.backbone = PackedModel(model, pad_id)
+        self.pooling, self.item_token_n = pooling, item_token_n
+        self.align_to = None if self.backbone.relative else align_to
+        parameter = next(model.parameters())
+        self.register_buffer("prefix", torch.tensor(list(prefix), dtype=torch.long), persistent=False)
+        self.prefix = self.prefix.to(parameter.device)
+        if item_token_n:
+            tokens = torch.empty(item_token_n, self.dim, dtype=parameter.dtype).normal_(std=ITEM_TOKEN_STD)
+            self.item_tokens = nn.Parameter(tokens.to(parameter.device))
+        self.shares_prefix = (
+            len(prefix) > 0 and self.backbone.packed and self.backbone.causal and self.align_to is None
+        )
+
+    prefix: Tensor
+
+    @property
+    def dim(self) -> int:
+        return self.backbone.dim
+
+    def text_tokens(self, lengths: Tensor) -> Tensor:
+        """Tokens that texts of `lengths` (n,) cost beside a shared prefix."""
+        return lengths + self.item_token_n + (0 if self.shares_prefix else len(self.prefix))
+
+    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Vectors (n, dim), float32 or wider, of the texts whose `ids` int64 (t,) lie end to end.
+
+        `lengths` int64 (n,) on the CPU, each at least 1 (0 where a prefix or item tokens follow); `ids` are
+        without the prefix.
+        """
+        shared, device = self.shares_prefix, self.prefix.device
+        full, learned = self._assemble(ids.to(device), lengths)
+        whole = self.text_tokens(lengths).tolist()
+        pack = Pack(
+            [len(self.prefix), *whole] if shared else whole, device, len(self.prefix) if shared else 0
+        )
+        if self.align_to is not None:
+            pack.starts = self.align_to - torch.tensor(pack.lengths)
+        if learned is None:
+            states = self.backbone(pack, full)
+        else:
+            embeds = self.backbone.embed(full)
+            tokens = self.item_tokens.repeat(len(whole), 1).to(embeds.dtype)
+            states = self.backbone(pack, embeds=embeds.index_copy(0, learned, tokens))
+        return self._pool(states if states.dtype == torch.float64 else states.float(), whole, pack)
+
+    def _assemble(self, ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Ids (T,) of the pack, and where the learned tokens stand in it."""
+        n, p, k, device = len(lengths), len(self.prefix), self.item_token_n, self.prefix.device
+        once = p if self.shares_prefix else 0  # tokens before the first text
+        own = p - once  # prefix tokens of each text
+        first = (once + offsets_of(lengths + own + k)[:-1].long()).to(device)  # each text's first slot
+        dev = lengths.to(device)
+        total = once + int(lengths.sum()) + n * (own + k)
+        full = torch.full((total,), 1, dtype=torch.long, device=device)
+        full[:once] = self.prefix[:once]
+        if own:
+            full[(first.unsqueeze(1) + torch.arange(own, device=device)).flatten()] = self.prefix.repeat(n)
+        inside = torch.repeat_interleave(first + own - offsets_of(lengths)[:-1].to(device), dev)
+        full[inside + torch.arange(len(ids), device=device)] = ids
+        if not k:
+            return full, None
+        return full, ((first + own + dev).unsqueeze(1) + torch.arange(k, device=device)).flatten()
+
+    def _pool(self, states: Tensor, whole: list[int], pack: Pack) -> Tensor:
+        """One vector a text; a shared prefix belongs to every text's mean."""
+        once = pack.prefix
+        ends = pack.offsets[1:].long()[1 if once else 0 :]
+        if self.pooling == "last":
+            return states[ends - 1]
+        if self.pooling == "item-token":
+            back = torch.arange(-self.item_token_n, 0, device=ends.device)
+            return states[ends.unsqueeze(1) + back].mean(1)
+        lengths = torch.tensor(whole, device=states.device)
+        if self.pooling == "cls":
+            return states[:1].expand(len(whole), -1) if once else states[ends - lengths]
+        sums = torch.segment_reduce(states[once:], "sum", lengths=lengths, unsafe=True)
+        return (sums + states[:once].sum(0)) / (lengths + once).unsqueeze(1)

@@ -1,0 +1,355 @@
+"""Attention inside a pack: sequences laid end to end in one row, each seeing itself and a shared prefix.
+
+transformers' models call the attention function that their configuration names (AttentionInterface).
+The one registered here, `NAME`, takes a `Pack` from the model's keyword arguments. On a GPU it runs
+torch's variable-length kernel; elsewhere, and where that kernel lacks something (float32, soft-capping,
+dropout), whole sequences are laid into rows of equal length under a mask.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hllm.packing import Rows, fill_rows, offsets_of, positions_in_segment, segment_ids
+
+NAME = "hllm_packed"
+_UNREADABLE = ("position_bias", "s_aux", "head_mask")  # what some models add to scores, and this cannot
+
+
+@dataclass(eq=False)
+class Pack:
+    """How T tokens of one row are cut into sequences, and what attention needs to know of it.
+
+    lengths   of the N sequences in order. If `prefix` > 0, the first sequence is the prefix, of that
+              length: every other sequence continues from it and sees all of it
+    device    of the tokens
+    starts    int64 (N,) position id of each sequence's first token
+    rows      how the tokens fall into a grid, where the caller has planned it already
+    """
+
+    lengths: list[int]
+    device: torch.device
+    prefix: int = 0
+    starts: Tensor | None = None
+    rows: Rows | None = None
+    _masks: dict[tuple[bool, int | None], Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def total(self) -> int:
+        return sum(self.lengths)
+
+    @functools.cached_property
+    def offsets(self) -> Tensor:
+        """int32 (N + 1,) boundaries of the sequences."""
+        return offsets_of(torch.tensor(self.lengths)).to(self.device, non_blocking=True)
+
+    @functools.cached_property
+    def owner(self) -> Tensor:
+        """int64 (T,) sequence of each token."""
+        return segment_ids(self.offsets, self.total)
+
+    @functools.cached_property
+    def positions(self) -> Tensor:
+        """int64 (T,) position ids: from 0 in every sequence, or from its start."""
+        own = positions_in_segment(self.offsets, self.total)
+        if self.starts is not None:
+            return own + self.starts.to(self.device)[self.owner]
+        return own + self.prefix * (self.owner > 0) if self.prefix else own
+
+    @functools.cached_property
+    def grid(self) -> Rows:
+        """The tokens in rows of equal length, several whole sequences to a row."""
+        if self.rows is not None:
+            return self.rows
+        row = max(16, -(-max(self.lengths) // 16) * 16)
+        starts, used = fill_rows(self.lengths, row)
+        slots = torch.tensor(starts, device=self.device)[self.owner]
+        slots = slots + positions_in_segment(self.offsets, self.total)
+        segments = torch.full((used * row,), -1, device=self.device).index_copy(0, slots, self.owner)
+        return Rows(slots, segments.view(used, row))
+
+    def mask(self, causal: bool, window: int | None) -> Tensor:
+        """bool (B, 1, R, prefix + R): which keys each slot of the grid sees. Empty slots see each other."""
+        key = causal, window
+        if key not in self._masks:
+            segments = self.grid.segments  # (B, R)
+            place = torch.zeros_like(segments).flatten().index_copy(0, self.grid.slots, self.positions)
+            place = place.view_as(segments)
+            own = segments.unsqueeze(2) == segments.unsqueeze(1)  # (B, R, R)
+            if self.prefix:
+                shared = (segments > 0).unsqueeze(2).expand(-1, -1, self.prefix)
+                own = torch.cat((shared, own), dim=2)
+                before = torch.arange(self.prefix, device=self.device).expand(len(segments), -1)
+                keys = torch.cat((before, place), dim=1)
+            else:
+                keys = place
+            ahead = place.unsqueeze(2) - keys.unsqueeze(1)  # query position - key position
+            if causal:
+                own = own & (ahead >= 0)
+            if window is not None:
+                own = own & (ahead.abs() < window)
+            self._masks[key] = own.unsqueeze(1)
+        return self._masks[key]
+
+    @functools.cached_property
+    def varlen(self) -> VarlenPlan:
+        """Boundaries of queries and keys for the variable-length kernel."""
+        if not self.prefix:
+            longest = max(self.lengths)
+            return VarlenPlan(self.offsets, self.offsets, longest, longest, None, None)
+        lengths = torch.tensor(self.lengths)
+        key_lengths = lengths + self.prefix
+        key_lengths[0] = self.prefix  # the prefix itself
+        key_offsets = offsets_of(key_lengths).to(self.device, non_blocking=True)
+        own = key_offsets.long()[self.owner] + positions_in_segment(self.offsets, self.total)
+        own = own + self.prefix * (self.owner > 0)
+        copies = key_offsets[1:-1].long().unsqueeze(1) + torch.arange(self.prefix, device=self.device)
+        to = torch.cat((own, copies.flatten()))  # a permutation: where each key goes
+        back = torch.empty_like(to).index_copy_(0, to, torch.arange(len(to), device=self.device))
+        return VarlenPlan(
+            self.offsets,
+            key_offsets,
+            max(self.lengths),
+            max(self.lengths[1:], default=0) + self.prefix,
+            to,
+            back,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class VarlenPlan:
+    """int32 (N + 1,) boundaries, longest lengths, and the permutation that puts the prefix before each text."""
+
+    cu_q: Tensor
+    cu_k: Tensor
+    max_q: int
+    max_k: int
+    to: Tensor | None
+    back: Tensor | None
+
+
+class _Permute(torch.autograd.Function):
+    """x[back], whose backward is a gather too: adding into rows is slower, and rounds in bf16."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, to: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(to)
+        return x[back]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (to,) = ctx.saved_tensors
+        return grads[0][to], None, None
+
+
+def pack_rows(rows: Rows) -> Pack:
+    """The pack of histories laid out as `rows`; reading their lengths waits for the device once."""
+    owners = rows.segments.flatten()[rows.slots]
+    lengths = torch.unique_consecutive(owners, return_counts=True)[1].tolist()
+    return Pack(lengths, rows.slots.device, rows=rows)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    is_causal: bool | None = None,
+    pack: Pack | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls in every layer: query (1, H, T, D), key and value (1, Hk, T, D) to (1, T, H, D).
+
+    NotImplementedError for what a pack does not carry; PackedModel then pads instead.
+    """
+    unreadable = [name for name in _UNREADABLE if others.get(name) is not None]
+    if pack is None or attention_mask is not None or unreadable or query.shape[0] != 1:
+        raise NotImplementedError(f"packed attention without a pack, or with {unreadable or 'a mask'}")
+    causal = is_causal if is_causal is not None else bool(getattr(module, "is_causal", True))
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, H, D)
+    if torch.is_autocast_enabled(q.device.type):  # rotary embeddings leave float32 behind
+        half = torch.get_autocast_dtype(q.device.type)
+        q, k, v = q.to(half), k.to(half), v.to(half)
+    scale = 1 / math.sqrt(q.shape[-1]) if scaling is None else float(scaling)
+    if use_varlen(q, v, dropout, softcap, sliding_window):
+        repeat = varlen_works(q.device.index or 0) == "repeated"
+        out = attend_varlen(q, k, v, pack, causal, sliding_window, scale, repeat)
+    else:
+        out = attend_grid(q, k, v, pack, causal, sliding_window, scale, softcap, dropout)
+    return out.unsqueeze(0), None
+
+
+def attend_grid(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pack: Pack,
+    causal: bool,
+    window: int | None,
+    scale: float,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """The portable form: q (T, H, D), k and v (T, Hk, D) to (T, H, D), any dtype and device."""
+    mask = pack.mask(causal, window)
+    slots, (b, r) = pack.grid.slots, pack.grid.segments.shape
+
+    def lay(x: Tensor) -> Tensor:  # (T, H, D) -> (B, H, R, D)
+        grid = x.new_zeros(b * r, *x.shape[1:]).index_copy(0, slots, x)
+        return grid.view(b, r, *x.shape[1:]).transpose(1, 2)
+
+    keys, values = lay(k), lay(v)
+    if pack.prefix:
+        keys, values = (
+            torch.cat((x[: pack.prefix].transpose(0, 1).expand(b, -1, -1, -1), grid), dim=2)
+            for x, grid in ((k, keys), (v, values))
+        )
+    group = q.shape[1] // k.shape[1]
+    if group > 1:
+        keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
+    if softcap is None:
+        out = F.scaled_dot_product_attention(lay(q), keys, values, mask, dropout, scale=scale)
+    else:
+        scores = torch.tanh(lay(q) @ keys.transpose(2, 3) * scale / softcap) * softcap
+        weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)
+        out = F.dropout(weights, dropout) @ values
+    return out.transpose(1, 2).reshape(b * r, q.shape[1], v.shape[-1])[slots]
+
+
+def attend_varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pack: Pack,
+    causal: bool,
+    window: int | None,
+    scale: float,
+    repeat: bool = False,
+) -> Tensor:
+    """torch's variable-length kernel (FlashAttention; Dao, 2023): shapes as in `attend_grid`, half precision.
+
+    repeat: keys and values are repeated for every query head, where the kernel takes no grouped heads.
+    """
+    if repeat:
+        group = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+    plan = pack.varlen
+    if plan.to is not None:
+        n = len(pack.lengths) - 1
+        k, v = (
+            _Permute.apply(
+                torch.cat((x, x[: pack.prefix].expand(n, -1, -1, -1).flatten(0, 1))), plan.to, plan.back
+            )
+            for x in (k, v)
+        )
+    reach = -1 if window is None else window - 1
+    edges = (reach, 0 if causal else reach)
+    return _varlen_call(q.contiguous(), k.contiguous(), v.contiguous(), plan, edges, scale)
+
+
+@functools.cache
+def _varlen_arguments() -> frozenset[str]:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return frozenset()
+    return frozenset(inspect.signature(varlen_attn).parameters)
+
+
+def _varlen_call(
+    q: Tensor, k: Tensor, v: Tensor, plan: VarlenPlan, edges: tuple[int, int], scale: float
+) -> Tensor:
+    """`varlen_attn`, whose arguments have grown from release to release."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    known, options = _varlen_arguments(), dict[str, Any]()
+    if "scale" in known:
+        options["scale"] = scale
+    else:
+        q = q * (scale * math.sqrt(q.shape[-1]))
+    if "window_size" in known:
+        options["window_size"] = edges
+    elif edges[0] == -1:
+        options["is_causal"] = edges[1] == 0
+    else:
+        raise NotImplementedError("this torch has no windows in varlen_attn")
+    if "enable_gqa" in known:
+        options["enable_gqa"] = q.shape[1] != k.shape[1]
+    out: Any = varlen_attn(q, k, v, plan.cu_q, plan.cu_k, plan.max_q, plan.max_k, **options)
+    return out
+
+
+def use_varlen(q: Tensor, v: Tensor, dropout: float, softcap: float | None, window: int | None) -> bool:
+    """Whether the variable-length kernel takes these and, tried once a device, gives the right values."""
+    width = q.shape[-1]
+    return (
+        q.device.type == "cuda"
+        and q.dtype in (torch.bfloat16, torch.float16)
+        and not dropout
+        and softcap is None
+        and (window is None or "window_size" in _varlen_arguments())
+        and width == v.shape[-1]
+        and width <= 256
+        and width % 8 == 0
+        and bool(varlen_works(q.device.index or 0))
+    )
+
+
+@functools.cache
+def varlen_works(index: int) -> str:
+    """ "grouped" or "repeated" (heads), where the kernel's values and gradients equal the portable form's, else ""."""
+    for form in ("grouped", "repeated"):
+        try:
+            if _varlen_agrees(torch.device("cuda", index), form == "repeated"):
+                return form
+        except Exception:  # a kernel that this build or this card does not have fails in its own way
+            continue
+    return ""
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def _varlen_agrees(device: torch.device, repeat: bool) -> bool:
+    """Compare with the portable form in float32: a prefix, grouped heads, a window."""
+    pack = Pack([5, 40, 7, 130], device, prefix=5)
+    generator = torch.Generator(device).manual_seed(0)
+
+    def draw(heads: int) -> Tensor:
+        x = torch.randn(pack.total, heads, 64, device=device, generator=generator)
+        return x.bfloat16().requires_grad_()
+
+    q, k, v = draw(4), draw(2), draw(2)
+    upstream = draw(4).detach()
+    windows = (None, 32) if "window_size" in _varlen_arguments() else (None,)
+    with torch.autocast("cuda", enabled=False):
+        for window in windows:
+            out = attend_varlen(q, k, v, pack, True, window, 0.125, repeat)
+            exact = attend_grid(q.float(), k.float(), v.float(), pack, True, window, 0.125)
+            got = (out, *torch.autograd.grad(out, (q, k, v), upstream))
+            want = (exact, *torch.autograd.grad(exact, (q, k, v), upstream.float()))
+            for a, b in zip(got, want, strict=True):
+                if not float((a.float() - b.float()).norm() / b.float().norm()) < 2e-2:
+                    return False
+    return True
+
+
+@functools.cache
+def register() -> str:
+    """Make `NAME` known to transformers, once; returns it."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, attention)
+    return NAME

@@ -1,0 +1,102 @@
+"""Texts as token ids, tokenised once and kept ragged: one flat array plus offsets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hllm.errors import DataError
+from hllm.packing import flat_index, lengths_of
+
+if TYPE_CHECKING:
+    from hllm.items.encoders.backbones import Backbone
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Token ids int32 (t,) of n texts laid end to end, and offsets int64 (n + 1,)."""
+
+    flat: Tensor
+    offsets: Tensor
+
+    @property
+    def lengths(self) -> Tensor:
+        """int64 (n,) on the device of the offsets."""
+        return lengths_of(self.offsets)
+
+    def take(self, rows: Tensor, lengths: Tensor) -> Tensor:
+        """Ids int64 (t,) of the texts `rows` int64 (m,), whose `lengths` (m,) are known on the CPU."""
+        starts = self.offsets[rows.to(self.offsets.device)]
+        return self.flat[flat_index(starts, lengths, self.flat.device)].long()
+
+    def append(self, more: Ragged) -> Ragged:
+        """These texts, then `more` of them."""
+        device = self.flat.device
+        later = more.offsets[1:].to(device) + self.offsets[-1]
+        return Ragged(torch.cat((self.flat, more.flat.to(device))), torch.cat((self.offsets, later)))
+
+    @classmethod
+    def of(cls, sequences: list[list[int]]) -> Ragged:
+        """The ragged form of lists of ids; a list may be empty."""
+        lengths = np.array([len(ids) for ids in sequences], dtype=np.int64)
+        flat = np.fromiter((t for ids in sequences for t in ids), dtype=np.int32, count=int(lengths.sum()))
+        return cls(torch.from_numpy(flat), torch.from_numpy(np.concatenate(([0], lengths.cumsum()))))
+
+
+def tokenise(backbone: Backbone, texts: list[str], limit: int) -> tuple[list[list[int]], np.ndarray]:
+    """Ids of each text, cut to `limit` tokens, and bool (n,): which were cut.
+
+    Texts are tokenised whole, so that no token boundary depends on a prompt. Cutting takes the end of
+    the text and keeps the special tokens that the tokenizer adds after it.
+    """
+    sequences = token_ids(backbone, texts)
+    long = [i for i, ids in enumerate(sequences) if len(ids) > limit]
+    truncated = np.zeros(len(texts), dtype=bool)
+    if long:
+        truncated[long] = True
+        cut = token_ids(backbone, [texts[i] for i in long], truncation=True, max_length=limit)
+        for i, ids in zip(long, cut, strict=True):
+            sequences[i] = ids
+    return sequences, truncated
+
+
+def token_ids(backbone: Backbone, texts: list[str], **options: Any) -> list[list[int]]:
+    """Ids of each text as the tokenizer gives them, at least one a text."""
+    tokenizer = backbone.tokenizer
+    tokenizer.truncation_side = "right"
+    encoded = tokenizer(texts, return_attention_mask=False, verbose=False, **options)["input_ids"]
+    # A text of nothing but characters unknown to the tokenizer may have no token at all.
+    return [ids or [backbone.pad_id] for ids in encoded]
+
+
+def prompt_prefix(backbone: Backbone, prompt: str, sequences: list[list[int]]) -> list[int]:
+    """Tokens of `prompt` that every text begins with, those of texts added later too.
+
+    Tokens at the prompt's end may join the text's first letters, so what is shared is tried on several
+    beginnings and on all `sequences`, each of which keeps at least one token of its own.
+    """
+    from hllm.items.encoders.prefix import common_prefix
+
+    if not prompt:
+        return []
+    probes = token_ids(backbone, [prompt + start for start in ("A", "z", "0", "(", " ", "é")])
+    ragged = Ragged.of([*probes, *sequences])
+    return probes[0][: common_prefix(ragged.flat.numpy(), ragged.offsets.numpy())]
+
+
+def without_prefix(sequences: list[list[int]], prefix: list[int]) -> Ragged:
+    """The ids that follow `prefix` in each of `sequences`; an empty one stays empty.
+
+    Raises DataError for a text that begins otherwise."""
+    n = len(prefix)
+    for ids in sequences:
+        if ids and ids[:n] != prefix:
+            raise DataError(
+                f"a text does not begin with the prompt's {n} tokens: its first letters change the prompt's last "
+                "token; end the prompt with a space or a colon, and embed again"
+            )
+    return Ragged.of([ids[n:] for ids in sequences])

@@ -1,0 +1,332 @@
+"""Item vectors from a language model that is trained with the user model.
+
+    token ids -> item LLM -> pooling -> whitening -> adapter -> vector (width,)
+
+Whitening and adapter are those of the frozen table (text_table.py), so training starts where the frozen
+source stands. A step encodes the distinct items that it needs, each once, in chunks of texts of similar
+length; caching.py decides what is kept for the backward pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hllm import hardware
+from hllm.errors import ConfigError, DeviceError, unknown
+from hllm.items.encoders.packed import PackedEncoder
+from hllm.items.encoders.tokens import Ragged
+from hllm.items.source.base import ItemSource, Lease
+from hllm.items.source.caching import (
+    MODES,
+    Chunks,
+    Plan,
+    choose_plan,
+    counting_saved,
+    free_memory,
+    plan_chunks,
+    random_state,
+    set_random_state,
+)
+from hllm.items.source.lora import add_lora
+from hllm.items.source.whitening import Whitening
+
+log = logging.getLogger(__name__)
+TRAIN = ("frozen", "lora", "full")
+MEMORY_SHARE = 0.7  # of the free memory; the user half of the step takes from the rest
+SAMPLE_TOKENS = 1024  # of the texts on which the memory of a graph is measured
+NO_GRAD_CHUNKS = 4  # chunks without a graph may be so many times larger
+
+
+class LiveText(ItemSource):
+    """adapter(whitened vector of the item's text), computed by `encoder`; an item without text has a vector of
+    its own, learned (`no_text`), or zero where there is no adapter.
+
+    texts         token ids without the encoder's prefix, row = token; an empty row is an item without text
+                  (row 0, padding, always is)
+    train         "full", "lora" (the LLM's linear layers get low-rank adapters), "frozen"; learned item tokens
+                  are trained with each of them
+    mode          "auto" (by free memory, cheapest first), "graph", "checkpoint" or "cache" (caching.py)
+    chunk_tokens  text tokens run at once, at most; out of memory halves it for good
+    plan          (attribute) what the last lease did
+
+    Raises ConfigError for an unknown `train` or `mode`, and for "lora" without peft.
+    """
+
+    static = False
+
+    def __init__(
+        self,
+        encoder: PackedEncoder,
+        texts: Ragged,
+        whitening: Whitening | None = None,
+        adapter: nn.Sequential | None = None,
+        train: str = "full",
+        mode: str = "auto",
+        chunk_tokens: int = 16_384,
+        lora: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if train not in TRAIN:
+            raise ConfigError(unknown("items.train", train, TRAIN))
+        if mode not in ("auto", *MODES):
+            raise ConfigError(unknown("gradient mode", mode, ("auto", *MODES)))
+        self.encoder, self.whitening, self.adapter = encoder, whitening, adapter
+        self.train_what, self.mode, self.lora = train, mode, dict(lora or {})
+        self.register_buffer("text_ids", texts.flat)
+        self.register_buffer("text_offsets", texts.offsets)
+        rank = encoder.dim if whitening is None else whitening.basis.shape[1]
+        self.width = rank if adapter is None else adapter[-1].out_features  # type: ignore[assignment]
+        if adapter is not None:
+            self.no_text = nn.Parameter(adapter[-1].weight.new_zeros(self.width))  # type: ignore[operator]
+        encoder.backbone.requires_grad_(train != "frozen")
+        if train == "lora":
+            add_lora(encoder.backbone.model, **self.lora)
+        self.plan: Plan | None = None
+        self.chunk_tokens = chunk_tokens
+        self._lengths: tuple[int, Tensor] = (-1, torch.zeros(0))
+
+    text_ids: Tensor
+    text_offsets: Tensor
+
+    @property
+    def n_items(self) -> int:
+        return self.text_offsets.shape[0] - 2
+
+    @property
+    def device(self) -> torch.device:
+        return self.text_ids.device
+
+    @property
+    def texts(self) -> Ragged:
+        return Ragged(self.text_ids, self.text_offsets)
+
+    def lengths(self) -> Tensor:
+        """Text tokens int64 (n_items + 1,) of every token's text, on the CPU; 0 = no text."""
+        version = self.text_offsets._version
+        if self._lengths[0] != version or len(self._lengths[1]) != self.n_items + 1:
+            self._lengths = version, self.texts.lengths.cpu()
+        return self._lengths[1]
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Vectors (n, width) of `tokens` int64 (n,), with gradient: one plain graph."""
+        host, (rows, places, order) = tokens.cpu(), self._chunks(tokens, self.chunk_tokens)
+        if not rows:
+            return self._without_text(len(host))
+        vectors = torch.cat([self._run(part) for part in rows])
+        return self._place(vectors, order, places, len(host))
+
+    def lease(self, tokens: Tensor) -> Lease:
+        """The vectors of distinct `tokens` int64 (M,) for one step. Raises DeviceError where one text alone
+        is too much for the device's memory."""
+        if not torch.is_grad_enabled() or not any(p.requires_grad for p in self.parameters()):
+            with torch.no_grad():
+                return Lease(_wide(self.encode(tokens)))
+        plan = self.plan or self._first_plan(tokens)
+        start = random_state(self.device)
+        while True:
+            try:
+                lease = self._lease(tokens, plan)
+                self.plan = plan
+                return lease
+            except Exception as err:
+                if not hardware.is_out_of_memory(err):
+                    raise
+                plan = self._after_overflow(plan, err)
+            hardware.release_memory()
+            set_random_state(self.device, start)
+
+    def _lease(self, tokens: Tensor, plan: Plan) -> Lease:
+        rows, places, order = self._chunks(tokens, plan.chunk_tokens)
+        if not rows:
+            vectors = self._without_text(len(tokens))
+            return Lease(_wide(vectors.detach()).requires_grad_(), vectors.backward)
+        keep = len(rows) if plan.mode != "cache" else self._kept(rows, plan.keep_tokens)
+        trained = [p for p in self.parameters() if p.requires_grad]
+        chunks = Chunks(self._run, rows, keep, self.device, trained, self._checkpointing, self._shrink)
+        with self._checkpointing() if plan.mode == "checkpoint" else contextlib.nullcontext():
+            out = chunks.forward()
+        vectors = self._place(out, order, places, len(tokens)).detach()
+        absent = torch.ones(len(tokens), dtype=torch.bool, device=self.device).index_fill(0, places, False)
+
+        def spend(grad: Tensor) -> None:
+            chunks.backward(grad[places[order]])
+            if self.adapter is not None and self.no_text.requires_grad:
+                own = grad[absent].sum(0).to(self.no_text.dtype)
+                self.no_text.grad = own if self.no_text.grad is None else self.no_text.grad + own
+
+        return Lease(_wide(vectors).requires_grad_(), spend)
+
+    def _run(self, tokens: Tensor) -> Tensor:
+        """Vectors (n, width) of `tokens` (on the CPU) that have text: one chunk."""
+        lengths = self.lengths()[tokens]
+        raw = self.encoder(self.texts.take(tokens, lengths), lengths)
+        if self.whitening is not None:
+            white = (raw.double() - self.whitening.mean) @ self.whitening.basis
+            raw = white.to(raw.dtype)
+        if self.adapter is None:
+            return _wide(raw)
+        if not torch.is_autocast_enabled(raw.device.type):
+            raw = raw.to(self.adapter[0].weight.dtype)
+        return _wide(self.adapter(raw))
+
+    def _without_text(self, n: int) -> Tensor:
+        """Vectors (n, width) of items without text."""
+        if self.adapter is None:
+            return torch.zeros(n, self.width, device=self.device)
+        return _wide(self.no_text).expand(n, -1)
+
+    def _chunks(self, tokens: Tensor, budget: int) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Tokens of each chunk (CPU), where the items with text stand among `tokens`, and the chunks' order of
+        those (both on the device)."""
+        host = tokens.cpu()
+        places = self.lengths()[host].nonzero().flatten()
+        costs = self.encoder.text_tokens(self.lengths()[host[places]])
+        parts = plan_chunks(costs, budget)
+        order = torch.cat(parts) if parts else places
+        return [host[places[part]] for part in parts], places.to(self.device), order.to(self.device)
+
+    def _place(self, vectors: Tensor, order: Tensor, places: Tensor, n: int) -> Tensor:
+        """Chunks' vectors back in the order of the tokens, items without text among them."""
+        base = self._without_text(n).to(vectors.dtype)
+        return base.index_copy(0, places[order], vectors)
+
+    def _kept(self, rows: list[Tensor], room: int) -> int:
+        """How many of the last chunks keep their graphs within `room` tokens."""
+        kept = 0
+        for part in reversed(rows):
+            room -= int(self.encoder.text_tokens(self.lengths()[part]).sum())
+            if room < 0:
+                break
+            kept += 1
+        return kept
+
+    def _first_plan(self, tokens: Tensor) -> Plan:
+        total = int(self.encoder.text_tokens(self.lengths()[tokens.cpu()]).sum())
+        if self.mode != "auto":
+            return Plan(self.mode, self.chunk_tokens, total if self.mode == "graph" else 0)
+        sample = self._chunks(tokens, SAMPLE_TOKENS)[0]
+        if not sample:
+            return Plan("graph", self.chunk_tokens, 0)
+        per_token = self._bytes_per_token(sample[-1])
+        model: Any = self.encoder.backbone.model
+        layers = max(1, int(getattr(model.config, "num_hidden_layers", 1)))
+        inputs = layers * self.encoder.dim * next(model.parameters()).element_size()
+        trained = [p for p in self.parameters() if p.requires_grad and p.grad is None]
+        # Gradients are not there yet, nor are the two moments of AdamW.
+        room = free_memory(self.device) - sum(p.numel() * (p.element_size() + 8) for p in trained)
+        checkpointed = inputs if self._can_checkpoint() else None
+        room = max(0.0, MEMORY_SHARE * room)
+        plan = choose_plan(total, per_token, checkpointed, layers, room, self.chunk_tokens)
+        log.info("item LLM: %s for %d tokens, %.0f kB each", plan, total, per_token / 1e3)
+        return plan
+
+    def _bytes_per_token(self, sample: Tensor) -> float:
+        """What a text token's graph keeps, from graphs of two sizes: casts of the weights are no token's."""
+        state, sizes = random_state(self.device), []
+        for part in (sample, sample[: len(sample) // 2]):
+            found = [0]
+            if len(part):
+                with torch.enable_grad(), counting_saved(found, self.parameters()):
+                    self._run(part)
+            sizes.append((int(self.encoder.text_tokens(self.lengths()[part]).sum()), found[-1]))
+        set_random_state(self.device, state)
+        (n, whole), (half_n, half) = sizes
+        return max(1.0, (whole - half) / (n - half_n))
+
+    def _shrink(self, err: Exception) -> None:
+        assert self.plan is not None
+        self.plan = self._after_overflow(self.plan, err)
+
+    def _after_overflow(self, plan: Plan, err: Exception) -> Plan:
+        """A smaller plan, said; DeviceError if there is none."""
+        if plan.mode == "cache" and not plan.keep_tokens and plan.chunk_tokens <= int(self.lengths().max()):
+            raise DeviceError(
+                f"{self.device} has too little memory to train the item LLM on one text of "
+                f"{int(self.lengths().max())} tokens; use items.train=lora, a smaller item LLM, or fewer max_tokens"
+            ) from err
+        smaller = plan.smaller(self._can_checkpoint())
+        log.warning("out of memory: item LLM goes on with %s after %s", smaller, plan)
+        return smaller
+
+    def _can_checkpoint(self) -> bool:
+        return self.encoder.backbone.can_checkpoint()
+
+    def _checkpointing(self) -> contextlib.AbstractContextManager[None]:
+        return self.encoder.backbone.checkpointing() if self._can_checkpoint() else contextlib.nullcontext()
+
+    @torch.no_grad()
+    def tiles(self) -> Iterator[Tensor]:
+        """Vectors of every token from 0 on, in order, (m, width) at a time, without gradient or dropout."""
+        yield self.table()
+
+    @torch.no_grad()
+    def table(self) -> Tensor:
+        """Vectors (n_items + 1, width) of every token, each text run once, without gradient or dropout."""
+        return self._every(self._run, self._without_text(self.n_items + 1))
+
+    @torch.no_grad()
+    def raw_table(self) -> Tensor:
+        """Pooled vectors (n_items + 1, dim) before whitening; zero for items without text."""
+
+        def run(tokens: Tensor) -> Tensor:
+            lengths = self.lengths()[tokens]
+            return self.encoder(self.texts.take(tokens, lengths), lengths)
+
+        return self._every(run, torch.zeros(self.n_items + 1, self.encoder.dim, device=self.device))
+
+    def fit_whitening(self, trained: Tensor, mode: str, rank: int) -> Tensor:
+        """Fit the whitening on the texts of `trained` bool (n_items + 1,) as the model stands; returns the raw
+        table. To be called before an adapter is made: the width of its input depends on it."""
+        raw = self.raw_table()
+        rows = trained.cpu() & (self.lengths() > 0)
+        self.whitening = Whitening.fit(raw[rows.to(raw.device)].cpu(), mode, rank).to(self.device)
+        if self.adapter is None:
+            self.width = self.whitening.basis.shape[1]
+        return raw
+
+    def _every(self, run: Any, out: Tensor) -> Tensor:
+        everyone = torch.arange(self.n_items + 1)
+        training = self.training
+        self.eval()
+        out = out.clone()
+        for part in self._chunks(everyone, NO_GRAD_CHUNKS * self.chunk_tokens)[0]:
+            vectors = run(part)
+            out = out.to(vectors.dtype).index_copy(0, part.to(self.device), vectors)
+        self.train(training)
+        return out
+
+    def extend(self, text: Ragged | Tensor | None, has_text: Tensor) -> None:
+        """Append items by their token ids: `text` is Ragged, with an empty row where there is no text."""
+        if not isinstance(text, Ragged):
+            raise TypeError("a live source is extended by texts (Ragged), not by their vectors")
+        grown = self.texts.append(text)
+        self.text_ids, self.text_offsets = grown.flat, grown.offsets
+
+    def spec(self) -> dict[str, Any]:
+        encoder = self.encoder
+        return {
+            "kind": "live_text",
+            "n_items": self.n_items,
+            "n_text_tokens": int(self.text_ids.shape[0]),
+            "model": encoder.backbone.model.config.to_dict(),  # type: ignore[union-attr,operator]
+            "pooling": encoder.pooling,
+            "prefix": encoder.prefix.tolist(),
+            "item_token_n": encoder.item_token_n,
+            "align_to": encoder.align_to,
+            "pad_id": encoder.backbone.pad_id,
+            "whitening": None if self.whitening is None else list(self.whitening.basis.shape),
+            "width": self.width,
+            "hidden": None if self.adapter is None else self.adapter[0].out_features,
+            "train": self.train_what,
+            "lora": self.lora,
+        }
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()

@@ -1,0 +1,54 @@
+"""Tiny random language models of many families, whose tokens influence each other strongly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers as tf
+from torch import Tensor
+
+SIZE = {"vocab_size": 258, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+FFN = {"intermediate_size": 64, "initializer_range": 0.2}
+SMALL = {**SIZE, **FFN, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
+GPT2 = {"vocab_size": 258, "n_embd": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.2}
+GROUPED = {**SMALL, "num_key_value_heads": 2}
+
+
+def configs() -> dict[str, Any]:
+    """Configurations by family: grouped heads, sliding windows and soft-capping where the family has them."""
+    return {
+        "llama": tf.LlamaConfig(**GROUPED),
+        "qwen3": tf.Qwen3Config(**GROUPED, head_dim=8),
+        "mistral": tf.MistralConfig(**GROUPED, sliding_window=6),
+        "gemma2": tf.Gemma2Config(**GROUPED, head_dim=8, sliding_window=6, attn_logit_softcapping=5.0),
+        "gemma3": tf.Gemma3TextConfig(**GROUPED, head_dim=8, sliding_window=6),
+        "gpt2": tf.GPT2Config(**GPT2, bos_token_id=1, eos_token_id=1),
+        "bert": tf.BertConfig(**SMALL),
+        "modernbert": tf.ModernBertConfig(**SMALL, local_attention=8, cls_token_id=1, sep_token_id=1),
+        "mpnet": tf.MPNetConfig(**{**SMALL, "pad_token_id": 1}),
+        "t5": tf.T5Config(vocab_size=258, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4),
+    }  # fmt: skip
+
+
+def tiny(kind: str, seed: int = 0, dropout: float = 0.0, dtype: torch.dtype = torch.float32) -> Any:
+    """A model of `kind` in evaluation mode; every kind of dropout that it has is set to `dropout`."""
+    config = configs()[kind]
+    for name in vars(config):
+        if "dropout" in name or name.endswith(("_pdrop", "_dropout_prob")):
+            setattr(config, name, dropout)
+    torch.manual_seed(seed)
+    # Older transformers leave soft-capping out where torch's own attention is chosen, in silence.
+    capped = {"attn_implementation": "eager"} if kind == "gemma2" else {}
+    model = tf.AutoModel.from_config(config, **capped)
+    return (model.get_encoder() if kind == "t5" else model).to(dtype).eval()
+
+
+def exact_norms(monkeypatch: Any) -> None:
+    """Llama's norm without its cast to float32, for comparisons in float64."""
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon)
+
+    monkeypatch.setattr(LlamaRMSNorm, "forward", forward)
