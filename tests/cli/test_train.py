@@ -93,6 +93,24 @@ def test_text_models_say_which_embeddings_they_take(
     assert read_json(tmp_path / "run" / "config.json")["embeddings"]["model"] == "random"
 
 
+def test_a_large_catalogue_is_told_how_it_is_trained(
+    command: Callable[..., list[str]],
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a line, and in the run's configuration; the same command finds the run again."""
+    monkeypatch.setattr("hllm.runs.settle.LAZY_FACTOR", 1)
+    few = {"loss": "sampled", "n_negatives": 1, "batch_tokens": 4, "max_len": 4, "epochs": 1}
+    arguments = command(tmp_path / "run", *(f"--set={key}={value}" for key, value in few.items()))
+    assert main(arguments) == 0
+    err = capsys.readouterr().err
+    assert "each step takes the batch's items and its negatives, not all" in err and "id_updates=lazy" in err
+    assert read_json(tmp_path / "run" / "config.json")["config"]["training"]["id_updates"] == "lazy"
+    assert main(arguments) == 0
+    assert "holds this run, finished" in capsys.readouterr().err
+
+
 def test_settings_from_a_file_then_from_set(
     command: Callable[..., list[str]], world_folder: Path, tmp_path: Path
 ) -> None:

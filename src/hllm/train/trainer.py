@@ -38,7 +38,7 @@ from hllm.train.optim import Optimizer, WeightAverage, evaluation_weights, learn
 from hllm.train.step import Step, TrainStep
 
 CHECKPOINT_SECONDS = 15.0  # between two checkpoints at least; more where writing one takes long (`Runtime`)
-SAVE_RATE = 400 << 20  # bytes of a checkpoint a second: what the first is expected to take
+SAVE_RATE = 200 << 20  # bytes of a checkpoint a second: what the first is expected to take
 FLAT_VALIDATIONS = 3  # in a row, with all user vectors in one direction, before training stops
 LOSS_CHECK_STEPS = 50  # looking at the loss waits for the device, so not every step
 

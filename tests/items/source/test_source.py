@@ -84,6 +84,15 @@ def test_tiles_cover_every_token_without_gradient(monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(torch.cat(tiles), source.encode(torch.arange(N + 1)))
 
 
+def test_a_table_of_ids_alone_is_their_weight() -> None:
+    """A catalogue of learned vectors is not held twice while it is ranked; anything else is laid out tile by tile."""
+    ids = Ids(7, 3, torch.arange(8) > 0)
+    assert Sum({"ids": ids}).every().data_ptr() == ids.weight.data_ptr()
+    both = Sum({"ids": ids, "more": Ids(7, 3, torch.arange(8) > 0)})
+    assert torch.equal(both.every(), both.encode(torch.arange(8)))
+    assert not both.every().requires_grad and not ids.every().requires_grad
+
+
 def test_added_items_are_made_as_the_others_were() -> None:
     source = make()
     before = source.encode(torch.arange(N + 1))
