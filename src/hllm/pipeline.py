@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,9 @@ from hllm.data.dataset import Dataset
 from hllm.errors import AmbiguousError, ArtifactError, ConfigError, HLLMError
 from hllm.evaluate.evaluation import evaluate, parse_max_len
 from hllm.evaluate.metrics import DEFAULT_KS, Metrics
+from hllm.items.live_items import LiveItems, live_items
+from hllm.items.source.build import settle
+from hllm.items.trained import TrainedLLM
 from hllm.models.hllm import Network
 from hllm.recommend.frames import to_frame
 from hllm.recommend.queries import queries_of_histories, queries_of_titles, queries_of_users
@@ -22,7 +25,7 @@ from hllm.recommend.rules import make_rules
 from hllm.recommend.topk import recommend
 from hllm.runs.auto_batch import BatchSize, probe, with_fitting_batch
 from hllm.runs.record import RunRecord, new_record
-from hllm.runs.save import read_run, write_run
+from hllm.runs.save import read_run, trained_llm, write_run
 from hllm.runs.train import train_network
 from hllm.train.trainer import Stopped
 
@@ -46,6 +49,7 @@ class Recommender:
     network: Network | None = None
     dataset: Dataset | None = None  # the run's own copy of what recommending needs
     record: RunRecord = field(default_factory=RunRecord)
+    item_llm: TrainedLLM | None = None  # where it was trained too: what reads the texts of new items
 
     @classmethod
     def from_preset(cls, preset: str = "hllm-lite", **settings: Any) -> Recommender:
@@ -69,12 +73,17 @@ class Recommender:
         stopped. Raises TrainingError for NaN or collapsed vectors, DeviceError for a missing device.
         """
         target = hardware.pick_device(device)
+        embeddings = prepared(data, self.config, embeddings)
         if embeddings is None:
             embeddings = _embeddings(data, self.config, device, progress)
         folder = None if out is None else Path(out)
         record = new_record(data, self.config, embeddings)
         self.network, result = train_network(data, self.config, embeddings, target, folder, resume, progress)
         self.record = record.finished(result)
+        live = settle(self.network.source)
+        self.item_llm = None
+        if live is not None and record.embeddings is not None:
+            self.item_llm = TrainedLLM(record.embeddings, live)
         self.dataset = data
         if folder is not None:
             self.save_pretrained(folder)
@@ -164,7 +173,12 @@ class Recommender:
                 "with text, for example preset hllm-lite"
             )
         frame = check_new_items(data, items)
-        vectors, has_text = encode_new_items(spec, frame, device)
+        encoded = (
+            encode_new_items(spec, frame, device)
+            if self.item_llm is None
+            else self.item_llm.encode(frame, device)
+        )
+        vectors, has_text = encoded
         network.source.extend(torch.from_numpy(vectors), torch.from_numpy(has_text))
         network.eval()
         self.dataset = added_dataset(data, frame)
@@ -173,13 +187,15 @@ class Recommender:
     def save_pretrained(self, path: Path | str) -> None:
         """Write a run folder: all that recommending needs, and what the run was."""
         network, data = self._ready()
-        write_run(Path(path), network, self.config, data, self.record)
+        self.item_llm = write_run(Path(path), network, self.config, data, self.record, self.item_llm)
+        if self.item_llm is not None:
+            self.record = replace(self.record, embeddings=self.item_llm.spec)
 
     @classmethod
     def from_pretrained(cls, path: Path | str, device: str = "auto") -> Recommender:
         """Load a run folder. Raises ArtifactError, with the next command, for anything else."""
         network, config, data, record = read_run(Path(path), hardware.pick_device(device))
-        return cls(config, network, data, record)
+        return cls(config, network, data, record, trained_llm(Path(path), record))
 
     def _ready(self) -> tuple[Network, Dataset]:
         if self.network is None or self.dataset is None:
@@ -218,6 +234,15 @@ def fit_run(
     return with_fitting_batch(
         train, lambda size: probe(data, batch.config(config, size), embeddings, target), batch
     )
+
+
+def prepared(
+    data: Dataset, config: Config, embeddings: ItemEmbeddings | None = None
+) -> ItemEmbeddings | None:
+    """`embeddings`, or where the item LLM is trained the texts that it reads: those need no `hllm embed`."""
+    if not config.items.live or isinstance(embeddings, LiveItems):
+        return embeddings
+    return live_items(data, config.items, embeddings)
 
 
 def evaluate_run(

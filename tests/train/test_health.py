@@ -119,11 +119,12 @@ def test_patience_does_not_count_before_there_is_a_best(
     assert result.best_epoch >= 3
 
 
-def flat_until(first: int) -> Callable[[Trainer, int, Any], None]:
+def flat_until(first: int) -> Callable[[Trainer, int, Any], dict[str, float]]:
     """A health check that finds user vectors flat before epoch `first`."""
 
-    def check(self: Trainer, epoch: int, plan: Any) -> None:
+    def check(self: Trainer, epoch: int, plan: Any) -> dict[str, float]:
         self.state.flat_validations = self.state.flat_validations + 1 if epoch < first else 0
+        return {}
 
     return check
 

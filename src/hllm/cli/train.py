@@ -30,6 +30,9 @@ def train(
         int, typer.Option(min=1, help="Train this many seeds, into OUT/seed-0, OUT/seed-1, ...")
     ] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    init_from: Annotated[
+        Path | None, typer.Option(help="A run of this dataset, whose weights training starts from.")
+    ] = None,
     no_capture: Annotated[
         bool, typer.Option("--no-capture", help="On a GPU, run each step plainly, not as a CUDA graph.")
     ] = False,
@@ -48,6 +51,8 @@ def train(
     hardware.pick_device(device)  # a wrong one fails before anything is said or written
     data = Dataset.load(dataset)
     given = parse_assignments(set_) | ({"capture": False} if no_capture else {})
+    if init_from is not None:
+        given["init_from"] = str(init_from.resolve())
     chosen = load_config(preset, config, _with_dataset_default(data, preset, config, given))
     folder = out or Path("runs") / f"{dataset.resolve().name}-{chosen.preset}"
     options: dict[str, Any] = {
@@ -97,7 +102,11 @@ def train_one(
     if state != "new" and (saved := saved_identity(folder)) is not None:
         check_identity(folder, saved, identity_of(data, config, embeddings))
     if embeddings is not None:
-        console.note(f"item embeddings: {describe_spec(embeddings.spec)} (store {embeddings.spec['key']})")
+        what = describe_spec(embeddings.spec)
+        if config.items.live:
+            console.note(f"item LLM, trained ({config.items.train}): {what}")
+        else:
+            console.note(f"item embeddings: {what} (store {embeddings.spec['key']})")
     if state == "finished":
         console.note(f"{folder} holds this run, finished; --overwrite trains it again")
         recommender = Recommender.from_pretrained(folder, device)
@@ -170,10 +179,12 @@ def _train_seeds(data: Dataset, config: Config, folder: Path, seeds: int, **opti
 
 
 def _embeddings(data: Dataset, config: Config) -> ItemEmbeddings | None:
-    """The embeddings to train on, which must be there already."""
+    """The embeddings to train on, which must be there already; a trained item LLM reads texts instead."""
+    from hllm.pipeline import prepared
+
     items = config.items
-    if items.item_llm is None:
-        return None
+    if items.item_llm is None or items.live:
+        return prepared(data, config)
     from hllm.items.embed import load_embeddings
 
     return load_embeddings(data, items.item_llm, items.pooling, items.prompt, items.text_fields)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -11,9 +11,12 @@ from hllm.artifacts import read_json, read_tensors, write_json, write_tensors
 from hllm.config import Config, make_config
 from hllm.data.dataset import Dataset
 from hllm.errors import ArtifactError
+from hllm.items.encoders.hub import ITEM_LLM
 from hllm.items.source.build import empty_source
 from hllm.items.source.whitening import EPSILON
+from hllm.items.trained import TrainedLLM
 from hllm.models.hllm import Network
+from hllm.models.llm import LLMUserModel
 from hllm.runs.build import with_source
 from hllm.runs.folder import (
     FORMAT,
@@ -28,8 +31,15 @@ from hllm.runs.legacy import upgraded
 from hllm.runs.record import RunRecord
 
 
-def write_run(folder: Path, network: Network, config: Config, data: Dataset, record: RunRecord) -> None:
-    """Write a finished run; `config.json`, its mark, last."""
+def write_run(
+    folder: Path,
+    network: Network,
+    config: Config,
+    data: Dataset,
+    record: RunRecord,
+    item_llm: TrainedLLM | None = None,
+) -> TrainedLLM | None:
+    """Write a finished run; `config.json`, its mark, last. Returns `item_llm` as it lies in the folder."""
     if _is_another(folder, config, data, record):
         check_folder(data, folder)
         clear_run(folder)  # metrics and report of another run would not be this one's
@@ -37,17 +47,23 @@ def write_run(folder: Path, network: Network, config: Config, data: Dataset, rec
     if data.path is None or data.path.resolve() != (folder / "data").resolve():
         data.copy_to(folder / "data")
     write_tensors(folder / "model.safetensors", network.state_dict())
+    if item_llm is not None:
+        item_llm = item_llm.save(folder / ITEM_LLM)
+        record = replace(record, embeddings=item_llm.spec)
+    user_model = network.model.user_model
     document = {
         "format": FORMAT,
         "version": VERSION,
         "config": config.model_dump(),
         "runtime": config.runtime.model_dump(),
         "source": network.source.spec(),
+        "user_llm": user_model.config() if isinstance(user_model, LLMUserModel) else None,
         **asdict(record),
     }
     if config.items.whiten == "whiten" and config.items.item_llm is not None:
         document["whitening"] = {"rank": document["source"]["parts"]["text"]["rank"], "epsilon": EPSILON}
     write_json(folder / "config.json", document)
+    return item_llm
 
 
 def _is_another(folder: Path, config: Config, data: Dataset, record: RunRecord) -> bool:
@@ -61,6 +77,13 @@ def _is_another(folder: Path, config: Config, data: Dataset, record: RunRecord) 
     return saved is not None and saved != own
 
 
+def trained_llm(folder: Path, record: RunRecord) -> TrainedLLM | None:
+    """The item LLM that the run in `folder` trained, not loaded yet; None where there is none."""
+    if record.embeddings is None or "trained_weights" not in record.embeddings:
+        return None
+    return TrainedLLM(record.embeddings, folder=folder / ITEM_LLM)
+
+
 def read_run(folder: Path, device: torch.device) -> tuple[Network, Config, Dataset, RunRecord]:
     """Load a finished run; ArtifactError says what the folder is instead and what to do."""
     document = read_record(folder)
@@ -68,7 +91,7 @@ def read_run(folder: Path, device: torch.device) -> tuple[Network, Config, Datas
     if document["version"] == 1:
         document, tensors = upgraded(document, tensors)
     config = make_config(document["config"] | {"runtime": document.get("runtime", {})})
-    network = with_source(empty_source(document["source"]), config)
+    network = with_source(empty_source(document["source"]), config, document.get("user_llm"))
     try:
         network.load_state_dict(tensors)
     except RuntimeError as err:

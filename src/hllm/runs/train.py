@@ -19,6 +19,7 @@ from hllm.models.hllm import Network
 from hllm.runs.build import build_network
 from hllm.runs.folder import as_of_now, check_folder, clear_run
 from hllm.runs.record import check_identity, identity_of
+from hllm.runs.warm_start import start_from
 from hllm.train.checkpoint import read_identity
 from hllm.train.trainer import FitResult, Trainer
 
@@ -69,7 +70,9 @@ def make_trainer(
 ) -> Trainer:
     """Everything that a training of `config` on `data` takes, freshly initialised."""
     training, max_len = config.training, parse_max_len(config.training.max_len)
-    network = build_network(data, config, embeddings).to(device)
+    network = build_network(data, config, embeddings, device)
+    if training.init_from is not None:
+        start_from(network, Path(training.init_from), data)
     counts = data.train_counts()
     longest = int(np.diff(np.asarray(histories.offsets)).max()) - 1
     most = max(training.batch_tokens, longest if max_len is None else min(longest, max_len))
@@ -100,6 +103,7 @@ def make_trainer(
         device=device,
         runtime=config.runtime,
         lazy=lazy,
+        drop_similar=config.objective.drop_similar,
         folder=folder,
         identity=identity,
         show=show,
