@@ -173,12 +173,10 @@ class Recommender:
                 "with text, for example preset hllm-lite"
             )
         frame = check_new_items(data, items)
-        encoded = (
-            encode_new_items(spec, frame, device)
-            if self.item_llm is None
-            else self.item_llm.encode(frame, device)
-        )
-        vectors, has_text = encoded
+        if self.item_llm is None:
+            vectors, has_text = encode_new_items(spec, frame, device)
+        else:
+            vectors, has_text = self.item_llm.encode(frame, device)
         network.source.extend(torch.from_numpy(vectors), torch.from_numpy(has_text))
         network.eval()
         self.dataset = added_dataset(data, frame)

@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hllm.items.encoders.hub import weights_digest
+from hllm.artifacts import write_json
+from hllm.items.encoders.hub import ITEM_LLM_SETTINGS, weights_digest
 
 if TYPE_CHECKING:
     import polars as pl
 
     from hllm.items.source.live import LiveText
+
+
+READING = ("pooling", "prompt", "fields", "max_tokens", "item_emb_token_n", "right_aligned")
 
 
 @dataclass
@@ -61,11 +65,13 @@ class TrainedLLM:
 
             assert self.live.backbone is not None
             encoder = self.live.encoder
-            state = merged_state(encoder.backbone.model)  # type: ignore[arg-type]
+            state = merged_state(encoder.backbone.model)
             tokenizer, tokens = self.live.backbone.tokenizer, int(self.spec["max_tokens"])
             shutil.rmtree(folder, ignore_errors=True)
             save_item_llm(encoder, state, tokenizer, folder, tokens, self.spec["prompt"])
+            write_json(folder / ITEM_LLM_SETTINGS, {name: self.spec[name] for name in READING})
         elif self.folder is not None and self.folder.resolve() != folder.resolve():
             shutil.copytree(self.folder, folder, dirs_exist_ok=True)
-        spec = {**self.spec, "trained_weights": weights_digest(folder)}
+        dim = self.spec["dim"] if self.live is None else self.live.encoder.dim
+        spec = {**self.spec, "dim": dim, "trained_weights": weights_digest(folder)}
         return TrainedLLM(spec, folder=folder)

@@ -76,7 +76,10 @@ def make_trainer(
     counts = data.train_counts()
     longest = int(np.diff(np.asarray(histories.offsets)).max()) - 1
     most = max(training.batch_tokens, longest if max_len is None else min(longest, max_len))
-    views = make_views(counts, config.objective, most, training.seed, device)
+    # A step of a live source costs what it encodes: never more than the loss needs.
+    sampled = config.objective.loss in ("sampled", "in_batch")
+    whole = False if config.items.live and sampled else None
+    views = make_views(counts, config.objective, most, training.seed, device, whole)
     of_batch = isinstance(views, BatchItems)
     loader = TrainLoader(
         histories,

@@ -253,7 +253,8 @@ class Trainer:
                 training, (state.epoch + 1 - 1 / max(n_steps, 1)) / training.epochs
             ),
         }
-        row |= {"item_llm_plan": plan for plan in gradient_plans(self.network)}
+        if plans := gradient_plans(self.network):
+            row["item_llm_plan"] = plans[0]
         state.epoch += 1
         state.step_in_epoch, state.loss_sum = 0, 0.0
         if state.epoch % training.eval_every == 0 or state.epoch == training.epochs:

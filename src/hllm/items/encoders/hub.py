@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hllm import artifacts
 from hllm.errors import ConfigError, FetchError, HLLMError
@@ -20,6 +21,7 @@ from hllm.items.encoders.names import SHORT_NAMES, is_local
 
 ITEM_LLM = "item_llm"  # the folder of a run's trained item LLM
 ITEM_TOKENS = "item_tokens.safetensors"  # learned tokens of a trained item LLM, beside its weights
+ITEM_LLM_SETTINGS = "hllm.json"  # how it was trained to read texts: pooling, prompt, learned tokens
 CONNECT_TIMEOUT = 5.0  # seconds: an unreachable hub must cost little
 _WEIGHTS = re.compile(r"(model|pytorch_model)([-_.]\d+-of-\d+)?\.(safetensors|bin)")
 # Of several formats in one folder transformers reads the first of these, and nothing of the others.
@@ -131,6 +133,15 @@ def find_model(
         f"cannot get item LLM {name!r} ({repo}). Tried {'; '.join(failures)}. Set HF_ENDPOINT to a mirror, "
         f"or run `hf download {repo}` where the hub is reached and give its folder: --item-llm FOLDER"
     )
+
+
+def trained_settings(name: str) -> dict[str, Any]:
+    """How the item LLM of the run or folder with this canonical `name` reads texts; {} for any other model."""
+    for path in (Path(name) / ITEM_LLM, Path(name)) if is_local(name) else ():
+        if (path / ITEM_LLM_SETTINGS).is_file():
+            settings = artifacts.read_json(path / ITEM_LLM_SETTINGS)
+            return dict(settings) if isinstance(settings, dict) else {}
+    return {}
 
 
 def _reason(err: Exception) -> str:

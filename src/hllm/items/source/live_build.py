@@ -11,6 +11,7 @@ from torch import nn
 
 from hllm.items.config import ItemsConfig
 from hllm.items.encoders.backbones import Backbone, load_backbone
+from hllm.items.encoders.export import copy_item_tokens
 from hllm.items.encoders.packed import PackedEncoder
 from hllm.items.encoders.tokens import Ragged, prompt_prefix, token_ids, tokenise, without_prefix
 from hllm.items.live_items import ITEM_TOKEN, LiveItems
@@ -47,6 +48,7 @@ def make_live(
             items.item_emb_token_n,
             items.right_aligned,
         )
+        copy_item_tokens(encoder, made.folder)  # a run's item LLM goes on from its own
         start = LiveText(encoder, texts, train="frozen", chunk_tokens=chunk_tokens).to(device)
         start.bf16 = bf16
         stored = torch.from_numpy(made.vectors) if made.vectors.size else None
