@@ -257,7 +257,7 @@ def test_checkpoints_keep_what_is_trained(fit: Callable[..., Recommender], tmp_p
 def test_a_step_encodes_only_what_the_loss_needs(
     data: Dataset, config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = config("hllm", batch_tokens=6, max_len=4, n_negatives=3)
+    made = config("hllm", batch_tokens=6, max_len=4, n_negatives=3, item_gradients="graph")
     trainer = make_trainer(data, data.train_histories(), made, prepared(data, made), CPU, None, False)
     encoded: list[int] = []
     run = LiveText._run
