@@ -87,12 +87,11 @@ def unpacked(pack: Path) -> LiveItems:
 def configuration(args: argparse.Namespace, side: str, inputs: str, trial: str, seed: int) -> Config:
     """The configuration of a row."""
     given = parse_assignments(args.set) | parse_assignments(trial.split() if trial else [])
+    given |= {"train": args.train, "id_embedding": inputs == "text+id", "seed": seed}
     if side == "live":
-        given |= {"train": args.train, **parse_assignments(args.live)}
-    else:
-        given["train"] = "frozen"
-    given |= {"id_embedding": inputs == "text+id", "seed": seed}
-    return load_config("hllm-small", overrides=given)
+        return load_config("hllm-small", overrides=given | parse_assignments(args.live))
+    # What only a live side reads is dropped, not refused.
+    return load_config("hllm-small", overrides=given).model_copy(update={"train": "frozen"})
 
 
 def frozen_vectors(

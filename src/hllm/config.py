@@ -277,7 +277,6 @@ PRESETS["hllm-small"] = {
     "train": "full",
     "max_tokens": 64,
     "n_layers": 4,
-    "epochs": 20,
     "item_llm_learning_rate": 1e-4,
     "item_llm_weight_decay": 0.01,
     "ema_decay": 0.0,

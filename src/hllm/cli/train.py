@@ -47,11 +47,13 @@ def train(
     from hllm import hardware
     from hllm.config import load_config, parse_assignments
     from hllm.data.dataset import Dataset
+    from hllm.runs.folder import read_record
 
     hardware.pick_device(device)  # a wrong one fails before anything is said or written
     data = Dataset.load(dataset)
     given = parse_assignments(set_) | ({"capture": False} if no_capture else {})
     if init_from is not None:
+        read_record(init_from)  # it is a run
         given["init_from"] = str(init_from.resolve())
     chosen = load_config(preset, config, _with_dataset_default(data, preset, config, given))
     folder = out or Path("runs") / f"{dataset.resolve().name}-{chosen.preset}"

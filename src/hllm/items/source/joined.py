@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,12 @@ class Joined(ItemSource):
     def encode(self, tokens: Tensor) -> Tensor:
         """Vectors (n, width) of `tokens` int64 (n,)."""
         return self.join([part.encode(tokens) for part in self.sources])
+
+    @torch.no_grad()
+    def tiles(self) -> Iterator[Tensor]:
+        """Vectors of every token, each part's made in its own way."""
+        for vectors in zip(*(part.tiles() for part in self.sources), strict=True):
+            yield self.join(vectors)
 
     def lease(self, tokens: Tensor) -> Lease:
         leases = [part.lease(tokens) for part in self.sources]
