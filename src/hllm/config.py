@@ -275,7 +275,6 @@ PRESETS["llama-id"] = {
 PRESETS["hllm-small"] = {
     "item_llm": "minilm",
     "train": "full",
-    "max_tokens": 64,
     "n_layers": 4,
     "item_llm_learning_rate": 1e-4,
     "item_llm_weight_decay": 0.01,

@@ -168,7 +168,16 @@ def test_bytedance_values() -> None:
             {"train": "full", "loss": "sampled", "n_negatives": 2, "batch_tokens": 5, "max_len": 4},
         ),
         ("hllm", {}),
-        ("hllm", {"item_emb_token_n": 2, "right_aligned": True, "drop_similar": 0.99, **WHITE}),
+        (
+            "hllm",
+            {
+                "item_emb_token_n": 2,
+                "right_aligned": True,
+                "drop_similar": 0.99,
+                **WHITE,
+                "learning_rate": 1e-3,
+            },
+        ),
         ("hllm-lite", {"item_emb_token_n": 1}),
         ("llama-id", {"item_llm": None, "user_llm": None, **ID}),
     ],
@@ -244,6 +253,49 @@ def test_a_break_changes_no_bit(
             with pytest.raises((SystemExit, Stopped)):
                 fit(tmp_path / "broken", resume=True, **settings)
     assert outcome("broken", resume=True) == straight
+
+
+def test_embedding_the_items_meanwhile_changes_nothing(
+    llm: Path, config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whitening belongs to the interrupted run, whatever the store holds by now."""
+    data = world(n_users=40, n_items=30).save(tmp_path / "data")
+
+    def fit(name: str) -> dict[str, bytes]:
+        run = Recommender(config()).fit(data, out=tmp_path / name, device="cpu", resume=True, progress=False)
+        assert run.network is not None
+        return {k: v.numpy().tobytes() for k, v in run.network.state_dict().items()}
+
+    straight = fit("straight")
+    with monkeypatch.context() as patch:
+        interrupted(patch, 3, "kill")
+        with pytest.raises(SystemExit):
+            fit("broken")
+    embed(data, str(llm), progress=False, precision="bf16")
+    assert live_items(data, config().items).vectors.size
+    assert fit("broken") == straight
+
+
+def test_out_of_memory_halves_the_chunks_of_a_validation(
+    data: Dataset,
+    config: Callable[..., Config],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    made = config()
+    source = build_network(data, made, prepared(data, made)).source.parts["text"]  # type: ignore[index,union-attr]
+    assert isinstance(source, LiveText)
+    expected, pooled = source.raw_table(), source._pooled
+
+    def full(budget: int) -> torch.Tensor:
+        if budget > 4096:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return pooled(budget)
+
+    monkeypatch.setattr(source, "_pooled", full)
+    monkeypatch.setattr("hllm.hardware.release_memory", lambda: None)
+    torch.testing.assert_close(source.raw_table(), expected)
+    assert "chunks of 4096 tokens" in caplog.text
 
 
 def test_checkpoints_keep_what_is_trained(fit: Callable[..., Recommender], tmp_path: Path) -> None:

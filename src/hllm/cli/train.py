@@ -129,6 +129,7 @@ def train_one(
 
 def finish_run(recommender: Recommender, folder: Path) -> dict[str, Any]:
     """Evaluate, write the results beside the weights, and show them."""
+    from hllm.artifacts import read_jsonl
     from hllm.evaluate.tables import table
     from hllm.pipeline import evaluate_run
     from hllm.report.results import write_results
@@ -138,6 +139,9 @@ def finish_run(recommender: Recommender, folder: Path) -> dict[str, Any]:
     for split, metrics in own.items():
         console.output().print(table([metrics, *others[split].values()]))
     record = recommender.record
+    plans = [row["item_llm_plan"] for row in read_jsonl(folder / "history.jsonl") if "item_llm_plan" in row]
+    if plans:
+        console.note(f"gradients of the item LLM: {' -> '.join(dict.fromkeys(plans))}")
     memory = f", {record.peak_gpu_memory_gib} GiB of GPU memory" if record.peak_gpu_memory_gib else ""
     console.result(
         f"best epoch {record.best['epoch']}, {record.seconds:.1f} s of training and validation{memory}; run in {folder}"

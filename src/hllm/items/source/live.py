@@ -294,18 +294,29 @@ class LiveText(ItemSource):
     @torch.no_grad()
     def raw_table(self) -> Tensor:
         """Pooled vectors (n_items + 1, dim) before whitening; zero for items without text."""
-
-        training = self.training
+        training, budget = self.training, NO_GRAD_CHUNKS * self.chunk_tokens
         self.eval()
+        try:
+            while True:
+                try:
+                    return self._pooled(budget)
+                except Exception as err:
+                    if not hardware.is_out_of_memory(err) or budget <= int(self.lengths().max()):
+                        raise
+                    budget //= 2
+                    log.warning("out of memory: the catalogue is encoded in chunks of %d tokens", budget)
+                hardware.release_memory()
+        finally:
+            self.train(training)
+
+    def _pooled(self, budget: int) -> Tensor:
         out = torch.zeros(self.n_items + 1, self.encoder.dim, device=self.device)
         everyone = torch.arange(self.n_items + 1)
-        half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False)
-        with half:
-            for part in self._chunks(everyone, NO_GRAD_CHUNKS * self.chunk_tokens)[0]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False):
+            for part in self._chunks(everyone, budget)[0]:
                 lengths = self.lengths()[part]
                 vectors = self.encoder(self.texts.take(part, lengths), lengths)
                 out = out.to(vectors.dtype).index_copy_(0, part.to(self.device), vectors)
-        self.train(training)
         return out
 
     def fit_whitening(self, trained: Tensor, mode: str, rank: int, raw: Tensor | None = None) -> Tensor:
