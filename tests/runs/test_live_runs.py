@@ -395,6 +395,13 @@ def test_a_live_run_is_a_run_like_any_other(
         torch.testing.assert_close(added[0], added[1], atol=1e-5, rtol=1e-5)
         assert torch.equal(before, recommender.network.source.encode(torch.tensor([8])))
         assert {900, 901} <= set(recommender.recommend(users=[100], k=99)["item_id"])
+    memory = fit(None, **settings)  # never written: the model that was trained is still at hand
+    memory.add_items(new, device="cpu")
+    assert memory.network is not None and again.network is not None
+    everyone = torch.arange(data.n_catalogue + 3)
+    torch.testing.assert_close(
+        memory.network.source.encode(everyone), again.network.source.encode(everyone), atol=1e-5, rtol=1e-5
+    )
     again.save_pretrained(tmp_path / "grown")
     moved = (tmp_path / "grown").rename(tmp_path / "moved")
     grown = Recommender.from_pretrained(moved, device="cpu")
