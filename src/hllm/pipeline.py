@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,9 @@ from hllm.data.dataset import Dataset
 from hllm.errors import AmbiguousError, ArtifactError, ConfigError, HLLMError
 from hllm.evaluate.evaluation import evaluate, parse_max_len
 from hllm.evaluate.metrics import DEFAULT_KS, Metrics, check_k, check_ks
+from hllm.items.live_items import LiveItems, live_items
+from hllm.items.source.build import settle
+from hllm.items.trained import TrainedLLM
 from hllm.models.hllm import Network
 from hllm.recommend.frames import to_frame
 from hllm.recommend.left_out import LeftOut
@@ -27,7 +30,7 @@ from hllm.recommend.session import Session
 from hllm.runs.auto_batch import BatchSize, probe, with_fitting_batch
 from hllm.runs.folder import check_folder
 from hllm.runs.record import RunRecord, new_record
-from hllm.runs.save import read_run, write_run
+from hllm.runs.save import read_run, trained_llm, write_run
 from hllm.runs.settle import settled
 from hllm.runs.train import checkpoint_rule, train_network
 from hllm.train.trainer import Stopped
@@ -53,6 +56,7 @@ class Recommender:
     network: Network | None = None
     dataset: Dataset | None = None  # the run's own copy of what recommending needs
     record: RunRecord = field(default_factory=RunRecord)
+    item_llm: TrainedLLM | None = None  # where it was trained too: what reads the texts of new items
     _kept_session: Session | None = field(default=None, init=False, repr=False, compare=False)
     _clocks_said: bool = field(default=False, init=False, repr=False, compare=False)
 
@@ -79,6 +83,7 @@ class Recommender:
         device, ArtifactError where another process is writing `out`.
         """
         target = hardware.pick_device(device)
+        embeddings = prepared(data, self.config, embeddings)
         if embeddings is None:
             embeddings = _embeddings(data, self.config, device, progress)
         folder = None if out is None else Path(out)
@@ -91,6 +96,10 @@ class Recommender:
                 data, self.config, embeddings, target, folder, resume, progress
             )
             self.record = record.finished(result)
+            live = settle(self.network.source)
+            self.item_llm = None
+            if live is not None and record.embeddings is not None:
+                self.item_llm = TrainedLLM(record.embeddings, live)
             self.dataset = data
             if folder is not None:
                 self.save_pretrained(folder)
@@ -237,7 +246,10 @@ class Recommender:
             )
         counts: dict[str, int] = {}
         frame = check_new_items(data, items, counts)
-        vectors, has_text = encode_new_items(spec, frame, device)
+        if self.item_llm is None:
+            vectors, has_text = encode_new_items(spec, frame, device)
+        else:
+            vectors, has_text = self.item_llm.encode(frame, device)
         network.source.extend(torch.from_numpy(vectors), torch.from_numpy(has_text))
         network.eval()
         self.dataset = added_dataset(data, frame, counts)
@@ -246,13 +258,15 @@ class Recommender:
     def save_pretrained(self, path: Path | str) -> None:
         """Write a run folder: all that recommending needs, and what the run was."""
         network, data = self._ready()
-        write_run(Path(path), network, self.config, data, self.record)
+        self.item_llm = write_run(Path(path), network, self.config, data, self.record, self.item_llm)
+        if self.item_llm is not None:
+            self.record = replace(self.record, embeddings=self.item_llm.spec)
 
     @classmethod
     def from_pretrained(cls, path: Path | str, device: str = "auto") -> Recommender:
         """Load a run folder. Raises ArtifactError, with the next command, for anything else."""
         network, config, data, record = read_run(Path(path), hardware.pick_device(device))
-        return cls(config, network, data, record)
+        return cls(config, network, data, record, trained_llm(Path(path), record))
 
     def _ready(self) -> tuple[Network, Dataset]:
         if self.network is None or self.dataset is None:
@@ -291,6 +305,15 @@ def fit_run(
     return with_fitting_batch(
         train, lambda size: probe(data, batch.config(config, size), embeddings, target), batch
     )
+
+
+def prepared(
+    data: Dataset, config: Config, embeddings: ItemEmbeddings | None = None
+) -> ItemEmbeddings | None:
+    """`embeddings`, or where the item LLM is trained the texts that it reads: those need no `hllm embed`."""
+    if not config.items.live or isinstance(embeddings, LiveItems):
+        return embeddings
+    return live_items(data, config.items, embeddings)
 
 
 def evaluate_run(

@@ -18,6 +18,7 @@ from hllm.data.dataset import Dataset
 from hllm.data.folder import own_names
 from hllm.evaluate.metrics import Metrics
 from hllm.pipeline import Recommender
+from hllm.testing import world
 from hllm.train import trainer
 from hllm.train.trainer import Stopped
 
@@ -420,3 +421,80 @@ def test_baselines_by_name_and_no_evaluation(
     assert not (Path(three) / "metrics.json").exists()
     assert main(["evaluate", three, "--device", "cpu"]) == 0
     assert "unknown baseline 'markow'" in fails(*command, one, "--baselines", "markow")
+
+
+# ---------------------------------------------------------------------- an item LLM trained too
+
+
+@pytest.fixture(scope="module")
+def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from hllm.testing.llms import write_model
+
+    return write_model(tmp_path_factory.mktemp("llm") / "tiny")
+
+
+def live_command(llm: Path, command: Callable[..., list[str]], out: Path, *more: str) -> list[str]:
+    return command(out, "--set", f"item_llm={llm}", *more, preset="hllm-small")
+
+
+def test_an_item_llm_is_trained_by_one_setting(
+    tiny_llm: Path, command: Callable[..., list[str]], tmp_path: Path, capsys: Capture
+) -> None:
+    """No `hllm embed` before; afterwards every command works, and the model embeds another catalogue."""
+    pytest.importorskip("peft")
+    run, other = tmp_path / "run", tmp_path / "other"
+    arguments = live_command(tiny_llm, command, run, "--set", "items.train=lora")
+    assert main(arguments) == 0
+    assert {p.name for p in run.iterdir()} == FILES | {"item_llm"}
+    captured = capsys.readouterr()
+    assert f"item LLM, trained (lora): {tiny_llm}" in captured.err
+    assert "Writing" not in captured.err
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "effective rank" in page and "graph, chunks of 16,384 tokens" in page
+    assert "trained with the user model (lora)" in (run / "README.md").read_text(encoding="utf-8")
+    assert main(arguments) == 0  # finished: only shown again
+    assert main(["evaluate", str(run), "--split", "test"]) == 0
+    assert main(["recommend", str(run), "-k", "2", "--user", "u001"]) == 0
+    world(seed=1, string_ids=True).save(other)
+    capsys.readouterr()
+    assert main(["embed", str(other), "--item-llm", str(run), "--device", "cpu"]) == 0
+    assert f"{run} from folder" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_killed_live_training_goes_on(
+    tiny_llm: Path, command: Callable[..., list[str]], tmp_path: Path, run_python: Callable[..., Any]
+) -> None:
+    arguments = live_command(tiny_llm, command, tmp_path / "killed", "--set", "items.train=full")
+    killed = run_python("-c", BREAKING.format(step=2, signal="SIGKILL"), *arguments)
+    assert killed.returncode == -signal.SIGKILL
+    assert main([*arguments, "--resume"]) == 0
+    straight = live_command(tiny_llm, command, tmp_path / "straight", "--set", "items.train=full")
+    assert main(straight) == 0
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("killed", "straight")]
+    assert files[0] == files[1]
+
+
+def test_a_live_run_starts_from_a_frozen_one(
+    tiny_llm: Path, command: Callable[..., list[str]], tmp_path: Path, fails: Fails, world_folder: Path
+) -> None:
+    assert (
+        main(
+            [
+                "embed",
+                str(world_folder),
+                "--item-llm",
+                str(tiny_llm),
+                "--device",
+                "cpu",
+                "--precision",
+                "fp32",
+            ]
+        )
+        == 0
+    )
+    frozen = live_command(tiny_llm, command, tmp_path / "frozen", "--set", "items.train=frozen")
+    assert main(frozen) == 0
+    live = live_command(tiny_llm, command, tmp_path / "live", "--init-from", str(tmp_path / "frozen"))
+    assert main(live) == 0
+    assert "no run at" in fails(*live[:-1], str(tmp_path / "nothing"), "--overwrite")

@@ -31,6 +31,9 @@ def train(
         int, typer.Option(min=1, help="Train this many seeds, into OUT/seed-0, OUT/seed-1, ...")
     ] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    init_from: Annotated[
+        Path | None, typer.Option(help="A run of this dataset, whose weights training starts from.")
+    ] = None,
     no_capture: Annotated[
         bool, typer.Option("--no-capture", help="On a GPU, run each step plainly, not as a CUDA graph.")
     ] = False,
@@ -51,10 +54,14 @@ def train(
     from hllm import hardware
     from hllm.config import load_config, parse_assignments
     from hllm.data.dataset import Dataset
+    from hllm.runs.folder import read_record
 
     hardware.pick_device(device)  # a wrong one fails before anything is said or written
     data = Dataset.load(dataset)
     given = parse_assignments(set_) | ({"capture": False} if no_capture else {})
+    if init_from is not None:
+        read_record(init_from)  # it is a run
+        given["init_from"] = str(init_from.resolve())
     chosen = load_config(preset, config, _with_dataset_default(data, preset, config, given))
     folder = out or Path("runs") / f"{dataset.resolve().name}-{chosen.preset}"
     options: dict[str, Any] = {
@@ -112,7 +119,11 @@ def train_one(
     if state != "new" and (saved := saved_identity(folder)) is not None:
         check_identity(folder, saved, identity_of(data, config, embeddings))
     if embeddings is not None:
-        console.note(f"item embeddings: {describe_spec(embeddings.spec)} (store {embeddings.spec['key']})")
+        what = describe_spec(embeddings.spec)
+        if config.items.live:
+            console.note(f"item LLM, trained ({config.items.train}): {what}")
+        else:
+            console.note(f"item embeddings: {what} (store {embeddings.spec['key']})")
     if state == "finished":
         console.note(f"{folder} holds this run, finished; --overwrite trains it again")
         recommender = Recommender.from_pretrained(folder, device)
@@ -142,6 +153,7 @@ def finish_run(
 
     `baselines`: names, or all or none. Unless `evaluated`, nothing is, and the document is empty.
     """
+    from hllm.artifacts import read_jsonl
     from hllm.evaluate.tables import table
     from hllm.pipeline import evaluate_run
     from hllm.report.results import write_results
@@ -153,6 +165,9 @@ def finish_run(
         for split, metrics in own.items():
             console.output().print(table([metrics, *others[split].values()]))
     record = recommender.record
+    plans = [row["item_llm_plan"] for row in read_jsonl(folder / "history.jsonl") if "item_llm_plan" in row]
+    if plans:
+        console.note(f"gradients of the item LLM: {' -> '.join(dict.fromkeys(plans))}")
     memory = f", {record.peak_gpu_memory_gib} GiB of GPU memory" if record.peak_gpu_memory_gib else ""
     console.result(
         f"best epoch {record.best['epoch']}, {record.seconds:.1f} s of training and validation{memory}; run in {folder}"
@@ -213,10 +228,12 @@ def _baselines(names: str | None) -> bool | list[str]:
 
 
 def _embeddings(data: Dataset, config: Config) -> ItemEmbeddings | None:
-    """The embeddings to train on, which must be there already."""
+    """The embeddings to train on, which must be there already; a trained item LLM reads texts instead."""
+    from hllm.pipeline import prepared
+
     items = config.items
-    if items.item_llm is None:
-        return None
+    if items.item_llm is None or items.live:
+        return prepared(data, config)
     from hllm.items.embed import load_embeddings
 
     return load_embeddings(data, items.item_llm, items.pooling, items.prompt, items.text_fields)

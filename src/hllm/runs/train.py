@@ -21,6 +21,7 @@ from hllm.runs.build import build_network
 from hllm.runs.folder import as_of_now, check_folder, clear_run
 from hllm.runs.record import check_identity, identity_of
 from hllm.runs.settle import longest_batch, settled
+from hllm.runs.warm_start import start_from
 from hllm.train.checkpoint import read_identity
 from hllm.train.config import TrainingConfig
 from hllm.train.trainer import FitResult, Trainer
@@ -76,9 +77,15 @@ def make_trainer(
     """Everything that a training of `config` on `data` takes, freshly initialised."""
     config = settled(data, config)
     training, max_len = config.training, parse_max_len(config.training.max_len)
-    network = build_network(data, config, embeddings).to(device)
+    network = build_network(data, config, embeddings, device)
+    if training.init_from is not None:
+        start_from(network, Path(training.init_from), data)
     counts = data.train_counts()
-    views = make_views(counts, config.objective, longest_batch(histories, config), training.seed, device)
+    # A step of a live source costs what it encodes: never more than the loss needs.
+    sampled = config.objective.loss in ("sampled", "in_batch")
+    whole = False if config.items.live and sampled else None
+    most = longest_batch(histories, config)
+    views = make_views(counts, config.objective, most, training.seed, device, whole)
     of_batch = isinstance(views, BatchItems)
     loader = TrainLoader(
         histories,
@@ -106,6 +113,7 @@ def make_trainer(
         device=device,
         runtime=config.runtime,
         lazy=training.id_updates == "lazy",
+        drop_similar=config.objective.drop_similar,
         folder=folder,
         identity=identity,
         show=show,
