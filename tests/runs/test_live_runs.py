@@ -301,8 +301,8 @@ def test_out_of_memory_halves_the_chunks_of_a_validation(
 def test_checkpoints_keep_what_is_trained(fit: Callable[..., Recommender], tmp_path: Path) -> None:
     pytest.importorskip("peft")
     fit(tmp_path / "run", train="lora", lora_rank=2)
-    tensors, _ = read_tensors(tmp_path / "run" / "checkpoints" / "last.safetensors")
-    names = [name for name in tensors if name.startswith("model.source.parts.text.encoder")]
+    (best,) = (tmp_path / "run" / "checkpoints").glob("best-*.safetensors")
+    names = [name for name in read_tensors(best)[0] if name.startswith("source.parts.text.encoder")]
     assert names and all("lora_" in name for name in names)
 
 

@@ -77,6 +77,7 @@ def test_an_item_without_text_gets_the_learned_vector() -> None:
 
 def test_tiles_cover_every_token_without_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "TILE", 3)
+    monkeypatch.setattr("hllm.items.source.joined.TILE", 3)
     source = make()
     tiles = list(source.tiles())
     assert [len(vectors) for vectors in tiles] == [3, 3, 1]
