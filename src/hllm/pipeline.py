@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from hllm.evaluate.evaluation import evaluate, parse_max_len
 from hllm.evaluate.metrics import DEFAULT_KS, Metrics, check_k, check_ks
 from hllm.models.hllm import Network
 from hllm.recommend.frames import to_frame
+from hllm.recommend.only import hidden_items, with_columns
 from hllm.recommend.queries import queries_of_histories, queries_of_titles, queries_of_users
 from hllm.recommend.rules import make_rules
 from hllm.recommend.topk import recommend
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from hllm.items.embed import ItemEmbeddings
 
 
-@dataclass
+@dataclass(repr=False)
 class Recommender:
     """A model with its configuration; after `fit` or `from_pretrained` it recommends.
 
@@ -137,6 +138,8 @@ class Recommender:
         keep_seen: bool = False,
         exclude: Sequence[Any] = (),
         candidates: str | Sequence[Any] = "interacted",
+        only: Mapping[str, Any] | None = None,
+        columns: Sequence[str] = (),
     ) -> pl.DataFrame:
         """The best `k` items a user: a frame `user_id, item_id, score, rank`, ids as the dataset has them.
 
@@ -144,7 +147,9 @@ class Recommender:
         number), `titles` (the same by title), `split` ("test": every test user from the history
         before the held-out item); all known users if none is given. Items of the history are left
         out unless `keep_seen`. `candidates="catalogue"` includes items without any event, a list of item
-        ids only those; added items always compete otherwise. Raises DataError naming an unknown user, item or title.
+        ids only those; added items always compete otherwise. `only={"genres": "Comedy"}` keeps the items with that
+        value, or label, in a column of the items; `columns=["title"]` adds columns of the items to the frame.
+        Raises DataError naming an unknown user, item or title, ConfigError for an unknown column.
         """
         network, data = self._ready()
         if sum(given is not None for given in (users, history, titles, split)) > 1:
@@ -155,11 +160,12 @@ class Recommender:
             queries, names = queries_of_titles(data, titles)
         else:
             queries, names = queries_of_users(data, users, split)
+        exclude = hidden_items(data, exclude, only)
         rules = make_rules(data, candidates=candidates, exclude=exclude, keep_seen=keep_seen)
         top = recommend(
             network, queries, rules, check_k(k), max_len=parse_max_len(self.config.training.max_len)
         )
-        return to_frame(top, names, data)
+        return with_columns(to_frame(top, names, data), data, columns)
 
     def add_items(self, items: Any, device: str = "auto") -> Recommender:
         """Make new items recommendable at once, from their text, without training; returns itself.
@@ -194,6 +200,33 @@ class Recommender:
         """Load a run folder. Raises ArtifactError, with the next command, for anything else."""
         network, config, data, record = read_run(Path(path), hardware.pick_device(device))
         return cls(config, network, data, record)
+
+    def __repr__(self) -> str:
+        return f"Recommender({', '.join(f'{name}: {text}' for name, text in self._described().items())})"
+
+    def _repr_html_(self) -> str:
+        """A small table for notebooks."""
+        from html import escape
+
+        cells = "".join(
+            f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>"
+            for name, text in self._described().items()
+        )
+        return f"<table><caption>recommender</caption>{cells}</table>"
+
+    def _described(self) -> dict[str, str]:
+        """What it is, in a few words."""
+        found = {"preset": self.config.preset, "items": self.config.items.item_llm or "ids alone"}
+        if self.network is None or self.dataset is None:
+            return found | {"state": "not trained"}
+        weights = sum(p.numel() for p in self.network.parameters())
+        found["trained on"] = f"{self.dataset.meta['name']}, {self.dataset.n_catalogue:,} items"
+        if self.record.best:
+            value = self.record.best["value"]
+            found["best epoch"] = (
+                f"{self.record.best['epoch']} ({self.config.training.valid_metric} {value:.4f})"
+            )
+        return found | {"weights": f"{weights:,}"}
 
     def _ready(self) -> tuple[Network, Dataset]:
         if self.network is None or self.dataset is None:

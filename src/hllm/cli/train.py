@@ -23,9 +23,15 @@ def train(
     config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
     set_: Annotated[list[str], typer.Option("--set", help="key=value, any number of times.")] = [],  # noqa: B006
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where an interrupted training stopped.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with an interrupted training, as the same command does anyway: before --overwrite.",
+        ),
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over, whatever --out holds.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start over, whatever run --out holds.")
+    ] = False,
     seeds: Annotated[
         int, typer.Option(min=1, help="Train this many seeds, into OUT/seed-0, OUT/seed-1, ...")
     ] = 1,
@@ -39,13 +45,13 @@ def train(
 ) -> None:
     """Train a model on a dataset, then evaluate it and the baselines.
 
-    The same command goes on after an interruption; a finished run is only shown again.
+    After an interruption the same command goes on where it stopped; a finished run is only shown again.
     """
     from hllm import hardware
     from hllm.config import load_config, parse_assignments
     from hllm.data.dataset import Dataset
 
-    hardware.pick_device(device)  # a wrong one fails before anything is said or written
+    hardware.check_device(device)  # mistakes are answered before torch is imported, where that is possible
     data = Dataset.load(dataset)
     given = parse_assignments(set_) | ({"capture": False} if no_capture else {})
     chosen = load_config(preset, config, _with_dataset_default(data, preset, config, given))
@@ -71,26 +77,29 @@ def train_one(
     resume: bool = False,
     overwrite: bool = False,
     auto_batch: bool = False,
-    go_on: str = "the same command and --resume",
+    go_on: str | None = None,
     embeddings: ItemEmbeddings | None = None,
 ) -> dict[str, Any]:
     """Train, or continue, or just show, one run; returns its metrics document.
 
-    `go_on`: what to type after Ctrl-C. `embeddings`: those to train on, if they are loaded already.
+    `go_on`: what to type after Ctrl-C (None: the same command). `embeddings`: those to train on, if loaded already.
     """
+    from hllm.runs.folder import run_state, saved_identity
+
+    state = run_state(folder)
+    embeddings = embeddings or _embeddings(data, config)  # the last that is told without torch
+
     from hllm.hardware import pick_device
     from hllm.items.store.request import describe_spec
     from hllm.pipeline import Recommender, fit_run
     from hllm.runs.auto_batch import BatchSize, memory_needed, memory_warning
-    from hllm.runs.folder import run_state, saved_identity
+    from hllm.runs.cpu_time import cpu_warning
     from hllm.runs.record import check_identity, identity_of
     from hllm.runs.settle import choices, settled
 
-    target = pick_device(device)  # a mistake is answered before anything is told or done
-    state = run_state(folder)
+    target = pick_device(device)
     if overwrite and not (resume and state == "unfinished"):
         state = "new"
-    embeddings = embeddings or _embeddings(data, config)
     config = settled(data, config)
     batch = BatchSize(config.training.batch_tokens, auto_batch, console.note)
     if state != "new":
@@ -113,7 +122,11 @@ def train_one(
     needed = memory_needed(data, config, embeddings)
     if warning := memory_warning(target, needed, f"--auto-batch, or {batch.advice}"):
         console.note(f"warning: {warning}")
+    if target.type == "cpu" and state == "new" and (warning := cpu_warning(data, config, embeddings)):
+        console.note(f"warning: {warning}")
     going_on = state == "unfinished"
+    if go_on is None:
+        go_on = "the same command, without --overwrite" if overwrite and not resume else "the same command"
     recommender = fit_run(
         data, config, folder, embeddings, batch, device=device, resume=going_on, go_on=go_on
     )
@@ -123,6 +136,7 @@ def train_one(
 def finish_run(recommender: Recommender, folder: Path) -> dict[str, Any]:
     """Evaluate, write the results beside the weights, and show them."""
     from hllm.evaluate.tables import table
+    from hllm.evaluate.verdict import verdict
     from hllm.pipeline import evaluate_run
     from hllm.report.results import write_results
 
@@ -130,6 +144,10 @@ def finish_run(recommender: Recommender, folder: Path) -> dict[str, Any]:
     document = write_results(recommender, folder, own, others)
     for split, metrics in own.items():
         console.output().print(table([metrics, *others[split].values()]))
+    judged = "test" if "test" in own else next(iter(own), "")
+    values = {name: metrics.values for name, metrics in others.get(judged, {}).items()}
+    if judged and (line := verdict(own[judged].name, judged, own[judged].values, values)):
+        console.result(line)
     record = recommender.record
     memory = f", {record.peak_gpu_memory_gib} GiB of GPU memory" if record.peak_gpu_memory_gib else ""
     console.result(

@@ -105,6 +105,7 @@ def evaluate(
         ),
         ks=ks,
         slices=slices(dataset, queries, ranks, bootstrap) if details else {},
+        tied=tied,
     )
 
 

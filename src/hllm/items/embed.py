@@ -172,7 +172,7 @@ class Resolved:
         """Encode what is missing, then read the embeddings; arguments and errors as of `embed`."""
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size} must be at least 1")
-        start, target = time.perf_counter(), hardware.pick_device(device)
+        start, device = time.perf_counter(), hardware.check_device(device)
         if self.request is None:
             self._finished()  # raises: what to run cannot be told from a key
         request = self.request
@@ -184,6 +184,7 @@ class Resolved:
             raise DataError(
                 f"none of the {len(keys):,} items has text in the fields {', '.join(request.fields)}"
             )
+        target = hardware.pick_device(device)  # after what is told without torch
         spec, model = self._specify(request, texts, target, trust_remote_code)
         store = self._store(spec)
 

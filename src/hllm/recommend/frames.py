@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hllm.data.dataset import Dataset
     from hllm.evaluate.ranking import TopK
 
-WRITERS = (".parquet", ".csv", ".tsv", ".jsonl")
+WRITERS = (".parquet", ".csv", ".tsv", ".json", ".jsonl")
 FORMULA = r"^[=+\-@\t\r]"  # what a spreadsheet takes for a formula
 
 
@@ -52,7 +52,7 @@ def formulas(frame: pl.DataFrame) -> int:
 
 
 def write_frame(path: Path, frame: pl.DataFrame, spreadsheet_safe: bool = False) -> None:
-    """Write recommendations by suffix: Parquet, CSV, TSV or JSON lines.
+    """Write recommendations by suffix: Parquet, CSV, TSV, JSON (a list of rows) or JSON lines.
 
     With `spreadsheet_safe`, text in CSV and TSV that begins like a formula gets an apostrophe before
     it, as spreadsheets have it for text; the ids are then no longer the user's to the letter.
@@ -68,5 +68,7 @@ def write_frame(path: Path, frame: pl.DataFrame, spreadsheet_safe: bool = False)
     with atomic(path) as temporary:
         if path.suffix == ".jsonl":
             frame.write_ndjson(temporary)
+        elif path.suffix == ".json":
+            frame.write_json(temporary)
         else:
             frame.write_csv(temporary, separator="\t" if path.suffix == ".tsv" else ",")

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hllm.artifacts import write_json
+from hllm.artifacts import write_json, write_table
 from hllm.evaluate.metrics import Metrics, as_document
 from hllm.report.card import write_card
 
@@ -23,9 +23,9 @@ def write_results(
 ) -> dict[str, Any]:
     """Write what `pipeline.evaluate_run` found into the run `folder`; returns the document of `metrics.json`.
 
-    The report alone needs polars; without it everything else is written.
+    The report and the ranks with ids need polars; without it everything else is written.
     """
-    document = as_document(own, others)
+    document = as_document(own, others, recommender.record.best.get("epoch"))
     for split, metrics in own.items():
         metrics.save(folder / "ranks" / f"{split}.safetensors")
     write_json(folder / "metrics.json", document)
@@ -34,5 +34,8 @@ def write_results(
         from hllm.report.examples import example_users
         from hllm.report.write import write_report
 
+        for split, metrics in own.items():
+            assert recommender.dataset is not None
+            write_table(folder / "ranks" / f"{split}.parquet", metrics.ranks_frame(recommender.dataset))
         write_report(folder, example_users(recommender))
     return document

@@ -19,7 +19,7 @@ from hllm.artifacts import read_document, read_json
 from hllm.config import make_config
 from hllm.data.folder import own_names, remove_dataset
 from hllm.errors import ArtifactError, ConfigError
-from hllm.train.checkpoint import LAST, drop_other_bests, read_identity
+from hllm.train.files import LAST, drop_other_bests, read_identity
 
 if TYPE_CHECKING:
     from hllm.data.dataset import Dataset
@@ -120,7 +120,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not is_run(folder):
         if folder.is_dir() and (folder / "checkpoints" / LAST).is_file():
             raise ArtifactError(
-                f"the training in {folder} is not finished; go on with the same hllm train command and --resume"
+                f"the training in {folder} is not finished; go on with the same hllm train command"
             )
         if (folder / "dataset.json").is_file():
             raise ArtifactError(

@@ -13,6 +13,7 @@ from hllm.data.batches.training import TrainLoader
 from hllm.data.dataset import Dataset
 from hllm.errors import DataError
 from hllm.evaluate.evaluation import evaluate, parse_max_len
+from hllm.items.sound import check_vectors
 from hllm.losses.objective import make_objective
 from hllm.losses.views import BatchItems, make_views
 from hllm.models.hllm import Network
@@ -20,7 +21,7 @@ from hllm.runs.build import build_network
 from hllm.runs.folder import as_of_now, check_folder, clear_run
 from hllm.runs.record import check_identity, identity_of
 from hllm.runs.settle import longest_batch, settled
-from hllm.train.checkpoint import read_identity
+from hllm.train.files import read_identity
 from hllm.train.trainer import FitResult, Trainer
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ def train_network(
     data.verify()
     histories = data.train_histories()
     check_trainable(data, histories)
+    if embeddings is not None:
+        check_vectors(embeddings.vectors, embeddings.has_text, data.item_ids)
     config = settled(data, config)
     identity = identity_of(data, config, embeddings)
     trainer = make_trainer(data, histories, config, embeddings, device, folder, show, identity)

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hllm.errors import ConfigError, unknown
-from hllm.items.encoders.kinds import Kind, kind_of
+from hllm.items.encoders.kinds import POOLINGS, Kind, kind_of
 from hllm.items.encoders.names import canonical, is_local
-from hllm.items.encoders.pooling import POOLINGS
 from hllm.text.template import OFFICIAL_PROMPT, Template, choose_fields
 
 
