@@ -46,7 +46,7 @@ def release_memory() -> None:
 
 def check_device(name: object) -> str:
     """The name of a device as text; DeviceError unless one could be called so. Needs no torch."""
-    text = str(name)
+    text = str(name)[:100]
     if re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", text) is None:
         raise DeviceError(unknown("device", text, ("auto", "cpu", "cuda", "cuda:N")))
     return text

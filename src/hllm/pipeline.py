@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hllm import hardware
+from hllm.arguments import flag, whole
+from hllm.arguments import path as checked_path
 from hllm.artifacts import locked
 from hllm.config import Config, load_config
 from hllm.data.dataset import Dataset
@@ -74,10 +76,15 @@ class Recommender:
         stopped. Raises TrainingError for NaN or collapsed vectors, DeviceError for a missing
         device, ArtifactError where another process is writing `out`.
         """
+        folder, resume = None if out is None else checked_path("out", out), flag("resume", resume)
+        check_dataset(data)
+        if embeddings is not None and not hasattr(embeddings, "spec"):
+            raise ConfigError(
+                f"embeddings is a {type(embeddings).__name__}, not what hllm.embed(data) returns"
+            )
         target = hardware.pick_device(device)
         if embeddings is None:
             embeddings = _embeddings(data, self.config, device, progress)
-        folder = None if out is None else Path(out)
         self.config = settled(data, self.config)
         record = new_record(data, self.config, embeddings)
         if folder is not None:
@@ -108,6 +115,8 @@ class Recommender:
         Raises ConfigError for another dataset, an unknown split or k.
         """
         network, own = self._ready()
+        if data is not None:
+            check_dataset(data)
         if data is not None and data.fingerprint != own.fingerprint:
             raise ConfigError(
                 f"this model was trained on {own.meta['name']} {own.fingerprint[:12]}, not on "
@@ -118,10 +127,10 @@ class Recommender:
             own,
             split,
             check_ks(k),
-            keep_seen=keep_seen,
+            keep_seen=flag("keep_seen", keep_seen),
             candidates=candidates,
             max_len=self.config.training.max_len,
-            bootstrap=bootstrap,
+            bootstrap=whole("bootstrap", bootstrap, 0),
             name=self.config.preset,
             seeds=(self.config.training.seed,),
             checkpoint=f"best validation {self.config.training.valid_metric}",
@@ -161,7 +170,9 @@ class Recommender:
         else:
             queries, names = queries_of_users(data, users, split)
         exclude = hidden_items(data, exclude, only)
-        rules = make_rules(data, candidates=candidates, exclude=exclude, keep_seen=keep_seen)
+        rules = make_rules(
+            data, candidates=candidates, exclude=exclude, keep_seen=flag("keep_seen", keep_seen)
+        )
         top = recommend(
             network, queries, rules, check_k(k), max_len=parse_max_len(self.config.training.max_len)
         )
@@ -193,12 +204,12 @@ class Recommender:
     def save_pretrained(self, path: Path | str) -> None:
         """Write a run folder: all that recommending needs, and what the run was."""
         network, data = self._ready()
-        write_run(Path(path), network, self.config, data, self.record)
+        write_run(checked_path("path", path), network, self.config, data, self.record)
 
     @classmethod
     def from_pretrained(cls, path: Path | str, device: str = "auto") -> Recommender:
         """Load a run folder. Raises ArtifactError, with the next command, for anything else."""
-        network, config, data, record = read_run(Path(path), hardware.pick_device(device))
+        network, config, data, record = read_run(checked_path("path", path), hardware.pick_device(device))
         return cls(config, network, data, record)
 
     def __repr__(self) -> str:
@@ -234,6 +245,15 @@ class Recommender:
                 "this recommender is not trained yet: call fit(data), or Recommender.from_pretrained(RUN)"
             )
         return self.network, self.dataset
+
+
+def check_dataset(data: Any) -> None:
+    """ConfigError for anything but a dataset, such as its path or its tables."""
+    if not isinstance(data, Dataset):
+        raise ConfigError(
+            f"data is a {type(data).__name__}, not a dataset; open one by hllm.load_dataset(FOLDER), or make one by "
+            "hllm.Dataset.from_tables(interactions, items)"
+        )
 
 
 def fit_run(

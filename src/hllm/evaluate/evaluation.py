@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from hllm.arguments import one_of
 from hllm.data.batches.queries import eval_queries
-from hllm.errors import ConfigError, DataError, unknown
+from hllm.errors import ConfigError, DataError
 from hllm.evaluate.metrics import DEFAULT_KS, EvalProtocol, Metrics, check_ks, metric_names, summarise
 from hllm.evaluate.ranking import (
     BATCH_USERS,
@@ -127,9 +128,7 @@ def device_of(ranker: Ranker) -> torch.device:
 
 
 def _queries(dataset: Dataset, split: str) -> Queries:
-    if split not in dataset.queries:
-        raise ConfigError(unknown("split", split, dataset.queries))
-    queries = eval_queries(dataset, split)
+    queries = eval_queries(dataset, one_of("split", split, dataset.queries))
     if not len(queries):
         counts = ", ".join(f"{key} {n:,}" for key, n in _skipped(dataset, split).items() if n)
         raise DataError(

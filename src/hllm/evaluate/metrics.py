@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hllm.arguments import whole
 from hllm.artifacts import read_tensors, write_tensors
 from hllm.errors import ArtifactError, ConfigError, unknown
 from hllm.evaluate.significance import bootstrap_means, interval
@@ -43,7 +44,7 @@ GAINS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 def parse_metric(name: str) -> tuple[str, int]:
     """Split `ndcg@10` into its kind and k. Raises ConfigError for anything else."""
-    match = re.fullmatch(r"([a-z]+)@([1-9]\d*)", name)
+    match = re.fullmatch(r"([a-z]+)@([1-9]\d{0,17})", name) if isinstance(name, str) else None
     if match is None or match[1] not in GAINS:
         raise ConfigError(unknown("metric", name, [f"{kind}@10" for kind in GAINS]) + ", with any k")
     return match[1], int(match[2])
@@ -51,9 +52,7 @@ def parse_metric(name: str) -> tuple[str, int]:
 
 def check_k(k: Any) -> int:
     """The number of items `k`. Raises ConfigError unless it is whole (numpy's too) and positive."""
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise ConfigError(f"k={k!r}: must be a whole number from 1")
-    return int(k)
+    return whole("k", k)
 
 
 def check_ks(ks: Any) -> tuple[int, ...]:
@@ -148,7 +147,7 @@ class Metrics:
 
     def __getitem__(self, name: str) -> float:
         """A value by name. Every k can be asked for: the ranks are kept."""
-        if name not in self.values:
+        if not isinstance(name, str) or name not in self.values:
             return summarise(self.ranks, self.users, [name])[0][name]
         return self.values[name]
 

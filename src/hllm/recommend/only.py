@@ -47,9 +47,10 @@ def hidden_items(
 
 def with_columns(frame: pl.DataFrame, data: Dataset, columns: Sequence[str]) -> pl.DataFrame:
     """Recommendations with `columns` of the items behind their own; ConfigError for an unknown one."""
-    names = list(dict.fromkeys(id_list(columns, "columns", "column names")))
+    names = list(
+        dict.fromkeys(_column(data, name).name for name in id_list(columns, "columns", "column names"))
+    )
     for name in names:
-        _column(data, name)
         if name in frame.columns:
             raise ConfigError(
                 f"column {name!r} is there already; other columns: {', '.join(_others(data, frame))}"

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hllm.arguments import one_of
 from hllm.data.batches.queries import Queries, eval_queries, history_queries, last_queries
 from hllm.data.tables.values import clean_text, id_list
-from hllm.errors import ConfigError, DataError, nearest, unknown
+from hllm.errors import DataError, nearest
 
 if TYPE_CHECKING:
     from hllm.data.dataset import Dataset
@@ -25,9 +26,7 @@ def queries_of_users(
     Raises DataError naming an unknown user, ConfigError for an unknown split.
     """
     if split is not None:
-        if split not in data.queries:
-            raise ConfigError(unknown("split", split, data.queries))
-        queries = eval_queries(data, split)
+        queries = eval_queries(data, one_of("split", split, data.queries))
         return queries, [data.user_ids[row] for row in queries.users]
     if users is None:
         rows = np.arange(data.n_users)

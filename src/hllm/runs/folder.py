@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hllm.artifacts import read_document, read_json
+from hllm.artifacts import disk_errors, read_document, read_json
 from hllm.config import make_config
 from hllm.data.folder import own_names, remove_dataset
 from hllm.errors import ArtifactError, ConfigError
@@ -39,8 +39,9 @@ def check_folder(data: Dataset, folder: Path) -> None:
 
 def run_state(folder: Path) -> str:
     """ "new", "unfinished" or "finished"; ArtifactError for a folder that is not a run's."""
-    if not folder.exists():
-        return "new"
+    with disk_errors(f"use {folder}"):
+        if not folder.exists():
+            return "new"
     if not folder.is_dir():
         raise ArtifactError(f"{folder} is a file; choose a folder for the run with --out")
     if is_run(folder):

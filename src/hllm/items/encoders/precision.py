@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hllm import artifacts, hardware
-from hllm.errors import ConfigError, unknown
+from hllm.arguments import one_of
 
 if TYPE_CHECKING:
     import torch
@@ -24,9 +24,7 @@ _WORTH = 1.2  # bf16 must be this much faster to be worth its rounding
 
 def check_precision(precision: str) -> str:
     """`precision`, or ConfigError with the valid ones."""
-    if precision not in ("auto", *PRECISIONS):
-        raise ConfigError(unknown("precision", precision, ("auto", *PRECISIONS)))
-    return precision
+    return one_of("precision", precision, ("auto", *PRECISIONS))
 
 
 def auto_precision(device: torch.device, folder: Path) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hllm.errors import ConfigError, unknown
+from hllm.arguments import one_of, text
 from hllm.items.encoders.kinds import POOLINGS, Kind, kind_of
 from hllm.items.encoders.names import canonical, is_local
 from hllm.text.template import OFFICIAL_PROMPT, Template, choose_fields
@@ -74,8 +74,9 @@ def make_request(
     must_exist: bool = True,
 ) -> Request:
     """Validate a request on a dataset with these `text_fields`; ConfigError or DataError otherwise."""
-    if pooling not in POOLINGS:
-        raise ConfigError(unknown("pooling", pooling, POOLINGS))
+    one_of("pooling", pooling, POOLINGS)
+    if prompt is not None:
+        text("prompt", prompt)
     model = canonical(item_llm, must_exist)
     fields = choose_fields(asked_fields, text_fields)
     if not kind_of(model).is_language_model:
