@@ -47,7 +47,7 @@ def test_case_e18_the_second_is_told_who_writes_until_the_first_is_dead(tmp_path
 def test_case_e18_the_second_waits_for_one_that_ends_soon(tmp_path: Path) -> None:
     with hold(tmp_path) as other:
         threading.Timer(0.3, other.stdin.close).start()  # type: ignore[union-attr]
-        with artifacts.locked(tmp_path, wait=30):
+        with artifacts.locked(tmp_path, wait=600):
             pass
 
 

@@ -125,11 +125,11 @@ def test_case_e18_two_trainings_into_one_folder(
     def other() -> None:
         with artifacts.locked(tmp_path / "run"):
             taken.set()
-            done.wait(60)
+            done.wait(600)
 
     thread: Any = threading.Thread(target=other)
     thread.start()
-    assert taken.wait(60)
+    assert taken.wait(600)
     try:
         assert f"process {os.getpid()} is writing {tmp_path / 'run'} (" in fails(*words, *small)
     finally:
