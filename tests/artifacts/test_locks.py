@@ -66,3 +66,20 @@ def test_it_may_be_nested_but_not_across_threads(tmp_path: Path) -> None:
         thread.start()
         thread.join()
     assert refused == [True] and list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        pass
+    (tmp_path / "checkpoints").mkdir()
+    gone = [tmp_path / f".a.json.{dead.pid}.tmp", tmp_path / "checkpoints" / f".last.{dead.pid}.tmp"]
+    kept = [
+        tmp_path / f".a.json.{os.getppid()}.tmp",  # being written
+        tmp_path / f".mine-{dead.pid}.tmp",
+        tmp_path / ".tmp",
+        tmp_path / f"a.{dead.pid}.tmp",
+    ]
+    for path in (*gone, *kept):
+        path.write_text("half")
+    with artifacts.locked(tmp_path):
+        assert not any(path.exists() for path in gone) and all(path.exists() for path in kept)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hllm.artifacts import atomic, write_table
+from hllm.artifacts import atomic, check_writable, write_table
 from hllm.data.tables.schema import ITEM_ID, USER_ID
 from hllm.errors import ConfigError
 
@@ -38,9 +38,10 @@ def to_frame(top: TopK, names: Sequence[Any], data: Dataset) -> pl.DataFrame:
 
 
 def check_output(path: Path) -> None:
-    """Raise ConfigError unless the suffix of `path` is one that `write_frame` knows."""
+    """Raise ConfigError unless the suffix of `path` is one that `write_frame` knows, and can be written."""
     if path.suffix not in WRITERS:
         raise ConfigError(f"--out {path}: unknown suffix {path.suffix!r}; valid: {', '.join(WRITERS)}")
+    check_writable(path)
 
 
 def formulas(frame: pl.DataFrame) -> int:
