@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hllm.artifacts import write_json, write_table
+from hllm.artifacts import locked, write_json, write_table
 from hllm.evaluate.metrics import Metrics, as_document
 from hllm.report.card import write_card
 
@@ -26,16 +26,17 @@ def write_results(
     The report and the ranks with ids need polars; without it everything else is written.
     """
     document = as_document(own, others, recommender.record.best.get("epoch"))
-    for split, metrics in own.items():
-        metrics.save(folder / "ranks" / f"{split}.safetensors")
-    write_json(folder / "metrics.json", document)
-    write_card(folder)
-    if find_spec("polars"):
-        from hllm.report.examples import example_users
-        from hllm.report.write import write_report
-
+    with locked(folder):
         for split, metrics in own.items():
-            assert recommender.dataset is not None
-            write_table(folder / "ranks" / f"{split}.parquet", metrics.ranks_frame(recommender.dataset))
-        write_report(folder, example_users(recommender))
+            metrics.save(folder / "ranks" / f"{split}.safetensors")
+        write_json(folder / "metrics.json", document)
+        write_card(folder)
+        if find_spec("polars"):
+            from hllm.report.examples import example_users
+            from hllm.report.write import write_report
+
+            for split, metrics in own.items():
+                assert recommender.dataset is not None
+                write_table(folder / "ranks" / f"{split}.parquet", metrics.ranks_frame(recommender.dataset))
+            write_report(folder, example_users(recommender))
     return document
