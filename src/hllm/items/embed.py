@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hllm import hardware
-from hllm.errors import AmbiguousError, ArtifactError, ConfigError, DataError
+from hllm.arguments import text, whole
+from hllm.errors import AmbiguousError, ArtifactError, DataError
 from hllm.items.config import is_store_key
 from hllm.items.encoders.hub import trained_settings
 from hllm.items.encoders.kinds import make_encoder
@@ -132,12 +133,13 @@ def resolve(
     Raises ConfigError for an invalid choice; a local model folder may be gone unless it `must_exist`.
     """
     specs = list_specs(dataset.embeddings_dir)
+    text("item_llm", item_llm)
     if is_store_key(item_llm):
         found = [spec for spec in specs if spec["key"] == item_llm]
         request = Request.of(found[0]) if found else None
         return Resolved(dataset, request, found, specs, f"store {item_llm}")
-    if max_tokens is not None and max_tokens < 1:
-        raise ConfigError(f"max_tokens={max_tokens} must be at least 1")
+    if max_tokens is not None:
+        max_tokens = whole("max_tokens", max_tokens)
     names = dataset.meta.get("text_fields", [])
     request = make_request(names, item_llm, pooling, prompt, text_fields, precision, max_tokens, must_exist)
     found = [spec for spec in specs if request.matches(spec)]
@@ -173,9 +175,8 @@ class Resolved:
         trust_remote_code: bool = False,
     ) -> ItemEmbeddings:
         """Encode what is missing, then read the embeddings; arguments and errors as of `embed`."""
-        if batch_size < 1:
-            raise ConfigError(f"batch_size={batch_size} must be at least 1")
-        start, target = time.perf_counter(), hardware.pick_device(device)
+        batch_size = whole("batch_size", batch_size)
+        start, device = time.perf_counter(), hardware.check_device(device)
         if self.request is None:
             self._finished()  # raises: what to run cannot be told from a key
         request = self.request
@@ -187,6 +188,7 @@ class Resolved:
             raise DataError(
                 f"none of the {len(keys):,} items has text in the fields {', '.join(request.fields)}"
             )
+        target = hardware.pick_device(device)  # after what is told without torch
         spec, model = self._specify(request, texts, target, trust_remote_code)
         store = self._store(spec)
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from hllm.items.encoders.hub import ModelFolder
     from hllm.items.encoders.text import Encoder
 
+POOLINGS = ("mean", "last")  # from the states of a text's tokens to one vector, see `pooling.py`
+
 
 @dataclass(frozen=True)
 class Kind:

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hllm.errors import ConfigError, unknown
+from hllm.arguments import one_of, text
 from hllm.items.encoders.hub import trained_settings
-from hllm.items.encoders.kinds import Kind, kind_of
+from hllm.items.encoders.kinds import POOLINGS, Kind, kind_of
 from hllm.items.encoders.names import canonical, is_local
-from hllm.items.encoders.pooling import POOLINGS
 from hllm.text.template import OFFICIAL_PROMPT, Template, choose_fields
 
 TRAINED = ("item_emb_token_n", "right_aligned")
@@ -88,11 +87,13 @@ def make_request(
 
     A trained item LLM of a run says itself what is None here.
     """
+    if prompt is not None:
+        text("prompt", prompt)
     model = canonical(item_llm, must_exist)
     own = trained_settings(model)
     pooling = str(own.get("pooling", "mean")) if pooling is None else pooling
-    if pooling not in POOLINGS and pooling != own.get("pooling"):
-        raise ConfigError(unknown("pooling", pooling, POOLINGS))
+    if pooling != own.get("pooling"):
+        one_of("pooling", pooling, POOLINGS)
     fields = choose_fields(asked_fields, text_fields)
     if not kind_of(model).is_language_model:
         return Request(model, "none", "", fields, "fp32", 0)
