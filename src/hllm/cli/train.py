@@ -249,11 +249,11 @@ def _train_seeds(data: Dataset, config: Config, folder: Path, seeds: int, **opti
 
 def _baselines(names: str | None) -> bool | list[str]:
     """Names as they were typed, checked before anything is trained."""
+    if names is None or names == "none":
+        return names is None
     from hllm.baselines.fit import BASELINES
     from hllm.errors import ConfigError, unknown
 
-    if names is None or names == "none":
-        return names is None
     chosen = list(dict.fromkeys(name.strip() for name in names.split(",")))
     for name in chosen:
         if name not in BASELINES:
