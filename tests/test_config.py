@@ -197,6 +197,7 @@ def test_one_setting_under_two_names() -> None:
         (lambda: Config().users.model_copy(update={"n_heads": 3}), "n_heads=3"),
         (lambda: Config().model_copy(update={"no": 1}), "unknown setting 'no'"),
         (lambda: load_config("rechub", overrides={"user_model": "gated"}), "needs a d_model"),
+        (lambda: load_config("sasrec-paper", overrides={"max_len": "all"}), "one vector per position"),
     ],
 )
 def test_checks_stand_in_the_types(make: Callable[[], object], message: str) -> None:
@@ -274,8 +275,13 @@ WITHOUT_EFFECT = [
     ("rechub", {}, {"max_distance": 16}, "over max_len"),
     ("rechub", {}, {"ffn_hidden": 16}, "4 times d_model"),
     ("rechub", {"time_embedding": "none"}, {"time_bucket_fn": "log"}, "no time buckets"),
-    ("demo", {}, {"time_embedding": "previous"}, "user_model=gated reads no times"),
-    ("demo", {}, {"num_time_buckets": 16}, "user_model=gated reads no times"),
+    ("hstu", {}, {"ffn_hidden": 64}, "no feed-forward layer"),
+    ("hstu", {}, {"time_embedding": "previous"}, "reads no such times"),
+    ("demo", {}, {"time_bias": False}, "user_model=gated has no time bias"),
+    ("sasrec-paper", {}, {"mask_prob": 0.2}, "masks no inputs"),
+    ("sasrec-paper", {}, {"max_distance": 16}, "a vector for each position"),
+    ("demo", {}, {"time_embedding": "previous"}, "reads no such times"),
+    ("demo", {}, {"num_time_buckets": 16}, "reads no such times"),
     ("demo", {"scorer": "dot"}, {"learn_temperature": True}, "fixed temperature"),
     ("demo", {}, {"n_negatives": 16}, "loss=cross_entropy competes with every item"),
     ("demo", {}, {"logq": False}, "loss=cross_entropy competes with every item"),

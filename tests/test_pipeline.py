@@ -73,9 +73,9 @@ def test_models_keep_the_contract_of_rankers(data: Dataset, settings: dict[str, 
     check_ranker(fit(data, epochs=1, **settings).network, data)
 
 
-@pytest.mark.parametrize("preset", ["sasrec", "rechub", "rechub-doc"])
+@pytest.mark.parametrize("preset", ["sasrec", "sasrec-paper", "hstu", "rechub", "rechub-doc"])
 def test_presets_keep_the_contract_of_rankers(data: Dataset, preset: str) -> None:
-    own = {} if preset == "sasrec" else {"item_llm": "random"}  # no adapter: the width is the text's
+    own = {"item_llm": "random"} if preset.startswith("rechub") else {}  # no adapter: the width is the text's
     recommender = Recommender.from_preset(preset, epochs=1, n_layers=1, **own)
     check_ranker(recommender.fit(data, device="cpu", progress=False).network, data)
 

@@ -417,7 +417,7 @@ def test_other_settings_do_not_go_on(
 # ---------------------------------------------------------------------- learning
 
 
-@pytest.mark.parametrize("preset", ["sasrec"])
+@pytest.mark.parametrize("preset", ["sasrec", "hstu", "sasrec-paper"])
 def test_case_d17_a_chain_is_learned(preset: str, tmp_path: Path) -> None:
     """200 users, 50 items, each next item (i + 1) mod 50: the loss falls 5 times or more, hr@1 is .9 or more.
 

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from hllm.models.config import ScorerConfig, UsersConfig
 from hllm.models.gated import GatedUserModel
+from hllm.models.hstu import HSTUUserModel
 from hllm.models.rechub import RechubUserModel
+from hllm.models.sasrec import SASRecUserModel
 from hllm.packing import Rows, Signals
 
 
@@ -31,6 +33,8 @@ Maker = Callable[[UsersConfig, ScorerConfig, int, "int | None"], UserModel]
 
 USER_MODELS: dict[str, Maker] = {
     "gated": lambda users, scorer, width, max_len: GatedUserModel(users, width),
+    "hstu": lambda users, scorer, width, max_len: HSTUUserModel(users, width, max_len),
+    "sasrec": lambda users, scorer, width, max_len: SASRecUserModel(users, width, max_len),
     "rechub": lambda users, scorer, width, max_len: RechubUserModel(users, scorer, width, max_len),
 }
 
