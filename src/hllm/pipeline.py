@@ -241,7 +241,7 @@ def evaluate_run(
     **options: Any,
 ) -> tuple[dict[str, Metrics], dict[str, dict[str, Metrics]]]:
     """Metrics of a trained recommender and of the baselines on each split that has anyone to evaluate."""
-    from hllm.baselines.fit import BASELINES, fit_baseline
+    from hllm.baselines.fit import SHOWN, fit_baseline
 
     data = recommender.dataset
     assert data is not None
@@ -249,7 +249,7 @@ def evaluate_run(
     own = {split: recommender.evaluate(split=split, **options) for split in splits}
     others: dict[str, dict[str, Metrics]] = {split: {} for split in splits}
     options = {"ks" if key == "k" else key: value for key, value in options.items()}
-    for name in BASELINES if baselines else ():
+    for name in SHOWN if baselines else ():
         ranker = fit_baseline(name, data)
         for split in splits:
             # Baselines see whole histories; of the trained model's settings only the protocol's matter.
