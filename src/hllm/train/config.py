@@ -56,6 +56,8 @@ class Runtime(Settings):
 
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # of matrix products in training
     capture: bool = True  # on a GPU, replay the step as a CUDA graph
+    # Compile the user model's blocks for captured steps. auto: where the training is long enough to pay for it.
+    compile: Literal["auto"] | bool = "auto"
     checkpoint_share: float = Field(
         default=0.02, gt=0, le=1
     )  # of the time, spent on writing checkpoints at most

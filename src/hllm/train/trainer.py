@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
@@ -19,7 +20,7 @@ from hllm.losses.objective import Objective
 from hllm.losses.views import Views
 from hllm.models.hllm import Network
 from hllm.packing import Batch
-from hllm.progress import Bar, progress
+from hllm.progress import Bar, duration, progress
 from hllm.train.captured import PaddedShape, capture
 from hllm.train.checkpoint import (
     LAST,
@@ -31,6 +32,7 @@ from hllm.train.checkpoint import (
     save_checkpoint,
     trained,
 )
+from hllm.train.compiled import CompiledBlocks, blocks_of, is_worth_compiling
 from hllm.train.config import Runtime, TrainingConfig
 from hllm.train.health import check_loss, check_vectors, spaced_rows
 from hllm.train.interrupt import Interruption, interruptible
@@ -58,6 +60,7 @@ class FitResult:
     history: list[dict[str, Any]]
     seconds: float  # training and validation, over all parts of an interrupted run
     peak_memory: int | None  # bytes on the GPU, None on a CPU
+    compile_seconds: float | None = None  # of `seconds`, spent on compiling blocks; None: nothing was
 
 
 class Trainer:
@@ -104,7 +107,8 @@ class Trainer:
         self.best: dict[str, Tensor] | None = None
         plain = TrainStep(network, self.optimizer, objective, training, self.runtime, device)
         self.shape = self._captured_shape()
-        self.step: Step = plain if self.shape is None else capture(plain, self.shape.n_tokens)
+        self.compiled, self._said_compiled = self._compiled_blocks(), False
+        self.step: Step = plain if self.shape is None else capture(plain, self.shape.n_tokens, self.compiled)
         size = sum(p.nbytes for p in trained(network, self.optimizer).values())
         self._saved_at, self._save_seconds = time.monotonic(), (4 + bool(decay)) * size / SAVE_RATE
 
@@ -114,6 +118,22 @@ class Trainer:
             return None
         shape = PaddedShape(self.loader)
         return shape if shape.fits_a_mask(getattr(self.network.model.user_model, "n_heads", 1)) else None
+
+    def _compiled_blocks(self) -> CompiledBlocks | None:
+        """The user model's blocks, to be compiled; None where steps run as they are written."""
+        blocks, wanted = blocks_of(self.network.model.user_model), self.runtime.compile
+        if wanted is False or not blocks:
+            return None
+        if self.shape is None:
+            if wanted is True:
+                warnings.warn(
+                    "compile=true acts on captured steps on a CUDA device; these are none", stacklevel=4
+                )
+            return None
+        size = len(blocks), self.network.source.width
+        if wanted == "auto" and not is_worth_compiling(self.loader, self.training, *size):
+            return None
+        return CompiledBlocks(blocks)
 
     @property
     def checkpoint(self) -> Path | None:
@@ -180,6 +200,7 @@ class Trainer:
             self.state.history,
             self.state.seconds,
             torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None,
+            None if self.compiled is None else self.compiled.seconds,
         )
 
     def _epoch(self, interruption: Interruption, bar: Bar) -> None:
@@ -193,6 +214,9 @@ class Trainer:
             losses.append(self._step(batch, learning_rate(self.training, share)))
             state.step += 1
             state.step_in_epoch += 1
+            if not self._said_compiled and self.compiled is not None and self.compiled.seconds is not None:
+                self._said_compiled = True
+                bar.note(f"blocks compiled in {duration(self.compiled.seconds)}")
             bar.inside(state.step_in_epoch, len(plan))
             if len(losses) >= LOSS_CHECK_STEPS:
                 self._collect(losses)
