@@ -126,7 +126,7 @@ def rows_layout(rows: Rows, signals: Signals) -> FlexLayout:
         return (segments[b, i] == segments[b, j]) & (j <= i)
 
     made = create_block_mask(seen, b, None, r, r, device=segments.device, BLOCK_SIZE=BLOCK)
-    return FlexLayout(rows, None, made)
+    return FlexLayout(rows, None, blocks=made)
 
 
 def packed_layout(rows: Rows, signals: Signals) -> FlexLayout:
@@ -147,7 +147,7 @@ def packed_layout(rows: Rows, signals: Signals) -> FlexLayout:
     made = BlockMask.from_kv_blocks(
         count, index, BLOCK_SIZE=BLOCK, mask_mod=seen, seq_lengths=(len(t), len(t))
     )
-    return FlexLayout(rows, None, made, packed=True)
+    return FlexLayout(rows, None, blocks=made, packed=True)
 
 
 class Distances(torch.nn.Module):

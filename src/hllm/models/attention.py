@@ -4,7 +4,8 @@ The portable form lays whole sequences into rows of equal length, several to a r
 and runs PyTorch's scaled dot-product attention once, with a mask that keeps each token inside its
 own sequence. One call a layer, whatever the mix of lengths: grouping sequences into rectangles of
 similar length does less arithmetic, but its dozen small calls a layer cost more than they save.
-Long rows go in blocks of queries, so that memory grows with the length and not with its square.
+Long rows go in blocks of queries, so that memory grows with the length and not with its square. A CPU, which
+such calls cost little, takes longer histories one at a time (spans.py).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from hllm.models.relbias import distance_bias
+from hllm.models.relbias import by_distance_matrix, distance_bias
+from hllm.models.spans import Spans, attend_spans, make_spans
 from hllm.models.timebias import Gaps, gap_bias
 from hllm.packing import Rows
 
@@ -28,11 +30,13 @@ MASK_ENTRIES = 1 << 27  # entries (B, H, R, R) of mask and bias above which quer
 class Layout:
     """Rows with what every layer needs of them.
 
-    mask  bool (B, 1, R, R): who may look at whom; None for rows so long that it is made block by block
+    mask   bool (B, 1, R, R): who may look at whom; None for rows so long that it is made block by block
+    spans  where histories begin and end, on a CPU that attends to one at a time
     """
 
     rows: Rows
     mask: Tensor | None
+    spans: Spans | None = None
 
     @property
     def length(self) -> int:
@@ -43,7 +47,8 @@ class Layout:
 def make_layout(rows: Rows, n_heads: int) -> Layout:
     """The layout of `rows` for attention with `n_heads` heads."""
     b, r = rows.segments.shape
-    return Layout(rows, visible(rows, 0, r, r).unsqueeze(1) if b * n_heads * r * r <= MASK_ENTRIES else None)
+    mask = visible(rows, 0, r, r).unsqueeze(1) if b * n_heads * r * r <= MASK_ENTRIES else None
+    return Layout(rows, mask, make_spans(rows))
 
 
 def visible(rows: Rows, first: int, last: int, stop: int) -> Tensor:
@@ -82,6 +87,10 @@ def attend(
             mask = bias.masked_fill(~mask, float("-inf"))  # (B, H, R, R)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
+    wide = q.dtype in (torch.float32, torch.float64)
+    if layout.spans is not None and by_distance is not None and wide and not dropout:
+        longest = max(b - a for a, b in layout.spans)
+        return attend_spans(q, k, v, by_distance_matrix(by_distance[:, :longest]), layout.spans)
     return mix(q, k, v, layout, softmax, random=dropout > 0)
 
 

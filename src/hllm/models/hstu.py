@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hllm.models.attention import Layout, attend_pointwise, make_layout
+from hllm.models.block import Dropout
 from hllm.models.config import UsersConfig
 from hllm.models.relbias import RelativePositionBias
 from hllm.models.stack import BlockStack
@@ -50,7 +51,7 @@ class HSTUBlock(nn.Module):
         self.out = nn.Linear(d_model, d_model)
         self.bias = RelativePositionBias(n_heads, max_distance)
         self.time_table = nn.Parameter(torch.zeros(n_heads, N_BUCKETS)) if time_bias else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -89,4 +90,4 @@ class HSTUUserModel(BlockStack):
         gaps = None
         if self.time_bias and signals.clock:
             gaps = make_gaps(signals.times, rows, whole=plain.mask is not None)
-        return TimedLayout(rows, plain.mask, gaps)
+        return TimedLayout(rows, plain.mask, gaps=gaps)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hllm.models.attention import Layout, attend, make_layout
+from hllm.models.block import Dropout
 from hllm.models.config import UsersConfig
 from hllm.packing import Rows, Signals
 from hllm.settings import heads_of
@@ -30,7 +31,7 @@ class SASRecBlock(nn.Module):
         self.attention_norm, self.ffn_norm = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
         self.qkv, self.out = nn.Linear(d_model, 3 * d_model), nn.Linear(d_model, d_model)
         self.up, self.down = nn.Linear(d_model, ffn_hidden), nn.Linear(ffn_hidden, d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         t, d = x.shape
@@ -49,7 +50,7 @@ class SASRecUserModel(nn.Module):
         assert max_len is not None  # a position has a vector
         self.n_heads = heads_of(width, users.n_heads)
         self.positions = nn.Embedding(max_len, width)
-        self.dropout = nn.Dropout(users.dropout)
+        self.dropout = Dropout(users.dropout)
         self.blocks = nn.ModuleList(
             SASRecBlock(width, self.n_heads, users.ffn_hidden or width, users.dropout)
             for _ in range(users.n_layers)

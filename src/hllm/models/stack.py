@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hllm.models.attention import Layout, make_layout
-from hllm.models.block import RMSNorm
+from hllm.models.block import Dropout, RMSNorm
 from hllm.models.config import UsersConfig
 from hllm.packing import Rows, Signals
 
@@ -27,7 +27,7 @@ class BlockStack(nn.Module):
         # clipping leaves nothing of all the others'.
         self.mask_vector = nn.Parameter(torch.randn(width))
         self.input_norm = RMSNorm(width)
-        self.dropout = nn.Dropout(users.dropout)
+        self.dropout = Dropout(users.dropout)
         self.blocks = nn.ModuleList(blocks)
         self.norm = RMSNorm(width)
 
