@@ -288,6 +288,9 @@ WITHOUT_EFFECT = [
     ("demo", {}, {"negatives_by": "uniform"}, "loss=cross_entropy competes with every item"),
     ("rechub", {}, {"mask_history": True}, "loss=nce competes with every item"),
     ("demo", {"loss": "in_batch"}, {"negatives_by": "uniform"}, "draws none"),
+    ("demo", {"loss": "sampled"}, {"hard_share": 0.25}, "only negatives_by=hard"),
+    ("demo", {"loss": "in_batch"}, {"hard_share": 0.25}, "only negatives_by=hard"),
+    ("demo", {"loss": "sampled", "negatives_by": "hard"}, {"mask_history": True}, "always leaves"),
     ("demo", {"loss": "sampled"}, {"label_smoothing": 0.1}, "spreads over every item"),
     ("demo", {"id_embedding": False}, {"id_updates": "lazy"}, "no ID rows"),
 ]  # fmt: skip

@@ -114,7 +114,7 @@ def attend_pointwise(
         last, stop = first + q.shape[2], k.shape[2]
         scores = q @ k.transpose(2, 3) + distance_bias(by_distance, first, last, stop).to(q.dtype)
         if by_gap is not None and gaps is not None:
-            scores = scores + gap_bias(by_gap.to(q.dtype), gaps.buckets(first, last, stop))
+            scores = scores + gap_bias(by_gap, gaps.buckets(first, last, stop)).to(q.dtype)
         return (F.silu(scores) / n).masked_fill(~mask, 0) @ v
 
     return mix(q, k, v, layout, silu)

@@ -142,7 +142,9 @@ class Trainer:
     def resume(self) -> None:
         """Continue from the folder's checkpoint, to the same bits on the CPU as without the break."""
         assert self.checkpoint is not None
-        self.state = load_checkpoint(self.checkpoint, self.network, self.optimizer, self.average)
+        self.state, nearest = load_checkpoint(self.checkpoint, self.network, self.optimizer, self.average)
+        if nearest is not None:
+            self.views.negatives.set_nearest(nearest.to(self.views.device))
 
     def save(self) -> None:
         """Write the checkpoint; `history.jsonl` follows it, so that it never runs ahead."""
@@ -154,7 +156,13 @@ class Trainer:
             write_tensors(best_path(self.checkpoints, self.state.best_epoch), self.best)
             self.best = None
         save_checkpoint(
-            self.checkpoint, self.state, self.network, self.optimizer, self.average, self.identity
+            self.checkpoint,
+            self.state,
+            self.network,
+            self.optimizer,
+            self.average,
+            self.identity,
+            self.views.negatives.nearest,
         )
         drop_other_bests(self.checkpoints, self.state.best_epoch)
         write_jsonl(self.history_file, self.state.history)
@@ -207,6 +215,8 @@ class Trainer:
         state, started = self.state, time.monotonic()
         plan = self.loader.plan(state.epoch)
         losses: list[Tensor] = []
+        if self.views.negatives.n_hard and state.step_in_epoch == 0:
+            self._refresh_views()
         self.network.train()
         bar.inside(state.step_in_epoch, len(plan))
         for batch in self.loader.batches(plan, skip=state.step_in_epoch):
@@ -230,6 +240,12 @@ class Trainer:
         if self._due() and not state.finished:  # `fit` saves the end
             started = self._pause(started)
         state.seconds += time.monotonic() - started
+
+    def _refresh_views(self) -> None:
+        """Find this epoch's hard negatives by the items' vectors under the weights that are trained."""
+        self.network.eval()
+        classes = torch.from_numpy(self.views.classes).to(self.device)
+        self.views.refresh(self.network.table().scored[classes].float())
 
     def _step(self, batch: Batch, rate: float) -> Tensor:
         """One optimiser step; returns the detached loss, which is not waited for."""
