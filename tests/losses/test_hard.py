@@ -85,7 +85,7 @@ def test_a_share_is_near_to_the_targets(name: str) -> None:
     drawn, was = view.tokens[view.negatives], before.tokens[before.negatives]
     assert torch.equal(drawn[:30], was[:30])  # by counts, as ever
     nearest = nearest_items(vectors())
-    targets = np.searchsorted(views.classes, batch().targets[batch().targets > 0])
+    targets = np.searchsorted(views.classes, batch().targets[batch().targets > 0].numpy())
     near = set(views.classes[nearest[torch.from_numpy(targets)].numpy().ravel()].tolist())
     assert set(drawn[30:].tolist()) <= near
 
