@@ -73,7 +73,7 @@ def make_checkpoint(folder: Path, seed: int) -> None:
 
 def use_checkpoint(folder: Path) -> Any:
     network, optimiser = _network()
-    progress = load_checkpoint(folder / LAST, network, optimiser, None)
+    progress, _ = load_checkpoint(folder / LAST, network, optimiser, None)
     moments = [{k: v.tolist() for k, v in s.items()} for s in optimiser.dense.state.values()]
     return progress, [p.tolist() for p in network.parameters()], moments
 

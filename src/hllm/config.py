@@ -51,13 +51,14 @@ class Config(Settings):
                 f"d_model={d_model} with adapter_hidden={adapter_hidden}: without an adapter the item "
                 "vectors' own width is the model's, so both are null, or neither"
             )
-        if d_model is None and (self.users.user_model == "gated" or self._own_llm):
+        user_model = self.users.user_model
+        if d_model is None and (user_model not in ("rechub", "llm") or self._own_llm):
             raise ConfigError(
-                f"user_model={self.users.user_model!r} needs a d_model and an adapter_hidden; d_model is null"
+                f"user_model={user_model!r} needs a d_model and an adapter_hidden; d_model is null"
             )
-        if self.users.user_model == "rechub" and self.training.max_len == "all":
+        if user_model in ("rechub", "sasrec") and self.training.max_len == "all":
             raise ConfigError(
-                "user_model='rechub' has one vector per position, so max_len is a number, not 'all'"
+                f"user_model={user_model!r} has one vector per position, so max_len is a number, not 'all'"
             )
         if (
             self.items.id_embedding
@@ -186,6 +187,25 @@ PRESETS: dict[str, dict[str, Any]] = {
     "hllm-lite": {},
     # The same engine on ids alone.
     "sasrec": {"item_llm": None, "id_embedding": True},
+    # SASRec's published block instead of ours: positions, ReLU, dot products (Kang and McAuley, 2018), under the
+    # full softmax.
+    "sasrec-paper": {
+        "item_llm": None,
+        "id_embedding": True,
+        "user_model": "sasrec",
+        "d_model": 128,
+        "n_layers": 2,
+        "n_heads": 1,
+        "dropout": 0.2,
+        "scorer": "dot",
+        "temperature": 1.0,
+        "label_smoothing": 0.0,
+        "learning_rate": 1e-3,
+        "weight_decay": 0.0,
+        "grad_clip": None,
+    },
+    # HSTU's layers (Zhai et al., 2024) on ids alone: pointwise attention, position and time bias.
+    "hstu": {"item_llm": None, "id_embedding": True, "user_model": "hstu", "n_layers": 8},
     # A small hllm-lite that a two-core machine trains in about two minutes.
     "demo": {
         "d_model": 128,

@@ -378,9 +378,9 @@ def evaluate_run(
 ) -> tuple[dict[str, Metrics], dict[str, dict[str, Metrics]]]:
     """Metrics of a trained recommender and of baselines on each split that has anyone to evaluate.
 
-    `baselines`: names, or True for all and False for none.
+    `baselines`: names, or True for the usual three and False for none.
     """
-    from hllm.baselines.fit import BASELINES, fit_baseline
+    from hllm.baselines.fit import SHOWN, fit_baseline
 
     data = recommender.dataset
     assert data is not None
@@ -388,7 +388,7 @@ def evaluate_run(
     own = {split: recommender.evaluate(split=split, **options) for split in splits}
     others: dict[str, dict[str, Metrics]] = {split: {} for split in splits}
     options = {"ks" if key == "k" else key: value for key, value in options.items()}
-    names = (BASELINES if baselines else ()) if isinstance(baselines, bool) else baselines
+    names = (SHOWN if baselines else ()) if isinstance(baselines, bool) else baselines
     for name in names:
         ranker = fit_baseline(name, data)
         for split in splits:

@@ -84,7 +84,8 @@ def test_tile_shapes() -> None:
     assert module.tile_shape(8_192, 1_000_000) == (4_096, 8_192)
     assert module.tile_shape(8_192, 10_000_000) == (4_096, 8_192)
     assert module.tile_shape(8_192, 10_000_000, "cpu") == (1_024, 2_048)
-    assert module.tile_shape(8_192, 3_706, "cpu") == module.tile_shape(8_192, 3_706)
+    assert module.tile_shape(8_192, 3_706, "cpu") == (256, 3_706)  # what a cache holds
+    assert module.tile_shape(8_192, 500, "cpu") == (1_048, 500)
     assert module.tile_shape(20, 1_000_000) == (33, 1_000_000)  # all of the few positions at once
     assert module.tile_shape(20, 10_000_000) == (20, budget // 20)
     assert module.tile_shape(0, 5) == (budget // 5, 5)

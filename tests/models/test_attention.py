@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hllm.models import attention as module
+from hllm.models import spans
 from hllm.models.attention import attend, make_layout
 from hllm.packing import Batch, Rows, make_rows, offsets_of
 
@@ -36,17 +37,20 @@ def naive(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], bias: Tensor | No
 @pytest.mark.parametrize("lengths", [[5, 3], [1], [17, 1, 1, 16, 2], [33, 4, 4]])
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("row", [None, 40])
-@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize("blocks", [False, True, None])
 def test_equals_softmax_attention_per_user(
-    lengths: list[int], with_bias: bool, row: int | None, blocks: bool, monkeypatch: pytest.MonkeyPatch
+    lengths: list[int], with_bias: bool, row: int | None, blocks: bool | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By rows, by blocks of queries, and one history at a time."""
     torch.manual_seed(0)
+    monkeypatch.setattr(spans, "LONG", 1 if blocks is None else 10**9)
     batch = packed(lengths)
     rows = make_rows(batch, row)
     if blocks:  # a few queries at a time, computed again in backward
         entries = rows.segments.shape[0] * HEADS * rows.segments.shape[1]
         monkeypatch.setattr(module, "MASK_ENTRIES", 8 * entries * 5)
     layout = make_layout(rows, HEADS)
+    assert (layout.spans is not None) == (blocks is None)
     if blocks and rows.segments.shape[1] > 40:
         assert layout.mask is None
     q, k, v = (
@@ -125,6 +129,7 @@ def test_order_says_who_sees_whom() -> None:
 def test_long_rows_take_memory_that_grows_with_their_length(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of queries: no tensor has length times length entries."""
     monkeypatch.setattr(module, "MASK_ENTRIES", 1 << 14)
+    monkeypatch.setattr(spans, "LONG", 10**9)
     rows = make_rows(packed([700]))
     layout = make_layout(rows, HEADS)
     assert layout.mask is None

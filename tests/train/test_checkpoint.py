@@ -50,7 +50,7 @@ def test_going_on_gives_the_same_bits(tmp_path: Path) -> None:
     first.save(tmp_path / "last.safetensors", progress)
     first.step()
     other = State(steps=0)
-    loaded = load_checkpoint(tmp_path / "last.safetensors", other.network, other.optimizer, other.average)
+    loaded, _ = load_checkpoint(tmp_path / "last.safetensors", other.network, other.optimizer, other.average)
     assert loaded == progress
     other.step()  # the same dropout mask and the same noise: the random state came back too
     for mine, theirs in zip(other.network.parameters(), first.network.parameters(), strict=True):
@@ -65,7 +65,7 @@ def test_going_on_gives_the_same_bits(tmp_path: Path) -> None:
 def test_before_the_first_step_there_is_no_optimizer_state(tmp_path: Path) -> None:
     State(steps=0).save(tmp_path / "last.safetensors", Progress())
     other = State(steps=0)
-    progress = load_checkpoint(tmp_path / "last.safetensors", other.network, other.optimizer, None)
+    progress, _ = load_checkpoint(tmp_path / "last.safetensors", other.network, other.optimizer, None)
     assert progress == Progress() and not other.optimizer.dense.state
 
 

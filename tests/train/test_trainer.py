@@ -211,6 +211,33 @@ def test_case_d15_equal_seeds_and_a_break_after_epoch_2(
             assert runs[name][key] == value, (name, key)
 
 
+@pytest.mark.parametrize("small", [{}, {"batch_tokens": 4, "max_len": 4, "n_negatives": 2}])
+def test_hard_negatives_survive_a_break_within_an_epoch(
+    train: Train,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    saved_every_step: None,
+    small: dict[str, Any],
+) -> None:
+    """They are those of the weights at the epoch's start, which are gone by then."""
+    settings = {
+        "loss": "sampled",
+        "negatives_by": "hard",
+        "n_negatives": 8,
+        "label_smoothing": 0.0,
+        "epochs": 2,
+    }
+    settings |= small
+    first = outcome(tmp_path / "first", train(tmp_path / "first", **settings))
+    with monkeypatch.context() as patch:
+        stop_at(patch, first["history"][0]["step"] + 2, "kill")
+        with pytest.raises(Killed):
+            train(tmp_path / "second", **settings)
+    assert outcome(tmp_path / "second", train(tmp_path / "second", resume=True, **settings)) == first
+    other = outcome(tmp_path / "other", train(tmp_path / "other", **settings | {"negatives_by": "counts"}))
+    assert other["weights"] != first["weights"]
+
+
 def recorded_checkpoints(monkeypatch: pytest.MonkeyPatch) -> dict[int, dict[str, bytes]]:
     """What the checkpoints hold that are written from now on, by step: all of the state that training goes on from."""
     found: dict[int, dict[str, bytes]] = {}
@@ -417,7 +444,7 @@ def test_other_settings_do_not_go_on(
 # ---------------------------------------------------------------------- learning
 
 
-@pytest.mark.parametrize("preset", ["sasrec"])
+@pytest.mark.parametrize("preset", ["sasrec", "hstu", "sasrec-paper"])
 def test_case_d17_a_chain_is_learned(preset: str, tmp_path: Path) -> None:
     """200 users, 50 items, each next item (i + 1) mod 50: the loss falls 5 times or more, hr@1 is .9 or more.
 

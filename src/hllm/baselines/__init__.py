@@ -1,1 +1,1 @@
-"""Baselines in the interface of a trained model: popularity, random, first-order Markov."""
+"""Baselines in the interface of a trained model, by name in baselines.fit."""

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from hllm.baselines.ease import EASE
+from hllm.baselines.item_knn import ItemKNN
 from hllm.baselines.markov import Markov
 from hllm.baselines.popularity import Popularity
 from hllm.baselines.random import Random
+from hllm.baselines.recent import RecentPopularity, RepeatLast
 from hllm.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
     from hllm.data.dataset import Dataset
 
-BASELINES = ("popularity", "markov", "random")
+Baseline = Popularity | Markov | Random | ItemKNN | EASE | RecentPopularity | RepeatLast
+
+_MAKERS: dict[str, Callable[[int], Baseline]] = {
+    "popularity": lambda seed: Popularity(),
+    "markov": lambda seed: Markov(),
+    "random": Random,
+    "item-knn": lambda seed: ItemKNN(),
+    "ease": lambda seed: EASE(),
+    "recent-popularity": lambda seed: RecentPopularity(),
+    "repeat-last": lambda seed: RepeatLast(),
+}
+BASELINES = tuple(_MAKERS)
+SHOWN = ("popularity", "markov", "random")  # beside a trained model, unless others are asked for
 
 
-def fit_baseline(name: str, dataset: Dataset, seed: int = 0) -> Popularity | Markov | Random:
+def fit_baseline(name: str, dataset: Dataset, seed: int = 0) -> Baseline:
     """Fit one baseline on the training events of `dataset`. Raises ConfigError for an unknown name."""
-    if name == "popularity":
-        return Popularity().fit(dataset)
-    if name == "markov":
-        return Markov().fit(dataset)
-    if name == "random":
-        return Random(seed).fit(dataset)
-    raise ConfigError(unknown("baseline", name, BASELINES))
+    if name not in _MAKERS:
+        raise ConfigError(unknown("baseline", name, BASELINES))
+    return _MAKERS[name](seed).fit(dataset)

@@ -19,7 +19,12 @@ class ObjectiveConfig(Settings):
     loss_temperature: float = Field(default=1.0, ge=1e-4, le=1e4)
     # in_batch: targets of other users taken as negatives, at most (None: all). sampled: items drawn (None: 512).
     n_negatives: int | None = Field(default=None, ge=1, le=INT_MAX)
-    negatives_by: Literal["counts", "uniform"] = "counts"  # sampled: drawn by training events, or evenly
+    # sampled: drawn by training events, evenly, or in part from the items nearest to the batch's targets, found anew
+    # every epoch; the user's own items are then no negatives.
+    negatives_by: Literal["counts", "uniform", "hard"] = "counts"
+    hard_share: float = Field(
+        default=0.5, gt=0, le=1
+    )  # of the negatives, drawn from the nearest; the rest by counts
     logq: bool = True  # in_batch, sampled: scores are corrected for how often an item is a negative
     mask_history: bool = False  # in_batch, sampled: the user's own items are no negatives
     # sampled, in_batch: negatives whose item is closer to the target than this cosine are left out. ByteDance's
@@ -31,9 +36,13 @@ class ObjectiveConfig(Settings):
         if self.loss in ("cross_entropy", "nce"):
             reason = f"loss={self.loss} competes with every item; in_batch and sampled choose negatives"
             return dict.fromkeys(
-                ("n_negatives", "negatives_by", "logq", "mask_history", "drop_similar"), reason
+                ("n_negatives", "negatives_by", "hard_share", "logq", "mask_history", "drop_similar"), reason
             )
         found = {"label_smoothing": f"it spreads over every item, which loss={self.loss} never sees"}
         if self.loss == "in_batch":
             found["negatives_by"] = "loss=in_batch draws none: its negatives are the batch's own targets"
+        if self.negatives_by != "hard" or self.loss == "in_batch":
+            found["hard_share"] = "only negatives_by=hard draws from the nearest items"
+        elif self.loss == "sampled":
+            found["mask_history"] = "negatives_by=hard always leaves the user's own items out"
         return found

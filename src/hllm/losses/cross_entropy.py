@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 CHUNK_LOGITS = 1 << 25  # logits held at once: 128 MiB in float32
+CPU_LOGITS = 1 << 19  # on a CPU: what its caches hold, and its allocator reuses
 # With fewer positions against all items at once, adding to the items' gradient so often costs more than
 # computing the logits twice.
 LEAST_POSITIONS = 256
@@ -58,6 +59,8 @@ def tile_shape(t: int, m: int, device_type: str = "cuda") -> tuple[int, int]:
     """Positions and items of a tile of at most CHUNK_LOGITS logits, for `t` positions and `m` items."""
     positions = CHUNK_LOGITS // max(1, m)
     if positions >= min(t, LEAST_POSITIONS):
+        if device_type == "cpu":
+            positions = min(positions, max(CPU_LOGITS // max(1, m), LEAST_POSITIONS))
         return max(1, positions), max(1, m)
     positions, logits = TILES.get(device_type, TILES["cuda"])
     logits = min(logits, CHUNK_LOGITS)
@@ -109,29 +112,37 @@ def one_pass(
     grad_items: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Summed loss () and its gradient with respect to the queries (T, d); that of the items is added
-    to `grad_items` (M, d). Tiles of `chunk` positions x all items."""
+    to `grad_items` (M, d). Tiles of `chunk` positions x all items.
+
+    Smoothing adds terms that are the same for all items, so they need no tile: the mean logit is the
+    product with the mean item, and the gradients of it are sums over items and over positions.
+    """
     wide, m = queries.dtype, items.shape[0]
     operand = items.to(narrow)
+    mean_item = operand.mean(0, dtype=wide) if smoothing else None  # (d,)
     total, grad_queries = queries.new_zeros(()), torch.empty_like(queries)
     for part in slices(queries.shape[0], chunk):
-        q, t = queries[part].to(narrow), targets[part].clamp(min=0)
+        q, t = queries[part].to(narrow), targets[part].clamp(min=0).unsqueeze(1)
         valid = (targets[part] >= 0).to(wide)  # (C,)
         logits = matmul_wide(q, operand.T, wide)  # (C, M)
-        log_norm = torch.logsumexp(logits, dim=1)
-        hit = logits.gather(1, t.unsqueeze(1)).squeeze(1)
-        loss = log_norm - (1 - smoothing) * hit
-        if smoothing:
-            loss -= smoothing * logits.mean(1)
-        total += loss @ valid
-        # d loss / d logits = softmax - smoothed one-hot; reuses the logits' memory.
-        grad = logits.sub_(log_norm.unsqueeze(1)).exp_()
-        if smoothing:
-            grad.sub_(smoothing / m)
-        grad.scatter_add_(1, t.unsqueeze(1), grad.new_full((t.shape[0], 1), smoothing - 1.0))
-        grad = grad.mul_(valid.unsqueeze(1)).to(narrow)
+        peak = logits.amax(1)
+        hit = logits.gather(1, t).squeeze(1)
+        # d loss / d logits = softmax - one-hot; reuses the logits' memory.
+        grad = logits.sub_(peak.unsqueeze(1)).exp_()
+        norm = grad.sum(1)
+        loss = peak + norm.log() - (1 - smoothing) * hit
+        grad.mul_((valid / norm).unsqueeze(1))
+        grad.scatter_add_(1, t, (smoothing - 1.0) * valid.unsqueeze(1))
+        grad = grad.to(narrow)
         grad_queries[part] = matmul_wide(grad, operand, wide)
         if grad_items is not None:
             grad_items += matmul_wide(grad.T, q, wide)
+        if mean_item is not None:
+            loss = loss - smoothing * (q.to(wide) @ mean_item)
+            grad_queries[part] -= smoothing * valid.unsqueeze(1) * mean_item
+            if grad_items is not None:
+                grad_items -= (smoothing / m) * (valid @ q.to(wide))
+        total += loss @ valid
         del logits, grad  # before the next tile is made
     return total, grad_queries
 
@@ -145,11 +156,7 @@ def two_passes(
     shape: tuple[int, int],
     grad_items: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """As `one_pass`, in tiles of `shape` = (positions, items).
-
-    Smoothing adds terms that are the same for all items, so they need no tile: the mean logit is the
-    product with the mean item, and the gradients of it are sums over items and over positions.
-    """
+    """As `one_pass`, in tiles of `shape` = (positions, items)."""
     wide, m = queries.dtype, items.shape[0]
     total, grad_queries = queries.new_zeros(()), torch.zeros_like(queries)
     mean_item = torch.zeros_like(items[0])

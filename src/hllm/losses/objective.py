@@ -35,7 +35,8 @@ def make_objective(config: ObjectiveConfig) -> Objective:
 
     def with_negatives(queries: Tensor, classes: Tensor, batch: Batch, view: ItemView) -> Tensor:
         users = users_of_tokens(batch)
-        seen = history_keys(users, view.inputs, len(classes)) if config.mask_history else None
+        masked = config.mask_history or (config.loss == "sampled" and config.negatives_by == "hard")
+        seen = history_keys(users, view.inputs, len(classes)) if masked else None
         queries = queries / config.loss_temperature
         if config.loss == "in_batch":
             return in_batch(

@@ -1,14 +1,16 @@
-"""Attention over packed sequences, behind one function: `attend`.
+"""Attention over packed sequences: `attend` with a softmax, `attend_pointwise` without.
 
 The portable form lays whole sequences into rows of equal length, several to a row (packing.py),
 and runs PyTorch's scaled dot-product attention once, with a mask that keeps each token inside its
 own sequence. One call a layer, whatever the mix of lengths: grouping sequences into rectangles of
 similar length does less arithmetic, but its dozen small calls a layer cost more than they save.
-Long rows go in blocks of queries, so that memory grows with the length and not with its square.
+Long rows go in blocks of queries, so that memory grows with the length and not with its square. A CPU, which
+such calls cost little, takes longer histories one at a time (spans.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from hllm.models.relbias import by_distance_block, by_distance_matrix
+from hllm.models.relbias import by_distance_matrix, distance_bias
+from hllm.models.spans import Spans, attend_spans, make_spans
+from hllm.models.timebias import Gaps, gap_bias
 from hllm.packing import Rows
 
 MASK_ENTRIES = 1 << 27  # entries (B, H, R, R) of mask and bias above which queries go in blocks
@@ -26,11 +30,13 @@ MASK_ENTRIES = 1 << 27  # entries (B, H, R, R) of mask and bias above which quer
 class Layout:
     """Rows with what every layer needs of them.
 
-    mask  bool (B, 1, R, R): who may look at whom; None for rows so long that it is made block by block
+    mask   bool (B, 1, R, R): who may look at whom; None for rows so long that it is made block by block
+    spans  where histories begin and end, on a CPU that attends to one at a time
     """
 
     rows: Rows
     mask: Tensor | None
+    spans: Spans | None = None
 
     @property
     def length(self) -> int:
@@ -41,7 +47,8 @@ class Layout:
 def make_layout(rows: Rows, n_heads: int) -> Layout:
     """The layout of `rows` for attention with `n_heads` heads."""
     b, r = rows.segments.shape
-    return Layout(rows, visible(rows, 0, r, r).unsqueeze(1) if b * n_heads * r * r <= MASK_ENTRIES else None)
+    mask = visible(rows, 0, r, r).unsqueeze(1) if b * n_heads * r * r <= MASK_ENTRIES else None
+    return Layout(rows, mask, make_spans(rows))
 
 
 def visible(rows: Rows, first: int, last: int, stop: int) -> Tensor:
@@ -73,6 +80,55 @@ def attend(
     q, k, v (T, H, D); by_distance (H, R) added to the scores by distance i - j, or None; dropout on the
     attention weights. Returns (T, H, D).
     """
+
+    def softmax(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, first: int) -> Tensor:
+        if by_distance is not None:
+            bias = distance_bias(by_distance, first, first + q.shape[2], k.shape[2]).to(q.dtype)
+            mask = bias.masked_fill(~mask, float("-inf"))  # (B, H, R, R)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+
+    wide = q.dtype in (torch.float32, torch.float64)
+    if layout.spans is not None and by_distance is not None and wide and not dropout:
+        longest = max(b - a for a, b in layout.spans)
+        return attend_spans(q, k, v, by_distance_matrix(by_distance[:, :longest]), layout.spans)
+    return mix(q, k, v, layout, softmax, random=dropout > 0)
+
+
+def attend_pointwise(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Layout,
+    n: float,
+    by_distance: Tensor,
+    by_gap: Tensor | None = None,
+    gaps: Gaps | None = None,
+) -> Tensor:
+    """HSTU's attention (Zhai et al., 2024): weights SiLU(q k + bias) / n, each by itself, without a softmax.
+
+    q, k, v (T, H, D); by_distance (H, R) and by_gap (H, K) are added to the scores by the distance i - j and by
+    the time bucket of `gaps`. What a token may not see has weight 0. Returns (T, H, D).
+    """
+
+    def silu(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, first: int) -> Tensor:
+        last, stop = first + q.shape[2], k.shape[2]
+        scores = q @ k.transpose(2, 3) + distance_bias(by_distance, first, last, stop).to(q.dtype)
+        if by_gap is not None and gaps is not None:
+            scores = scores + gap_bias(by_gap, gaps.buckets(first, last, stop)).to(q.dtype)
+        return (F.silu(scores) / n).masked_fill(~mask, 0) @ v
+
+    return mix(q, k, v, layout, silu)
+
+
+Mixer = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
+
+
+def mix(q: Tensor, k: Tensor, v: Tensor, layout: Layout, mixer: Mixer, random: bool = False) -> Tensor:
+    """Lay packed q, k, v (T, H, D) into rows, let `mixer` attend there, and take the tokens (T, H, D) out again.
+
+    `mixer(q, k, v, mask, first)` has queries (B, H, m, D) from slot `first` on, keys and values (B, H, n, D) from
+    slot 0 on, and who may be seen, bool (B, 1, m, n). `random`: it draws random numbers.
+    """
     rows = layout.rows
     b, r = rows.segments.shape
     n_heads, width = q.shape[1:]
@@ -80,41 +136,29 @@ def attend(
     grid = qkv.new_zeros(b * r, 3, n_heads, width).index_copy(0, rows.slots, qkv)
     qr, kr, vr = grid.view(b, r, 3, n_heads, width).permute(2, 0, 3, 1, 4)  # each (B, H, R, D)
     if layout.mask is None:
-        out = _in_blocks(qr, kr, vr, rows, by_distance, dropout)
+        out = _in_blocks(qr, kr, vr, rows, mixer, random)
     else:
-        mask = layout.mask
-        if by_distance is not None:
-            bias = by_distance_matrix(by_distance).to(q.dtype)
-            mask = bias.masked_fill(~mask, float("-inf"))  # (B, H, R, R)
-        out = F.scaled_dot_product_attention(qr, kr, vr, attn_mask=mask, dropout_p=dropout)
+        out = mixer(qr, kr, vr, layout.mask, 0)
     return out.transpose(1, 2).reshape(b * r, n_heads, width)[rows.slots]
 
 
-def _in_blocks(
-    q: Tensor, k: Tensor, v: Tensor, rows: Rows, by_distance: Tensor | None, dropout: float
-) -> Tensor:
-    """The same for q, k, v (B, H, R, D), some queries at a time; each block is computed again in backward."""
+def _in_blocks(q: Tensor, k: Tensor, v: Tensor, rows: Rows, mixer: Mixer, random: bool) -> Tensor:
+    """`mixer` on some queries at a time, q, k, v (B, H, R, D); each block is computed again in backward."""
     b, n_heads, r, _ = q.shape
     size = max(1, MASK_ENTRIES // (8 * b * n_heads * r))
+
+    def block(q: Tensor, k: Tensor, v: Tensor, first: int) -> Tensor:
+        mask = visible(rows, first, first + q.shape[2], k.shape[2]).unsqueeze(1)
+        return mixer(q, k, v, mask, first)
+
     done = []
     for first in range(0, r, size):
         last = min(first + size, r)
         # In causal rows later keys are never seen.
         stop = last if rows.order is None else r
-        args = (q[:, :, first:last], k[:, :, :stop], v[:, :, :stop], rows, by_distance, first, dropout)
+        args = (q[:, :, first:last], k[:, :, :stop], v[:, :, :stop], first)
         if torch.is_grad_enabled():
-            done.append(checkpoint(_block, *args, use_reentrant=False, preserve_rng_state=dropout > 0))
+            done.append(checkpoint(block, *args, use_reentrant=False, preserve_rng_state=random))
         else:
-            done.append(_block(*args))
+            done.append(block(*args))
     return torch.cat(done, dim=2)
-
-
-def _block(
-    q: Tensor, k: Tensor, v: Tensor, rows: Rows, by_distance: Tensor | None, first: int, dropout: float
-) -> Tensor:
-    last, stop = first + q.shape[2], k.shape[2]
-    mask = visible(rows, first, last, stop).unsqueeze(1)
-    if by_distance is not None:
-        bias = by_distance_block(by_distance, first, last, stop).to(q.dtype)
-        mask = bias.masked_fill(~mask, float("-inf"))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)

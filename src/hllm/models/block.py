@@ -17,6 +17,21 @@ class RMSNorm(nn.RMSNorm):
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
+class Dropout(nn.Dropout):
+    """`nn.Dropout`, on a CPU by 16 random bits a number, a tenth of the time of a double each.
+
+    The probability is then the nearest multiple of 2^-16.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0 or x.device.type != "cpu":
+            return super().forward(x)
+        dropped = min(round(self.p * 2**16), 2**16 - 1)
+        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        bits = words.view(torch.int16)[: x.numel()].view(x.shape)  # even over [-2^15, 2^15)
+        return x * (bits >= dropped - 2**15).to(x.dtype).mul_(2**16 / (2**16 - dropped))
+
+
 class Attention(nn.Module):
     """Multi-head causal attention with relative position bias on packed tokens (T, d)."""
 
@@ -64,7 +79,7 @@ class GatedBlock(nn.Module):
         self.ffn_norm = RMSNorm(d_model)
         self.ffn = SwiGLU(d_model, ffn_hidden)
         self.ffn_gate = nn.Linear(d_model, d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         h = self.attention_norm(x)

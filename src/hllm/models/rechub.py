@@ -86,6 +86,11 @@ class RechubUserModel(nn.Module):
         self.dropout = nn.Dropout(users.dropout)
         reset_parameters(self)
 
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The blocks, under the name that they have in other user models."""
+        return self.transformer_blocks
+
     def forward(self, x: Tensor, rows: Rows, signals: Signals) -> Tensor:
         if self.unit:
             x = F.normalize(x, dim=-1)  # (T, d): what is compared by direction enters by direction

@@ -25,6 +25,13 @@ class RelativePositionBias(nn.Module):
         return torch.cat((near, far), dim=1)
 
 
+def distance_bias(by_distance: Tensor, first: int, last: int, stop: int) -> Tensor:
+    """Bias (H, last - first, stop) of queries [first, last) and keys [0, stop), by their distance, 0 for later keys."""
+    if first == 0 and last == stop == by_distance.shape[1]:
+        return by_distance_matrix(by_distance)
+    return by_distance_block(by_distance, first, last, stop)
+
+
 def by_distance_matrix(by_distance: Tensor) -> Tensor:
     """(H, L, L) whose entry i, j is `by_distance` (H, L) at i - j, and zero where j > i.
 

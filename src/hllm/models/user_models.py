@@ -13,8 +13,10 @@ from torch import Tensor
 
 from hllm.models.config import ScorerConfig, UsersConfig
 from hllm.models.gated import GatedUserModel
+from hllm.models.hstu import HSTUUserModel
 from hllm.models.llm import make_llm
 from hllm.models.rechub import RechubUserModel
+from hllm.models.sasrec import SASRecUserModel
 from hllm.packing import Rows, Signals
 
 
@@ -32,6 +34,8 @@ Maker = Callable[[UsersConfig, ScorerConfig, int, "int | None", "dict[str, Any] 
 
 USER_MODELS: dict[str, Maker] = {
     "gated": lambda users, scorer, width, max_len, shape: GatedUserModel(users, width),
+    "hstu": lambda users, scorer, width, max_len, shape: HSTUUserModel(users, width, max_len),
+    "sasrec": lambda users, scorer, width, max_len, shape: SASRecUserModel(users, width, max_len),
     "rechub": lambda users, scorer, width, max_len, shape: RechubUserModel(users, scorer, width, max_len),
     "llm": lambda users, scorer, width, max_len, shape: make_llm(users, width, shape),
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from hllm.data.batches.training import TrainLoader
 from hllm.errors import TrainingError
 from hllm.models.attention import MASK_ENTRIES
 from hllm.packing import Batch, ItemView, make_rows, padded
+from hllm.train.compiled import CompiledBlocks
 from hllm.train.step import Step, TrainStep
 
 SPARE_ROWS = 1.15  # rows per batch over the least possible number, for what does not fit together
@@ -50,12 +52,16 @@ class PaddedShape:
 class Captured:
     """A function of tensors in a fixed structure, run `WARMUP_STEPS` times, then captured and replayed.
 
+    compiled  blocks that it runs compiled, or None
+
     Arguments are tensors, and dataclasses and dictionaries of them. Every tensor of a later call is copied into the
     first call's; TrainingError names one that is new, missing or of another shape, and a plain value that changed.
     """
 
-    def __init__(self, function: Callable[..., Tensor], device: torch.device) -> None:
-        self.function = function
+    def __init__(
+        self, function: Callable[..., Tensor], device: torch.device, compiled: CompiledBlocks | None = None
+    ) -> None:
+        self.function = function if compiled is None else partial(compiled.run, function)
         self.device = device
         self.stream = torch.cuda.Stream(device)
         self.static: tuple[Any, ...] = ()
@@ -92,11 +98,11 @@ class Captured:
 class CapturedUserHalf:
     """The user half of a step, for sources whose own part cannot be captured: vectors in, their gradient out."""
 
-    def __init__(self, step: TrainStep, n_tokens: int) -> None:
+    def __init__(self, step: TrainStep, n_tokens: int, compiled: CompiledBlocks | None = None) -> None:
         self.eager = step.user_half
         self.n_tokens = n_tokens
         self.parameters = [p for p in step.network.model.parameters() if p.requires_grad]
-        self.captured = Captured(self._run, step.device)
+        self.captured = Captured(self._run, step.device, compiled)
         self.grads: list[Tensor | None] = []
 
     def __call__(self, batch: Batch, view: ItemView, vectors: Tensor) -> Tensor:
@@ -120,10 +126,10 @@ class CapturedUserHalf:
 class CapturedStep:
     """A whole step, source and optimiser included."""
 
-    def __init__(self, step: TrainStep, n_tokens: int) -> None:
+    def __init__(self, step: TrainStep, n_tokens: int, compiled: CompiledBlocks | None = None) -> None:
         self.step = step
         self.n_tokens = n_tokens
-        self.captured = Captured(step, step.device)
+        self.captured = Captured(step, step.device, compiled)
 
     def __call__(self, batch: Batch, view: ItemView) -> Tensor:
         if batch.n_tokens != self.n_tokens:
@@ -131,11 +137,11 @@ class CapturedStep:
         return self.captured(batch, view)
 
 
-def capture(step: TrainStep, n_tokens: int) -> Step:
+def capture(step: TrainStep, n_tokens: int, compiled: CompiledBlocks | None = None) -> Step:
     """`step` captured for batches of `n_tokens` tokens: whole where the source and optimiser have fixed shapes."""
     if step.network.source.static and step.optimizer.capturable:
-        return CapturedStep(step, n_tokens)
-    step.half = CapturedUserHalf(step, n_tokens)
+        return CapturedStep(step, n_tokens, compiled)
+    step.half = CapturedUserHalf(step, n_tokens, compiled)
     return step
 
 

@@ -61,12 +61,17 @@ def save_checkpoint(
     optimizer: Optimizer,
     average: WeightAverage | None,
     identity: dict[str, Any],
+    nearest: Tensor | None = None,
 ) -> None:
     """Write everything but the best weights, atomically. `identity`: what a resumed run must share.
+
+    nearest  what this epoch's hard negatives are drawn from, by weights that are gone within it
 
     Of a finished training nothing goes on, so that only where it ended is written.
     """
     state = {} if progress.finished else _state(network, optimizer, average)
+    if nearest is not None and not progress.finished:
+        state["nearest"] = nearest
     metadata = {
         "progress": asdict(progress),
         "identity": identity,
@@ -99,13 +104,16 @@ def _state(network: nn.Module, optimizer: Optimizer, average: WeightAverage | No
 
 def load_checkpoint(
     path: Path, network: nn.Module, optimizer: Optimizer, average: WeightAverage | None
-) -> Progress:
-    """Restore everything but the best weights, in place. Raises ArtifactError where the model is another one."""
+) -> tuple[Progress, Tensor | None]:
+    """Restore everything but the best weights, in place; where training stands, and `nearest` of `save_checkpoint`.
+
+    Raises ArtifactError where the model is another one.
+    """
     with advice():
         tensors, metadata = read_tensors(path)
     progress = Progress(**metadata["progress"])
     if progress.finished:
-        return progress
+        return progress, None
     device = next(network.parameters()).device
     parameters = trained(network, optimizer)
 
@@ -130,7 +138,7 @@ def load_checkpoint(
     torch.set_rng_state(tensors["rng.cpu"])
     if device.type == "cuda" and "rng.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["rng.cuda"], device)
-    return progress
+    return progress, tensors.get("nearest")
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
@@ -20,7 +21,7 @@ from hllm.losses.sampled import similar_share
 from hllm.losses.views import Views
 from hllm.models.hllm import Network
 from hllm.packing import Batch
-from hllm.progress import Bar, progress
+from hllm.progress import Bar, duration, progress
 from hllm.train.captured import PaddedShape, capture
 from hllm.train.checkpoint import (
     Progress,
@@ -29,6 +30,7 @@ from hllm.train.checkpoint import (
     save_checkpoint,
     trained,
 )
+from hllm.train.compiled import CompiledBlocks, blocks_of, is_worth_compiling
 from hllm.train.config import Runtime, TrainingConfig
 from hllm.train.files import LAST, best_path, drop_other_bests
 from hllm.train.health import (
@@ -64,6 +66,7 @@ class FitResult:
     history: list[dict[str, Any]]
     seconds: float  # training and validation, over all parts of an interrupted run
     peak_memory: int | None  # bytes on the GPU, None on a CPU
+    compile_seconds: float | None = None  # of `seconds`, spent on compiling blocks; None: nothing was
 
 
 class Trainer:
@@ -113,7 +116,8 @@ class Trainer:
         self.best: dict[str, Tensor] | None = None
         plain = TrainStep(network, self.optimizer, objective, training, self.runtime, device)
         self.shape = self._captured_shape()
-        self.step: Step = plain if self.shape is None else capture(plain, self.shape.n_tokens)
+        self.compiled, self._said_compiled = self._compiled_blocks(), False
+        self.step: Step = plain if self.shape is None else capture(plain, self.shape.n_tokens, self.compiled)
         size = sum(p.nbytes for p in trained(network, self.optimizer).values())
         self._saved_at, self._save_seconds = time.monotonic(), (4 + bool(decay)) * size / SAVE_RATE
 
@@ -129,6 +133,22 @@ class Trainer:
         shape = PaddedShape(self.loader)
         return shape if shape.fits_a_mask(getattr(user_model, "n_heads", 1)) else None
 
+    def _compiled_blocks(self) -> CompiledBlocks | None:
+        """The user model's blocks, to be compiled; None where steps run as they are written."""
+        blocks, wanted = blocks_of(self.network.model.user_model), self.runtime.compile
+        if wanted is False or not blocks:
+            return None
+        if self.shape is None:
+            if wanted is True:
+                warnings.warn(
+                    "compile=true acts on captured steps on a CUDA device; these are none", stacklevel=4
+                )
+            return None
+        size = len(blocks), self.network.source.width
+        if wanted == "auto" and not is_worth_compiling(self.loader, self.training, *size):
+            return None
+        return CompiledBlocks(blocks)
+
     @property
     def checkpoint(self) -> Path | None:
         return None if self.checkpoints is None else self.checkpoints / LAST
@@ -136,7 +156,9 @@ class Trainer:
     def resume(self) -> None:
         """Continue from the folder's checkpoint, to the same bits on the CPU as without the break."""
         assert self.checkpoint is not None
-        self.state = load_checkpoint(self.checkpoint, self.network, self.optimizer, self.average)
+        self.state, nearest = load_checkpoint(self.checkpoint, self.network, self.optimizer, self.average)
+        if nearest is not None:
+            self.views.negatives.set_nearest(nearest.to(self.views.device))
 
     def save(self) -> None:
         """Write the checkpoint; `history.jsonl` follows it, so that it never runs ahead."""
@@ -148,7 +170,13 @@ class Trainer:
             write_tensors(best_path(self.checkpoints, self.state.best_epoch), self.best)
             self.best = None
         save_checkpoint(
-            self.checkpoint, self.state, self.network, self.optimizer, self.average, self.identity
+            self.checkpoint,
+            self.state,
+            self.network,
+            self.optimizer,
+            self.average,
+            self.identity,
+            self.views.negatives.nearest,
         )
         drop_other_bests(self.checkpoints, self.state.best_epoch)
         write_jsonl(self.history_file, self.state.history)
@@ -194,12 +222,15 @@ class Trainer:
             self.state.history,
             self.state.seconds,
             torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None,
+            None if self.compiled is None else self.compiled.seconds,
         )
 
     def _epoch(self, interruption: Interruption, bar: Bar) -> None:
         state, started = self.state, time.monotonic()
         plan = self.loader.plan(state.epoch)
         losses: list[Tensor] = []
+        if self.views.negatives.n_hard and state.step_in_epoch == 0:
+            self._refresh_views()
         self.network.train()
         bar.inside(state.step_in_epoch, len(plan))
         for batch in self.loader.batches(plan, skip=state.step_in_epoch):
@@ -207,6 +238,9 @@ class Trainer:
             losses.append(self._step(batch, learning_rate(self.training, share)))
             state.step += 1
             state.step_in_epoch += 1
+            if not self._said_compiled and self.compiled is not None and self.compiled.seconds is not None:
+                self._said_compiled = True
+                bar.note(f"blocks compiled in {duration(self.compiled.seconds)}")
             bar.inside(state.step_in_epoch, len(plan))
             if len(losses) >= LOSS_CHECK_STEPS:
                 self._collect(losses)
@@ -220,6 +254,12 @@ class Trainer:
         if self._due() and not state.finished:  # `fit` saves the end
             started = self._pause(started)
         state.seconds += time.monotonic() - started
+
+    def _refresh_views(self) -> None:
+        """Find this epoch's hard negatives by the items' vectors under the weights that are trained."""
+        self.network.eval()
+        classes = torch.from_numpy(self.views.classes).to(self.device)
+        self.views.refresh(self.network.table().scored[classes].float())
 
     def _step(self, batch: Batch, rate: float) -> Tensor:
         """One optimiser step; returns the detached loss, which is not waited for."""

@@ -1,0 +1,48 @@
+"""What the user models `gated` and `hstu` share: normalised, partly masked inputs, a stack of blocks, a last norm.
+
+item vectors (T, d) -> norm -> masked inputs -> blocks -> norm -> hidden (T, d)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from hllm.models.attention import Layout, make_layout
+from hllm.models.block import Dropout, RMSNorm
+from hllm.models.config import UsersConfig
+from hllm.packing import Rows, Signals
+
+
+class BlockStack(nn.Module):
+    """Item vectors (T, d) of packed histories to hidden states (T, d), one per position."""
+
+    def __init__(self, users: UsersConfig, width: int, n_heads: int, blocks: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.mask_prob = users.mask_prob
+        # Of the size of a normalised input. From zero, RMSNorm would blow its gradient up until
+        # clipping leaves nothing of all the others'.
+        self.mask_vector = nn.Parameter(torch.randn(width))
+        self.input_norm = RMSNorm(width)
+        self.dropout = Dropout(users.dropout)
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = RMSNorm(width)
+
+    def forward(self, x: Tensor, rows: Rows, signals: Signals) -> Tensor:
+        x = self.input_norm(x)  # (T, d), so that the vectors, not the blocks, lead at the start
+        if self.training and self.mask_prob:
+            # Hide some inputs (never the targets), so that no single neighbour is relied on.
+            hidden = torch.rand(x.shape[0], 1, device=x.device) < self.mask_prob
+            x = torch.where(hidden, self.mask_vector.to(x.dtype), x)
+        layout = self.layout(rows, signals)
+        x = self.dropout(x)  # (T, d)
+        for block in self.blocks:
+            x = block(x, layout)  # (T, d)
+        return self.norm(x)
+
+    def layout(self, rows: Rows, signals: Signals) -> Layout:
+        """Who may look at whom, and what else every block needs."""
+        return make_layout(rows, self.n_heads)
