@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from hllm.errors import ConfigError
+from hllm.errors import ConfigError, unknown
 from hllm.settings import Settings
+
+POOLINGS = ("mean", "last", "cls", "weighted-mean", "item-token", "auto")
+_POOLING = re.compile(r"(mean|last|cls|weighted-mean)(?:@(-?\d{1,4}|last[1-9]\d{0,3}))?|item-token|auto")
+
+
+def check_pooling(name: str) -> str:
+    """`name`, or ConfigError if it is no pooling: one of POOLINGS, all but the last two also of other layers
+    than the last ("mean@6": after block 6, "mean@-2": the last but one, "mean@last4": the mean of four)."""
+    if not _POOLING.fullmatch(name):
+        raise ConfigError(unknown("pooling", name, (*POOLINGS, "mean@6 (after block 6)", "mean@last4")))
+    return name
+
+
+def split_pooling(name: str) -> tuple[str, str]:
+    """How tokens are pooled, and of which layers: ("mean", "last4") of "mean@last4", ("mean", "") of "mean"."""
+    how, _, layers = check_pooling(name).partition("@")
+    return how, layers
 
 
 class ItemsConfig(Settings):
@@ -19,7 +36,7 @@ class ItemsConfig(Settings):
     """
 
     item_llm: str | None = "smollm2-135m"
-    pooling: Literal["mean", "last"] = "mean"
+    pooling: Annotated[str, AfterValidator(check_pooling)] = "mean"
     prompt: str | None = None  # None: the official prompt of text/template.py
     text_fields: list[str] | None = None  # None: every text column, in the table's order
     whiten: Literal["whiten", "center", "none"] = "whiten"

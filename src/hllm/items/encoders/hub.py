@@ -214,7 +214,7 @@ def _check_complete(path: Path) -> None:
     vocabulary file, but without any file of its own transformers makes one that knows no word.
     """
     names = {p.name for p in path.iterdir() if p.exists()}
-    missing = [name for name in _weights(path) if not (path / name).is_file()]
+    missing = [name for name in weight_files(path) if not (path / name).is_file()]
     if "config.json" not in names:
         missing.append("config.json")
     if not any(_OTHER_TOKENIZER.fullmatch(name) or name in _TOKENIZER for name in names):
@@ -223,7 +223,7 @@ def _check_complete(path: Path) -> None:
         raise ConfigError(f"{path} lacks {', '.join(missing)}")
 
 
-def _weights(path: Path) -> list[str]:
+def weight_files(path: Path) -> list[str]:
     """Names of the files that transformers reads the weights from, there or not."""
     chosen = next((name for name in _CHOICE if (path / name).is_file()), None)
     if chosen is None:  # under a name of their own, which the configuration gives (`transformers_weights`)
@@ -243,7 +243,7 @@ def weights_digest(path: Path) -> str:
     known = [n for n in names if n in _TOKENIZER + _SETTINGS]
     if not any(n in _TOKENIZER for n in known):
         known += [n for n in names if _OTHER_TOKENIZER.fullmatch(n) and n not in known]
-    chosen = _weights(path) + known
+    chosen = weight_files(path) + known
     return artifacts.digest(*(part for n in chosen for part in (n, _file_digest(path / n))))
 
 

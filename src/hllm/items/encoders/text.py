@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from hllm.errors import ArtifactError, DeviceError
 from hllm.hardware import is_out_of_memory
+from hllm.items.config import split_pooling
 from hllm.items.encoders.backbones import Backbone, table_rows
 from hllm.items.encoders.pooling import pool
 from hllm.items.encoders.prefix import SharedPrefix, common_prefix, share_prefix
@@ -31,7 +33,7 @@ class Encoder(Protocol):
 
 
 class LanguageModelEncoder:
-    """Mean or last-token states of a causal, encoder or encoder-decoder model's last layer.
+    """Pooled states of a causal, encoder or encoder-decoder model (see `hllm.items.config.check_pooling`).
 
     Texts are padded on the right by hidden, existing ids, whatever side or token the tokenizer
     prefers; the pooled vector does not depend on it. `max_tokens` counts tokens beside the prompt.
@@ -39,7 +41,8 @@ class LanguageModelEncoder:
     """
 
     def __init__(self, backbone: Backbone, pooling: str, prompt: str = "", max_tokens: int = 256) -> None:
-        self.backbone, self.pooling = backbone, pooling
+        self.pooling, layers = split_pooling(pooling)
+        self.backbone = replace(backbone, layers=layers)
         self.dim = backbone.dim
         self.truncated = np.zeros(0, dtype=bool)
         prompt_length = len(token_ids(backbone, [prompt])[0])
@@ -77,7 +80,7 @@ class LanguageModelEncoder:
             if self.prefix is not None:
                 hidden, mask = self.prefix.hidden(ids, mask)
             else:
-                hidden = self.backbone.hidden(ids, mask).last_hidden_state
+                hidden = self.backbone.states(self.backbone.hidden(ids, mask))
             return pool(hidden, mask, self.pooling).cpu().numpy()
         except (RuntimeError, MemoryError, IndexError, ValueError) as err:
             if is_out_of_memory(err):

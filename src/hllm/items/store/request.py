@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hllm.errors import ConfigError, unknown
+from hllm.errors import ConfigError
+from hllm.items.config import check_pooling
 from hllm.items.encoders.kinds import Kind, kind_of
 from hllm.items.encoders.names import canonical, is_local
-from hllm.items.encoders.pooling import POOLINGS
 from hllm.text.template import OFFICIAL_PROMPT, Template, choose_fields
 
 
@@ -75,8 +75,8 @@ def make_request(
     must_exist: bool = True,
 ) -> Request:
     """Validate a request on a dataset with these `text_fields`; ConfigError or DataError otherwise."""
-    if pooling not in POOLINGS:
-        raise ConfigError(unknown("pooling", pooling, POOLINGS))
+    if check_pooling(pooling) == "item-token":
+        raise ConfigError("pooling 'item-token' reads learned tokens, which only a trained item LLM has")
     model = canonical(item_llm, must_exist)
     fields = choose_fields(asked_fields, text_fields)
     if not kind_of(model).is_language_model:
