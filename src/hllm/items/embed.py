@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,30 +73,54 @@ def embed(
     text_fields: Sequence[str] | None = None,
     device: str = "auto",
     precision: str = "auto",
-    batch_size: int = 64,
+    batch_size: int | None = None,
     progress: bool = True,
     max_tokens: int = MAX_TOKENS,
     trust_remote_code: bool = False,
+    quantize: str | None = None,
+    attn: str | None = None,
+    revision: str | None = None,
+    long_text: str | None = None,
 ) -> ItemEmbeddings:
     """Embed the text of every item of `dataset`, encoding only what its store does not hold yet.
 
     item_llm      a short name (smollm2-135m, tinyllama, ...), a hub name, a local folder or GGUF file,
                   or a control: "tfidf" (TF-IDF and SVD), "random"
-    pooling       "mean" over all tokens, or the "last" token
+    pooling       "mean" over all tokens, "weighted-mean" (weights 1, 2, 3, ...), the "last" or first ("cls") token;
+                  "mean@6" of the states after block 6, "mean@last4" of the mean of the last four; "auto": the
+                  model's own, with its prompt, dense layers and normalisation (sentence-transformers' modules.json)
     prompt        None: the official one; "" for none
     text_fields   None: the dataset's own, in their order
     precision     "fp32", "bf16", "fp16" or "auto": what this dataset's embeddings of the model already
                   have, else bf16 where the hardware is fast at it
+    batch_size    texts of a forward pass. None: 64, or packs of 16,384 tokens on a GPU
     max_tokens    longer texts are cut (and counted); tokens of the prompt not included
+    quantize      "8bit" or "4bit" weights (bitsandbytes), "none"; None: as what is there already, else "none"
+    attn          "packed" (without padding), or an attention of transformers ("sdpa", "eager", ...); None: the
+                  fastest. Changes rounding alone
+    revision      branch, tag or commit on the hub; the commit is recorded
+    long_text     what is kept of a text over max_tokens: its start ("cut"), or of its longest field the sentences
+                  that say most about the item ("bm25"; see `hllm.text.bm25`)
 
     Ctrl-C loses at most one batch, a killed process the last few seconds. Raises ConfigError for an
     invalid choice, FetchError if the model is nowhere to be had, DataError if no item has text or a
     vector is not finite, DeviceError for a missing device or too little memory, ArtifactError if another
     process writes the same store or the model cannot be used.
     """
-    asked = None if check_precision(precision) == "auto" else precision
-    wanted = resolve(dataset, item_llm, pooling, prompt, text_fields, asked, max_tokens, must_exist=True)
-    return wanted.complete(device, batch_size, progress, trust_remote_code)
+    precision = check_precision(precision)
+    options = {"quantize": quantize, "long_text": long_text}
+    wanted = resolve(
+        dataset,
+        item_llm,
+        pooling,
+        prompt,
+        text_fields,
+        None if precision == "auto" else precision,
+        max_tokens,
+        must_exist=True,
+        options=options,
+    )
+    return wanted.complete(device, batch_size, progress, trust_remote_code, attn, revision)
 
 
 def load_embeddings(
@@ -123,6 +147,7 @@ def resolve(
     precision: str | None = None,
     max_tokens: int | None = None,
     must_exist: bool = False,
+    options: Mapping[str, str | None] | None = None,
 ) -> Resolved:
     """What is asked for, and what of it is in the dataset's stores; see `embed` for the arguments.
 
@@ -136,7 +161,9 @@ def resolve(
     if max_tokens is not None and max_tokens < 1:
         raise ConfigError(f"max_tokens={max_tokens} must be at least 1")
     names = dataset.meta.get("text_fields", [])
-    request = make_request(names, item_llm, pooling, prompt, text_fields, precision, max_tokens, must_exist)
+    request = make_request(
+        names, item_llm, pooling, prompt, text_fields, precision, max_tokens, must_exist, options
+    )
     found = [spec for spec in specs if request.matches(spec)]
     return Resolved(dataset, request, found, specs, describe_request(request))
 
@@ -165,26 +192,38 @@ class Resolved:
     def complete(
         self,
         device: str = "auto",
-        batch_size: int = 64,
+        batch_size: int | None = None,
         progress: bool = True,
         trust_remote_code: bool = False,
+        attn: str | None = None,
+        revision: str | None = None,
     ) -> ItemEmbeddings:
         """Encode what is missing, then read the embeddings; arguments and errors as of `embed`."""
-        if batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch_size={batch_size} must be at least 1")
         start, target = time.perf_counter(), hardware.pick_device(device)
         if self.request is None:
             self._finished()  # raises: what to run cannot be told from a key
         request = self.request
         assert request is not None
-        rendered = request.template.render_all(self.dataset.items)
+        earlier = self.found[0] if len(self.found) == 1 else {}
+        request = replace(
+            request,
+            max_tokens=earlier.get("max_tokens", MAX_TOKENS)
+            if request.max_tokens is None
+            else request.max_tokens,
+            options=request.choices(earlier),
+        )
+        rendered = request.render(self.dataset.items)
         keys = [None if text is None else text_key(text) for text in rendered]
         texts = {key: text for key, text in zip(keys, rendered, strict=True) if key and text is not None}
         if not texts:
             raise DataError(
                 f"none of the {len(keys):,} items has text in the fields {', '.join(request.fields)}"
             )
-        spec, model = self._specify(request, texts, target, trust_remote_code)
+        spec, model = self._specify(request, texts, target, trust_remote_code, revision)
+        if model is not None:
+            spec = {**spec, "made_with": {**spec["made_with"], "attn": attn}}
         store = self._store(spec)
 
         def name_of(key: bytes) -> str:
@@ -195,7 +234,7 @@ class Resolved:
             store,
             spec,
             texts,
-            lambda: make_encoder(spec, model, target, trust_remote_code),
+            lambda: make_encoder(spec, model, target, trust_remote_code, attn),
             batch_size,
             name_of,
             progress,
@@ -238,7 +277,12 @@ class Resolved:
         )
 
     def _specify(
-        self, request: Request, texts: dict[bytes, str], device: torch.device, trust_remote_code: bool
+        self,
+        request: Request,
+        texts: dict[bytes, str],
+        device: torch.device,
+        trust_remote_code: bool,
+        revision: str | None = None,
     ) -> tuple[Spec, ModelFolder | None]:
         """The specification to complete, and the model for it (None: a control, or nothing is missing).
 
@@ -248,11 +292,13 @@ class Resolved:
         if not request.kind.is_language_model:
             return self._new_spec(request, None, device), None
         earlier = self.found[0] if len(self.found) == 1 else None
+        if revision is not None and earlier and not str(earlier["revision"]).startswith(revision):
+            earlier = None
         if earlier and not is_local(request.model) and texts.keys() <= self._store(earlier).rows.keys():
             return earlier, None
         from hllm.items.encoders.hub import find_model
 
-        source, revision = (earlier["source"], earlier["revision"]) if earlier else (None, None)
+        source, revision = (earlier["source"], earlier["revision"]) if earlier else (None, revision)
         model = find_model(request.model, trust_remote_code, source, revision)
         known = earlier or {}
         request = replace(
@@ -260,7 +306,6 @@ class Resolved:
             precision=request.precision
             or known.get("precision")
             or auto_precision(device, self.dataset.embeddings_dir),
-            max_tokens=request.max_tokens or known.get("max_tokens", MAX_TOKENS),
         )
         return self._new_spec(request, model, device), model
 
@@ -277,7 +322,12 @@ class Resolved:
             "precision": request.precision,
             "max_tokens": request.max_tokens,
             "catalogue": fingerprint if request.kind.of_catalogue else None,
+            **request.choices({}),
         }
+        if model and request.pooling == "auto":
+            from hllm.items.encoders.own import own_digest
+
+            spec["own"] = own_digest(model.path, request.model)
         made_with = {"device": str(device), "versions": hardware.describe_versions()}
         return {"key": spec_key(spec), **spec, "made_with": made_with}
 

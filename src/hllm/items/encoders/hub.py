@@ -43,6 +43,7 @@ _SETTINGS = (
     "merges.txt",
 )
 _OTHER_TOKENIZER = re.compile(r"(tokenizer|vocab|special_tokens|bpe).*|.*\.(model|codes|bpe|vocab|tiktoken)")
+_MODULE = re.compile(r"\d+_[A-Za-z]+/(config\.json|model\.safetensors|pytorch_model\.bin)")
 
 
 @dataclass(frozen=True)
@@ -110,13 +111,15 @@ def find_model(
     naming each place that was tried and what to type, ConfigError for a folder that holds no model.
     """
     if is_local(name):
+        if revision is not None:
+            raise ConfigError(f"{name} is a folder or file, which has no revisions; leave --revision out")
         return _local_model(Path(name))
     repo, package = SHORT_NAMES.get(name, name), PACKAGES.get(name)
     places: list[tuple[str, Callable[[], ModelFolder]]] = [
         ("hub cache", lambda: _cached_model(repo, revision)),
         (_endpoint(), lambda: _download(repo, revision, trust_remote_code)),
     ]
-    if package is not None:
+    if package is not None and (revision is None or source == package.source):
         packaged = (f"package {package.name}", lambda: _packaged_model(package))
         places = [packaged, *places] if source == package.source else [*places, packaged]
     failures = []
@@ -176,7 +179,8 @@ def _wanted(names: list[str], trust_remote_code: bool) -> list[str]:
     safe = [n for n in weights if n.endswith(".safetensors")]
     endings = (".json", ".txt", ".jinja") + ((".py",) if trust_remote_code else ())
     small = [n for n in names if n.endswith(endings) or _OTHER_TOKENIZER.fullmatch(n)]
-    return (safe or weights) + [n for n in small if "/" not in n]
+    modules = [n for n in names if _MODULE.fullmatch(n)]  # of sentence-transformers
+    return (safe or weights) + [n for n in small if "/" not in n] + modules
 
 
 def _packaged_model(package: Package) -> ModelFolder:

@@ -61,16 +61,21 @@ class PackedEncoder(nn.Module):
         self.pooling, self.how, self.item_token_n = pooling, how, item_token_n
         self.align_to = None if self.backbone.relative else align_to
         parameter = next(model.parameters())
-        self.register_buffer("prefix", torch.tensor(list(prefix), dtype=torch.long), persistent=False)
-        self.prefix = self.prefix.to(parameter.device)
+        self.register_buffer("prefix", None, persistent=False)
+        self.set_prefix(prefix)
         if item_token_n:
             tokens = torch.empty(item_token_n, self.dim, dtype=parameter.dtype).normal_(std=ITEM_TOKEN_STD)
             self.item_tokens = nn.Parameter(tokens.to(parameter.device))
+
+    prefix: Tensor
+
+    def set_prefix(self, prefix: Sequence[int]) -> None:
+        """Take `prefix` as the token ids that every text begins with from now on."""
+        device = next(self.backbone.parameters()).device
+        self.prefix = torch.tensor(list(prefix), dtype=torch.long, device=device)
         self.shares_prefix = (
             len(prefix) > 0 and self.backbone.packed and self.backbone.causal and self.align_to is None
         )
-
-    prefix: Tensor
 
     @property
     def dim(self) -> int:

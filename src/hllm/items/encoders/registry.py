@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+QUANTIZATIONS = ("8bit", "4bit")
 _BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "8bit": 1.0, "4bit": 0.5}  # a weight
 E5_PROMPT = "passage: "  # E5's, which was trained with one of two prefixes before every text
 GEMMA_PROMPT = "title: none | text: "  # EmbeddingGemma's, for documents

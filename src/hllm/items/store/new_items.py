@@ -34,7 +34,7 @@ def encode_new_items(
             f"{request.kind.title} vectors belong to the catalogue they were fitted on: new items need a run whose "
             "item_llm is a language model, for example item_llm=smollm2-135m"
         )
-    rendered = request.template.render_all(items)
+    rendered = request.render(items)
     has_text = np.array([text is not None for text in rendered], dtype=bool)
     vectors = np.zeros((len(rendered), spec["dim"]), dtype=np.float32)
     texts = [text for text in rendered if text is not None]
@@ -42,7 +42,7 @@ def encode_new_items(
         return vectors, has_text
     encoder = make_encoder(spec, _model_of(spec, request), hardware.pick_device(device))
     wanted = np.ones(len(texts), dtype=bool)
-    batches = planned_batches(encoder.prepare(texts), wanted, batch_size)
+    batches = planned_batches(encoder.prepare(texts), wanted, batch_size, budget=encoder.budget)
     found = np.flatnonzero(has_text)
 
     def name_of(row: int) -> str:

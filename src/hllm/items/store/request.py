@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hllm.errors import ConfigError
+from hllm.errors import ConfigError, unknown
 from hllm.items.config import check_pooling
 from hllm.items.encoders.kinds import Kind, kind_of
 from hllm.items.encoders.names import canonical, is_local
+from hllm.items.encoders.registry import QUANTIZATIONS, own_prompt
 from hllm.text.template import OFFICIAL_PROMPT, Template, choose_fields
+
+if TYPE_CHECKING:
+    import polars as pl
+
+# Choices that a specification holds only where they are not these.
+OFF = {"quantize": "none", "long_text": "cut"}
+CHOICES = {"quantize": ("none", *QUANTIZATIONS), "long_text": ("cut", "bm25")}
 
 
 @dataclass(frozen=True)
 class Request:
-    """A model and how its texts are made and pooled. `precision` and `max_tokens`: None = any."""
+    """A model and how its texts are made and pooled. `precision`, `max_tokens` and `options`: None = any.
+
+    options   quantize ("none", "8bit", "4bit"), long_text ("cut", "bm25")
+    """
 
     model: str
     pooling: str
@@ -25,13 +36,21 @@ class Request:
     fields: tuple[str, ...]
     precision: str | None = None
     max_tokens: int | None = None
+    options: Mapping[str, str | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, spec: Mapping[str, Any]) -> Request:
         """The request that exactly this specification answers."""
         fields = tuple(spec["fields"])
+        options = {name: spec.get(name, off) for name, off in OFF.items()}
         return cls(
-            spec["model"], spec["pooling"], spec["prompt"], fields, spec["precision"], spec["max_tokens"]
+            spec["model"],
+            spec["pooling"],
+            spec["prompt"],
+            fields,
+            spec["precision"],
+            spec["max_tokens"],
+            options,
         )
 
     @property
@@ -42,6 +61,17 @@ class Request:
     def template(self) -> Template:
         return Template(self.fields, self.prompt, self.kind.separator)
 
+    def render(self, items: pl.DataFrame) -> list[str | None]:
+        """The text of each row of `items`; None where there is none. DataError for a field that is no column.
+
+        With long_text "bm25" texts too long for `max_tokens` lose the sentences that say least about their item.
+        """
+        if self.options.get("long_text") == "bm25":
+            from hllm.text.bm25 import shorten
+
+            items = shorten(items, self.fields, self.max_tokens or 0)
+        return self.template.render_all(items)
+
     def matches(self, spec: Mapping[str, Any]) -> bool:
         """Whether the store with this specification answers the request."""
         return (
@@ -50,7 +80,13 @@ class Request:
             == (spec["pooling"], spec["prompt"], spec["fields"])
             and self.precision in (None, spec["precision"])
             and self.max_tokens in (None, spec["max_tokens"])
+            and all(self.options.get(name) in (None, spec.get(name, off)) for name, off in OFF.items())
         )
+
+    def choices(self, earlier: Mapping[str, Any]) -> dict[str, str]:
+        """The `options` of a specification: those asked for, else those of an `earlier` one; none that is off."""
+        asked = {name: self.options.get(name) or earlier.get(name, off) for name, off in OFF.items()}
+        return {name: value for name, value in asked.items() if value != OFF[name]}
 
     def command(self, dataset_path: Path | None) -> str:
         """The command, or the Python call, that makes these embeddings."""
@@ -59,8 +95,10 @@ class Request:
         parts = ["hllm", "embed", str(dataset_path), "--item-llm", self.model]
         if self.kind.is_language_model:
             parts += ["--pooling", self.pooling]
-            if self.prompt != OFFICIAL_PROMPT:
+            if self.prompt != (own_prompt(self.model) if self.pooling == "auto" else OFFICIAL_PROMPT):
                 parts += ["--prompt", self.prompt]
+        for name, value in self.options.items():
+            parts += ["--" + name.replace("_", "-"), value] if value else []
         return shlex.join([*parts, "--fields", ",".join(self.fields)])
 
 
@@ -73,17 +111,27 @@ def make_request(
     precision: str | None = None,
     max_tokens: int | None = None,
     must_exist: bool = True,
+    options: Mapping[str, str | None] | None = None,
 ) -> Request:
-    """Validate a request on a dataset with these `text_fields`; ConfigError or DataError otherwise."""
+    """Validate a request on a dataset with these `text_fields`; ConfigError or DataError otherwise.
+
+    Pooling "auto" without a prompt takes the model's own.
+    """
+    options = {name: value for name, value in (options or {}).items() if value is not None}
+    for name, value in options.items():
+        if value not in CHOICES[name]:
+            raise ConfigError(unknown(name, value, CHOICES[name]))
     if check_pooling(pooling) == "item-token":
         raise ConfigError("pooling 'item-token' reads learned tokens, which only a trained item LLM has")
     model = canonical(item_llm, must_exist)
     fields = choose_fields(asked_fields, text_fields)
     if not kind_of(model).is_language_model:
+        if options:
+            raise ConfigError(f"{', '.join(sorted(options))}: {model} is no language model; leave it out")
         return Request(model, "none", "", fields, "fp32", 0)
-    return Request(
-        model, pooling, OFFICIAL_PROMPT if prompt is None else prompt, fields, precision, max_tokens
-    )
+    if prompt is None:
+        prompt = own_prompt(model) if pooling == "auto" else OFFICIAL_PROMPT
+    return Request(model, pooling, prompt, fields, precision, max_tokens, options)
 
 
 def describe_request(request: Request) -> str:
@@ -97,6 +145,7 @@ def describe_spec(spec: dict[str, Any]) -> str:
     parts = [str(spec["model"]), f"fields {','.join(spec['fields'])}"]
     if kind_of(spec["model"]).is_language_model:
         parts += [f"pooling {spec['pooling']}", spec["precision"], f"max_tokens {spec['max_tokens']}"]
+        parts += [f"{name.replace('_', ' ')} {spec[name]}" for name in OFF if spec.get(name)]
         parts.append(f"from {spec['source']}")
     return ", ".join(parts)
 
