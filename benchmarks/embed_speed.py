@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -118,33 +118,36 @@ def ours(encoder: PackedLanguageModelEncoder, texts: list[str], size: int) -> np
     return out
 
 
-def ways(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Name and call of each way; all read the same weights."""
+def ways(options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
+    """A call of each way. Packed attention is a setting of the model, so that way has a model of its own."""
     backbone, texts, prompt = make(options)
-    options.items = len(texts)
-    yield "plain sorted batches", lambda: plain(backbone, texts, options.pooling, options.batch_size)
+    options.backbone, options.texts_read = backbone, texts
     padded = PackedLanguageModelEncoder(backbone, options.pooling, prompt)
-    yield "hllm padded", lambda: ours(padded, texts, options.batch_size)
-    padded_vectors = ours(padded, texts, options.batch_size)
-    packed = PackedLanguageModelEncoder(backbone, options.pooling, prompt)
+    packed = PackedLanguageModelEncoder(make(options)[0], options.pooling, prompt)
     options.reason = packed.try_packs()
+    packed.budget = options.pack_tokens
+    calls = {
+        "plain sorted batches": lambda: plain(backbone, texts, options.pooling, options.batch_size),
+        "hllm padded": lambda: ours(padded, texts, options.batch_size),
+    }
     if not options.reason:
-        packed.budget = options.pack_tokens
-        yield "hllm packed", lambda: ours(packed, texts, options.batch_size)
-        vectors = ours(packed, texts, options.batch_size)
-        norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(padded_vectors, axis=1)
-        options.least_cosine = float(((vectors * padded_vectors).sum(1) / norms).min())
+        calls["hllm packed"] = lambda: ours(packed, texts, options.batch_size)
+        one, other = (ours(encoder, texts, options.batch_size) for encoder in (padded, packed))
+        norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+        options.least_cosine = float(((one * other).sum(1) / norms).min())
+    return calls
 
 
-def best(call: Callable[[], Any], repeats: int) -> float:
-    """Seconds of the fastest of `repeats` calls, after one that is not timed."""
-    times = []
+def best(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Seconds of the fastest of `repeats` rounds of each call, after one that is not timed; the calls take turns."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for i in range(repeats + 1):
-        start = time.perf_counter()
-        call()
-        if i:
-            times.append(time.perf_counter() - start)
-    return min(times)
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if i:
+                times[name].append(time.perf_counter() - start)
+    return {name: min(found) for name, found in times.items()}
 
 
 def main() -> None:
@@ -163,8 +166,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     options.reason, options.least_cosine = "", None
-    seconds = {name: best(call, options.repeats) for name, call in ways(options)}
-    backbone, texts, _ = make(options)
+    seconds = best(ways(options), options.repeats)
+    backbone, texts = options.backbone, options.texts_read
     real, computed = plain(backbone, texts, options.pooling, options.batch_size)
     first = seconds["plain sorted batches"]
     result = SimpleNamespace(
@@ -173,7 +176,7 @@ def main() -> None:
         device=str(backbone.device),
         hardware=hardware.describe_hardware(),
         threads=torch.get_num_threads(),
-        texts=options.items,
+        texts=len(texts),
         tokens=real,
         padding_share=1 - real / computed,
         least_cosine_packed_padded=options.least_cosine,
@@ -181,7 +184,7 @@ def main() -> None:
         ways={
             name: {
                 "seconds": s,
-                "items_per_second": options.items / s,
+                "items_per_second": len(texts) / s,
                 "tokens_per_second": real / s,
                 "ratio": first / s,
             }

@@ -56,6 +56,9 @@ def embed(
         str | None,
         typer.Option(help="Of texts over --max-tokens: cut their end, or keep by bm25 what says most."),
     ] = None,
+    fusion: Annotated[
+        str, typer.Option(help="Fields in one text (together), or apart: mean, mean:3,1 (weights), concat.")
+    ] = "together",
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that the model's repository brings.")
     ] = False,
@@ -94,6 +97,7 @@ def embed(
             attn=attn,
             revision=revision,
             long_text=long_text,
+            fusion=fusion,
         )
     except KeyboardInterrupt as err:
         raise KeyboardInterrupt(
@@ -141,6 +145,8 @@ def train_command(dataset: Path, spec: dict[str, Any], fields: list[str] | None)
     defaults["prompt"] = json.dumps(OFFICIAL_PROMPT)
     if fields is not None:
         settings["text_fields"], defaults["text_fields"] = f"[{', '.join(fields)}]", None
+    if "fusion" in spec:
+        settings["fusion"], defaults["fusion"] = spec["fusion"], "together"
     command = ["hllm", "train", str(dataset)]
     for name, value in settings.items():
         if value != defaults[name]:

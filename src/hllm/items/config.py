@@ -39,6 +39,7 @@ class ItemsConfig(Settings):
     pooling: Annotated[str, AfterValidator(check_pooling)] = "mean"
     prompt: str | None = None  # None: the official prompt of text/template.py
     text_fields: list[str] | None = None  # None: every text column, in the table's order
+    fusion: str = "together"  # or mean, mean:3,1, concat: fields apart, their vectors put together
     whiten: Literal["whiten", "center", "none"] = "whiten"
     whiten_rank: int = Field(default=256, ge=1, le=2**16)
     # Width of the adapter's hidden layer; None: no adapter, text vectors are item vectors.
@@ -66,6 +67,7 @@ class ItemsConfig(Settings):
                 "pooling": "pool",
                 "prompt": "prompt for",
                 "text_fields": "choose fields of",
+                "fusion": "put together",
                 "whiten": "whiten",
                 "whiten_rank": "whiten",
                 "adapter_hidden": "adapt",
@@ -75,7 +77,7 @@ class ItemsConfig(Settings):
         # same command, so `pooling` and `prompt` beside them are let pass.
         if is_store_key(self.item_llm):
             reason = f"item_llm={self.item_llm} is the key of a store, which says it already"
-            found |= dict.fromkeys(("pooling", "prompt", "text_fields"), reason)
+            found |= dict.fromkeys(("pooling", "prompt", "text_fields", "fusion"), reason)
         if self.whiten != "whiten":
             found["whiten_rank"] = f"whiten={self.whiten} keeps every dimension; a rank needs whiten=whiten"
         return found

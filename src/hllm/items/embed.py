@@ -81,6 +81,7 @@ def embed(
     attn: str | None = None,
     revision: str | None = None,
     long_text: str | None = None,
+    fusion: str = "together",
 ) -> ItemEmbeddings:
     """Embed the text of every item of `dataset`, encoding only what its store does not hold yet.
 
@@ -101,6 +102,8 @@ def embed(
     revision      branch, tag or commit on the hub; the commit is recorded
     long_text     what is kept of a text over max_tokens: its start ("cut"), or of its longest field the sentences
                   that say most about the item ("bm25"; see `hllm.text.bm25`)
+    fusion        fields read in one text ("together"), or each in its own and their vectors averaged ("mean", with
+                  weights "mean:3,1") or laid side by side ("concat")
 
     Ctrl-C loses at most one batch, a killed process the last few seconds. Raises ConfigError for an
     invalid choice, FetchError if the model is nowhere to be had, DataError if no item has text or a
@@ -109,14 +112,17 @@ def embed(
     """
     precision = check_precision(precision)
     options = {"quantize": quantize, "long_text": long_text}
-    wanted = resolve(
+    from hllm.items.fused import resolve_fields
+
+    wanted = resolve_fields(
         dataset,
+        fusion,
         item_llm,
         pooling,
         prompt,
         text_fields,
-        None if precision == "auto" else precision,
-        max_tokens,
+        precision=None if precision == "auto" else precision,
+        max_tokens=max_tokens,
         must_exist=True,
         options=options,
     )
@@ -129,13 +135,16 @@ def load_embeddings(
     pooling: str = "mean",
     prompt: str | None = None,
     text_fields: Sequence[str] | None = None,
+    fusion: str = "together",
 ) -> ItemEmbeddings:
     """The embeddings that `embed` made of this dataset's items. Needs neither polars nor transformers.
 
     `item_llm` may also be a store's key (16 hex digits), which settles what matches more than once.
     Raises ArtifactError, with the command to run, if they are missing, unfinished, damaged or ambiguous.
     """
-    return resolve(dataset, item_llm, pooling, prompt, text_fields).load()
+    from hllm.items.fused import resolve_fields
+
+    return resolve_fields(dataset, fusion, item_llm, pooling, prompt, text_fields).load()
 
 
 def resolve(

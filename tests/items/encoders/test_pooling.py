@@ -10,7 +10,7 @@ from hllm.items.config import ItemsConfig, check_pooling
 from hllm.items.encoders.backbones import Backbone, load_backbone
 from hllm.items.encoders.packed import PackedEncoder
 from hllm.items.encoders.text import LanguageModelEncoder
-from hllm.testing.llms import tiny
+from hllm.testing.llms import configs, tiny
 
 CPU = torch.device("cpu")
 PROMPT = "Say it: "
@@ -48,10 +48,15 @@ def expected(model, ids: list[int], pooling: str) -> torch.Tensor:
     }[how]
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
-@pytest.mark.parametrize("kind", ["llama", "gemma3", "gpt2", "bert", "modernbert", "mpnet", "t5"])
+OTHERS = ["weighted-mean", "last@1", "cls@last2"]  # of every family but two, which have all
+
+
+@pytest.mark.parametrize(
+    ("kind", "pooling"),
+    [(kind, p) for kind in configs() for p in (POOLINGS if kind in ("llama", "bert") else OTHERS)],
+)
 def test_padded_packed_and_alone_are_equal(byte_tokenizer, kind, pooling) -> None:
-    pad = 1 if kind == "mpnet" else 0
+    pad = 1 if kind in ("mpnet", "roberta") else 0
     tokenizer = byte_tokenizer(pad_token="<pad>", eos_token="<eos>")
     backbone = Backbone(tiny(kind), tokenizer, CPU, 32, pad, 64)
     encoder = LanguageModelEncoder(backbone, pooling, PROMPT)
@@ -66,7 +71,7 @@ def test_padded_packed_and_alone_are_equal(byte_tokenizer, kind, pooling) -> Non
         got = packed(torch.tensor([i for row in own for i in row]), lengths)
     torch.testing.assert_close(got, alone, atol=1e-5, rtol=1e-5)
     if pooling != "mean@0":  # embeddings depend on no other token in any model
-        assert packed.shares_prefix == (kind in ("llama", "gemma3", "gpt2"))
+        assert packed.shares_prefix == (packed.backbone.packed and packed.backbone.causal)
 
 
 def test_a_layer_that_is_not_there_is_told(llama) -> None:

@@ -12,6 +12,7 @@ from hllm.errors import ArtifactError, ConfigError
 from hllm.items.encoders.kinds import make_encoder
 from hllm.items.store.encode import encode_batches, planned_batches
 from hllm.items.store.request import Request
+from hllm.text.fusion import fuse, parse_fusion
 
 if TYPE_CHECKING:
     import polars as pl
@@ -28,6 +29,10 @@ def encode_new_items(
     missing text column or vectors that are not finite; FetchError if the model is nowhere to be had,
     ArtifactError if its weights are not the run's.
     """
+    if "parts" in spec:  # fields read apart
+        parts = [encode_new_items(part, items, device, batch_size) for part in spec["parts"]]
+        how, weights = parse_fusion(spec["fusion"], len(parts))
+        return fuse([part[0] for part in parts], [part[1] for part in parts], how, weights)
     request = Request.of(spec)
     if request.kind.of_catalogue:
         raise ConfigError(
