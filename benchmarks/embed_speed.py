@@ -79,7 +79,6 @@ def make(options: argparse.Namespace) -> tuple[Backbone, list[str], str]:
     data = Dataset.load(options.dataset)
     request = make_request(data.meta["text_fields"], options.model, options.pooling, None, None)
     texts = sorted({text for text in request.template.render_all(data.items) if text is not None})
-    texts = texts[:: max(1, len(texts) // options.limit)] if options.limit else texts
     found = find_model(canonical(options.model))
     backbone = load_backbone(found.path, options.precision, device, name=options.model)
     return backbone, texts, request.prompt
@@ -121,6 +120,7 @@ def ours(encoder: PackedLanguageModelEncoder, texts: list[str], size: int) -> np
 def ways(options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     """A call of each way. Packed attention is a setting of the model, so that way has a model of its own."""
     backbone, texts, prompt = make(options)
+    texts = texts[:: max(1, len(texts) // options.limit)] if options.limit else texts
     options.backbone, options.texts_read = backbone, texts
     padded = PackedLanguageModelEncoder(backbone, options.pooling, prompt)
     packed = PackedLanguageModelEncoder(make(options)[0], options.pooling, prompt)
@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--pack-tokens", type=int, default=PACK_TOKENS)
-    parser.add_argument("--limit", type=int, help="texts to take of a dataset")
+    parser.add_argument("--limit", type=int, help="texts to take, evenly")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
