@@ -22,17 +22,18 @@ def embed(
     item_llm: Annotated[
         str,
         typer.Option(
-            help="Short name (smollm2-135m, tinyllama, ...), hub name, model folder or .gguf file; "
+            help="Short name (smollm2-135m, tinyllama, ...), hub name, model folder, .gguf file, or a run whose "
+            "item LLM was trained; "
             "or a control without a language model: tfidf, random."
         ),
     ] = "smollm2-135m",
     pooling: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="mean (for hllm-lite), last (the reference's), cls or weighted-mean; of other layers as mean@6, "
-            "mean@last4; auto: the model's own, with its prompt, dense layers and normalisation."
+            help="mean (for hllm-lite; if absent), last (the reference's), cls or weighted-mean; of other layers as "
+            "mean@6, mean@last4; auto: the model's own, with its prompt, dense layers and normalisation."
         ),
-    ] = "mean",
+    ] = None,
     prompt: Annotated[
         str | None, typer.Option(help="Text before the fields; official prompt if absent.")
     ] = None,
@@ -51,7 +52,9 @@ def embed(
     batch_size: Annotated[
         int | None, typer.Option(help="Items a forward pass; 64, or 16,384 tokens on a GPU, if absent.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Tokens of an item's text beside the prompt.")] = 256,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of an item's text beside the prompt; 256 if absent.")
+    ] = None,
     long_text: Annotated[
         str | None,
         typer.Option(help="Of texts over --max-tokens: cut their end, or keep by bm25 what says most."),
@@ -139,6 +142,8 @@ def train_command(dataset: Path, spec: dict[str, Any], fields: list[str] | None)
     from hllm.text.template import OFFICIAL_PROMPT
 
     settings = {"item_llm": spec["model"]}
+    if spec.get("item_emb_token_n"):  # its vectors are named by their store alone
+        return shlex.join(["hllm", "train", str(dataset), "--set", f"item_llm={spec['key']}"])
     if spec["source"] != "control":
         settings |= {"pooling": spec["pooling"], "prompt": json.dumps(spec["prompt"])}
     defaults = {name: ItemsConfig.model_fields[name].default for name in settings}

@@ -14,8 +14,9 @@ import numpy as np
 from hllm import hardware
 from hllm.errors import AmbiguousError, ArtifactError, ConfigError, DataError
 from hllm.items.config import is_store_key
+from hllm.items.encoders.hub import trained_settings
 from hllm.items.encoders.kinds import make_encoder
-from hllm.items.encoders.names import is_local
+from hllm.items.encoders.names import canonical, is_local
 from hllm.items.encoders.precision import auto_precision, check_precision
 from hllm.items.store.encode import complete_store
 from hllm.items.store.request import Request, describe_request, describe_spec, make_request
@@ -68,14 +69,14 @@ class ItemEmbeddings:
 def embed(
     dataset: Dataset,
     item_llm: str = "smollm2-135m",
-    pooling: str = "mean",
+    pooling: str | None = None,
     prompt: str | None = None,
     text_fields: Sequence[str] | None = None,
     device: str = "auto",
     precision: str = "auto",
     batch_size: int | None = None,
     progress: bool = True,
-    max_tokens: int = MAX_TOKENS,
+    max_tokens: int | None = None,
     trust_remote_code: bool = False,
     quantize: str | None = None,
     attn: str | None = None,
@@ -86,16 +87,17 @@ def embed(
     """Embed the text of every item of `dataset`, encoding only what its store does not hold yet.
 
     item_llm      a short name (smollm2-135m, tinyllama, ...), a hub name, a local folder or GGUF file,
-                  or a control: "tfidf" (TF-IDF and SVD), "random"
+                  a run whose item LLM was trained, or a control: "tfidf" (TF-IDF and SVD), "random"
     pooling       "mean" over all tokens, "weighted-mean" (weights 1, 2, 3, ...), the "last" or first ("cls") token;
                   "mean@6" of the states after block 6, "mean@last4" of the mean of the last four; "auto": the
-                  model's own, with its prompt, dense layers and normalisation (sentence-transformers' modules.json)
-    prompt        None: the official one; "" for none
+                  model's own, with its prompt, dense layers and normalisation (sentence-transformers' modules.json).
+                  None: as a run's item LLM was trained, else "mean"
+    prompt        None: the run's, else the official one; "" for none
     text_fields   None: the dataset's own, in their order
     precision     "fp32", "bf16", "fp16" or "auto": what this dataset's embeddings of the model already
                   have, else bf16 where the hardware is fast at it
     batch_size    texts of a forward pass. None: 64, or packs of 16,384 tokens on a GPU
-    max_tokens    longer texts are cut (and counted); tokens of the prompt not included
+    max_tokens    longer texts are cut (and counted); tokens of the prompt not included. None: the run's, or 256
     quantize      "8bit" or "4bit" weights (bitsandbytes), "none"; None: as what is there already, else "none"
     attn          "packed" (without padding), or an attention of transformers ("sdpa", "eager", ...); None: the
                   fastest. Changes rounding alone
@@ -110,6 +112,8 @@ def embed(
     vector is not finite, DeviceError for a missing device or too little memory, ArtifactError if another
     process writes the same store or the model cannot be used.
     """
+    if max_tokens is None:
+        max_tokens = int(trained_settings(canonical(item_llm)).get("max_tokens", MAX_TOKENS))
     precision = check_precision(precision)
     options = {"quantize": quantize, "long_text": long_text}
     from hllm.items.fused import resolve_fields
@@ -150,7 +154,7 @@ def load_embeddings(
 def resolve(
     dataset: Dataset,
     item_llm: str,
-    pooling: str = "mean",
+    pooling: str | None = "mean",
     prompt: str | None = None,
     text_fields: Iterable[str] | None = None,
     precision: str | None = None,
@@ -332,6 +336,7 @@ class Resolved:
             "max_tokens": request.max_tokens,
             "catalogue": fingerprint if request.kind.of_catalogue else None,
             **request.choices({}),
+            **request.trained,
         }
         if model and request.pooling == "auto":
             from hllm.items.encoders.own import own_digest

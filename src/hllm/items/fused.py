@@ -21,7 +21,7 @@ def resolve_fields(
     dataset: Dataset,
     fusion: str,
     item_llm: str,
-    pooling: str = "mean",
+    pooling: str | None = "mean",
     prompt: str | None = None,
     text_fields: Iterable[str] | None = None,
     **others: Any,

@@ -57,11 +57,13 @@ def load_backbone(
     name: str = "",
     quantize: str | None = None,
     attn: str | None = None,
+    init: str = "pretrained",
 ) -> Backbone:
     """Load the model in `path` in evaluation mode, in `precision` ("fp32", "bf16", "fp16").
 
     quantize   "8bit" or "4bit": weights held by bitsandbytes, `precision` that of the computation
     attn       attention implementation by transformers' name, None for its choice
+    init       "scratch" takes the shape and tokenizer alone; weights are random
 
     An encoder-decoder is used through its encoder, Baichuan2 as the Llama that it is. Raises ConfigError if
     the model needs its own code and `trust_remote_code` is false, or bitsandbytes is missing; ArtifactError
@@ -73,7 +75,7 @@ def load_backbone(
         options["attn_implementation"] = attn
     with quiet():
         try:
-            tokenizer, model = _load(path, trust_remote_code, options)
+            tokenizer, model = _load(path, trust_remote_code, options, init)
         except HLLMError:
             raise
         except Exception as err:  # each architecture fails in its own way
@@ -101,13 +103,16 @@ def load_backbone(
         )
 
 
-def _load(path: Path, trust_remote_code: bool, options: dict[str, Any]) -> tuple[Any, Any]:
+def _load(path: Path, trust_remote_code: bool, options: dict[str, Any], init: str) -> tuple[Any, Any]:
     """Tokenizer and model of a folder."""
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     if baichuan.is_baichuan(path) and not trust_remote_code:
-        return baichuan.load_tokenizer(path), baichuan.load_model(path, **options)
+        return baichuan.load_tokenizer(path), baichuan.load_model(path, init, **options)
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    if init == "scratch":
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        return tokenizer, AutoModel.from_config(config, trust_remote_code=trust_remote_code, **options)
     return tokenizer, AutoModel.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
 
 

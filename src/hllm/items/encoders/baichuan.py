@@ -30,8 +30,9 @@ def is_baichuan(path: Path) -> bool:
     return config.is_file() and artifacts.read_json(config).get("model_type") == MODEL_TYPE
 
 
-def load_model(path: Path, **options: Any) -> Any:
-    """transformers' LlamaModel with the folder's weights; `options` as of `from_pretrained`.
+def load_model(path: Path, init: str = "pretrained", **options: Any) -> Any:
+    """transformers' LlamaModel with the folder's weights, random ones for init "scratch"; `options` as of
+    `from_pretrained`.
 
     Raises ArtifactError for the 13B, and for weights that lack a tensor or have one of another shape.
     """
@@ -44,6 +45,8 @@ def load_model(path: Path, **options: Any) -> Any:
             "use baichuan2 (7B Chat) or baichuan2-base, or --trust-remote-code on its own repository"
         )
     config = LlamaConfig(**{name: settings[name] for name in _CONFIG if name in settings})
+    if init == "scratch":
+        return LlamaModel._from_config(config, **options)
     state = split_packed(read_weights(path))
     with torch.device("meta"):
         expected = LlamaModel(config).state_dict()

@@ -11,6 +11,7 @@ from hllm.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
+    from hllm.items.encoders.backbones import Backbone
     from hllm.items.encoders.hub import ModelFolder
     from hllm.items.encoders.text import Encoder
 
@@ -72,6 +73,8 @@ def _language_model(
     backbone = load_backbone(
         model.path, spec["precision"], device, trust_remote_code, spec["model"], quantize, own_attention
     )
+    if spec.get("item_emb_token_n") or spec.get("right_aligned"):
+        return _trained(spec, model, backbone)
     own = own_way(model.path, spec["model"]) if spec["pooling"] == "auto" else None
     encoder = PackedLanguageModelEncoder(backbone, spec["pooling"], spec["prompt"], spec["max_tokens"], own)
     if attn == PACKED or (attn is None and packs_pay(device, spec["precision"])):
@@ -79,6 +82,20 @@ def _language_model(
         if reason and attn == PACKED:
             raise ConfigError(f"{spec['model']} cannot be run in packs ({reason}); leave --attn packed out")
     return encoder
+
+
+def _trained(spec: Mapping[str, Any], model: ModelFolder, backbone: Backbone) -> Encoder:
+    """The encoder of a run's item LLM that reads its vectors at learned tokens, or counts positions from the right."""
+    from hllm.items.encoders.export import copy_item_tokens
+    from hllm.items.encoders.packed_text import PackedTextEncoder
+    from hllm.items.source.live_build import live_encoder, text_limit
+
+    prompt, n = spec["prompt"], spec.get("item_emb_token_n", 0)
+    encoder, _ = live_encoder(
+        backbone, [], spec["pooling"], prompt, spec["max_tokens"], n, spec.get("right_aligned", False)
+    )
+    copy_item_tokens(encoder, model.path)
+    return PackedTextEncoder(backbone, encoder, text_limit(backbone, prompt, spec["max_tokens"], n))
 
 
 def _tfidf(*_: Any) -> Encoder:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hllm.errors import ConfigError, unknown
 from hllm.items.config import check_pooling
+from hllm.items.encoders.hub import trained_settings
 from hllm.items.encoders.kinds import Kind, kind_of
 from hllm.items.encoders.names import canonical, is_local
 from hllm.items.encoders.registry import QUANTIZATIONS, own_prompt
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 # Choices that a specification holds only where they are not these.
 OFF = {"quantize": "none", "long_text": "cut"}
 CHOICES = {"quantize": ("none", *QUANTIZATIONS), "long_text": ("cut", "bm25")}
+TRAINED = ("item_emb_token_n", "right_aligned")
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,12 @@ class Request:
     precision: str | None = None
     max_tokens: int | None = None
     options: Mapping[str, str | None] = field(default_factory=dict)
+    trained: Mapping[str, Any] = field(default_factory=dict)  # what else a trained item LLM reads by
 
     @classmethod
     def of(cls, spec: Mapping[str, Any]) -> Request:
         """The request that exactly this specification answers."""
-        fields = tuple(spec["fields"])
+        fields, trained = tuple(spec["fields"]), {name: spec[name] for name in TRAINED if spec.get(name)}
         options = {name: spec.get(name, off) for name, off in OFF.items()}
         return cls(
             spec["model"],
@@ -51,6 +54,7 @@ class Request:
             spec["precision"],
             spec["max_tokens"],
             options,
+            trained,
         )
 
     @property
@@ -105,7 +109,7 @@ class Request:
 def make_request(
     text_fields: Iterable[str],
     item_llm: str,
-    pooling: str,
+    pooling: str | None,
     prompt: str | None,
     asked_fields: Iterable[str] | None,
     precision: str | None = None,
@@ -115,23 +119,26 @@ def make_request(
 ) -> Request:
     """Validate a request on a dataset with these `text_fields`; ConfigError or DataError otherwise.
 
-    Pooling "auto" without a prompt takes the model's own.
+    Pooling "auto" without a prompt takes the model's own. A trained item LLM of a run says itself what is None here.
     """
     options = {name: value for name, value in (options or {}).items() if value is not None}
     for name, value in options.items():
         if value not in CHOICES[name]:
             raise ConfigError(unknown(name, value, CHOICES[name]))
-    if check_pooling(pooling) == "item-token":
-        raise ConfigError("pooling 'item-token' reads learned tokens, which only a trained item LLM has")
     model = canonical(item_llm, must_exist)
+    own = trained_settings(model)
+    pooling = str(own.get("pooling", "mean")) if pooling is None else pooling
+    if check_pooling(pooling) == "item-token" != own.get("pooling"):
+        raise ConfigError("pooling 'item-token' reads learned tokens, which only a trained item LLM has")
     fields = choose_fields(asked_fields, text_fields)
     if not kind_of(model).is_language_model:
         if options:
             raise ConfigError(f"{', '.join(sorted(options))}: {model} is no language model; leave it out")
         return Request(model, "none", "", fields, "fp32", 0)
     if prompt is None:
-        prompt = own_prompt(model) if pooling == "auto" else OFFICIAL_PROMPT
-    return Request(model, pooling, prompt, fields, precision, max_tokens, options)
+        prompt = own_prompt(model) if pooling == "auto" else str(own.get("prompt", OFFICIAL_PROMPT))
+    trained = {name: own[name] for name in TRAINED if own.get(name) and pooling == own["pooling"]}
+    return Request(model, pooling, prompt, fields, precision, max_tokens, options, trained)
 
 
 def describe_request(request: Request) -> str:
