@@ -404,9 +404,11 @@ def _embeddings(data: Dataset, config: Config, device: str, progress: bool) -> I
     items = config.items
     if items.item_llm is None:
         return None
-    from hllm.items.embed import resolve
+    from hllm.items.fused import resolve_fields
 
-    wanted = resolve(data, items.item_llm, items.pooling, items.prompt, items.text_fields)
+    wanted = resolve_fields(
+        data, items.fusion, items.item_llm, items.pooling, items.prompt, items.text_fields
+    )
     try:
         return wanted.load()
     except AmbiguousError:

@@ -272,7 +272,7 @@ def _embeddings(data: Dataset, config: Config) -> ItemEmbeddings | None:
         return prepared(data, config)
     from hllm.items.embed import load_embeddings
 
-    return load_embeddings(data, items.item_llm, items.pooling, items.prompt, items.text_fields)
+    return load_embeddings(data, items.item_llm, items.pooling, items.prompt, items.text_fields, items.fusion)
 
 
 def _with_dataset_default(

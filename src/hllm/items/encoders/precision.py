@@ -17,14 +17,16 @@ if TYPE_CHECKING:
     import torch
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+_ALIASES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # torch's names
 FILE = "precision.json"  # in the embeddings folder: the choice of each kind of processor met so far
 _SIZES = (64, 512, 1536)  # rows of the tiny, small and layer-sized product that are timed in turn
 _WORTH = 1.2  # bf16 must be this much faster to be worth its rounding
 
 
 def check_precision(precision: str) -> str:
-    """`precision`, or ConfigError with the valid ones."""
-    return one_of("precision", precision, ("auto", *PRECISIONS))
+    """`precision` by its short name, or ConfigError with the valid ones."""
+    known = isinstance(precision, str) and precision in _ALIASES
+    return one_of("precision", _ALIASES[precision] if known else precision, ("auto", *PRECISIONS))
 
 
 def auto_precision(device: torch.device, folder: Path) -> str:
