@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+import torch
 
 import hllm
 from hllm.artifacts import read_json
@@ -173,6 +175,95 @@ def test_case_d20_unknown_single_and_empty(recommender: Recommender) -> None:
     with pytest.raises(DataError, match="history 0 is empty"):
         recommender.recommend(history=[[]])
     assert recommender.recommend(users=[]).schema == alone.schema
+
+
+def test_case_e14_unknown_users_by_choice(recommender: Recommender, data: Dataset) -> None:
+    with pytest.raises(DataError, match=r"unknown user_id 'ghost', 'nobody' \(2 in all\).*skip"):
+        recommender.recommend(users=["ghost", "u001", "nobody"])
+    known = recommender.recommend(users=["u001"], k=4)
+    asked: dict[str, Any] = {"users": ["ghost", "u001", "nobody"], "k": 4}
+    assert recommender.recommend(**asked, unknown="skip").equals(known)
+    frame = recommender.recommend(**asked, unknown="popular")
+    assert frame["user_id"].to_list() == ["ghost"] * 4 + ["u001"] * 4 + ["nobody"] * 4
+    assert frame[4:8].equals(known)
+    counts = data.train_counts()[1 : data.n_candidates + 1]
+    best = [data.item_ids[i] for i in np.lexsort((np.arange(len(counts)), -counts))[:4]]
+    assert frame["item_id"][:4].to_list() == frame["item_id"][8:].to_list() == best
+    assert frame["score"][0] == counts.max()
+    assert recommender.recommend(users=["ghost"], unknown="skip").schema == known.schema
+    with pytest.raises(ConfigError, match="error, skip, popular"):
+        recommender.recommend(users=["ghost"], unknown="ignore")
+
+
+def test_case_d20_empty_histories_by_choice(recommender: Recommender) -> None:
+    """Known, unknown and empty in one batch."""
+    asked: dict[str, Any] = {"history": [[], ["001", "006"], ["nothing"], ["006", "nothing"]], "k": 3}
+    alone = recommender.recommend(history=[["001", "006"]], k=3)
+    skipped = recommender.recommend(**asked, unknown="skip")
+    assert skipped["user_id"].to_list() == [1] * 3
+    assert skipped["item_id"].to_list() == alone["item_id"].to_list()
+    popular = recommender.recommend(**asked, unknown="popular", exclude=["001"])
+    assert popular["user_id"].to_list() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    assert popular["item_id"][:3].to_list() == popular["item_id"][6:9].to_list()
+    assert "001" not in popular["item_id"].to_list()
+
+
+def test_what_is_prepared_stays_until_something_changes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import hllm.recommend.session as module
+
+    made: list[Any] = []
+    original = module.make_rules
+    monkeypatch.setattr(module, "make_rules", lambda *a, **k: (made.append(k), original(*a, **k))[1])
+    recommender = Recommender.from_pretrained(run, device="cpu")
+    first = recommender.recommend(history=[["001"]], k=999)
+    table = recommender.network.table() if recommender.network else None
+    assert recommender.recommend(history=[["001"]], k=999).equals(first)
+    fewer = recommender.recommend(history=[["001"]], k=999, exclude=["006"])
+    assert fewer.equals(
+        first.filter(pl.col("item_id") != "006").with_columns(
+            rank=pl.int_range(1, len(first), dtype=pl.Int64)
+        )
+    )
+    assert len(made) == 1
+    assert recommender.network is not None and recommender.network.table() is table
+    recommender.add_items(pl.DataFrame(NEW), device="cpu")
+    assert set(recommender.recommend(history=[["001"]], k=999)["item_id"]) - set(first["item_id"]) == {
+        "900", "901"
+    }  # fmt: skip
+    assert len(made) == 2
+    with torch.no_grad():
+        recommender.network.get_parameter("source.parts.text.adapter.2.bias").add_(1.0)
+    assert not recommender.recommend(history=[["001"]], k=999)["score"].equals(first["score"])
+
+
+@pytest.mark.parametrize("preset", ["rechub", "sasrec"])
+def test_histories_with_times_get_what_the_user_gets(data: Dataset, preset: str) -> None:
+    """A model that reads clocks says once what it takes a history without times for."""
+    own = {"item_llm": "random"} if preset == "rechub" else {"d_model": 16}
+    recommender = Recommender.from_preset(preset, epochs=1, n_layers=1, **own)
+    recommender.fit(data, device="cpu", progress=False)
+    events = data.interactions.filter(pl.col("user_id") == "u005")
+    if preset == "rechub" and recommender.network is not None:
+        torch.nn.init.normal_(recommender.network.get_parameter("model.user_model.time_embedding.weight"))
+    history, times = [events["item_id"].to_list()], [events["timestamp"].to_list()]
+    known = recommender.recommend(users=["u005"], k=5)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        timed = recommender.recommend(history=history, times=times, k=5)
+        assert not caught
+        timeless = recommender.recommend(history=history, k=5)
+        # With and without in one call: each as if alone.
+        mixed = recommender.recommend(history=history * 3, times=[*times, None, *times], k=5)
+    assert timed["item_id"].to_list() == known["item_id"].to_list()
+    np.testing.assert_allclose(timed["score"], known["score"], atol=1e-5)
+    assert len(caught) == (preset == "rechub")
+    for number, alone in enumerate((timed, timeless, timed)):
+        own_rows = mixed.filter(pl.col("user_id") == number)
+        assert own_rows["item_id"].to_list() == alone["item_id"].to_list()
+        np.testing.assert_allclose(own_rows["score"], alone["score"], atol=1e-5)
+    assert np.allclose(timeless["score"], known["score"], atol=1e-3) == (preset == "sasrec")
+    with pytest.raises(ConfigError, match="times belong to history"):
+        recommender.recommend(users=["u005"], times=times)
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from hllm import hardware
@@ -17,22 +19,26 @@ from hllm.data.dataset import Dataset
 from hllm.errors import AmbiguousError, ArtifactError, ConfigError, HLLMError
 from hllm.evaluate.evaluation import evaluate, parse_max_len
 from hllm.evaluate.metrics import DEFAULT_KS, Metrics, check_k, check_ks
+from hllm.items.live_items import LiveItems, live_items
+from hllm.items.source.build import settle
+from hllm.items.trained import TrainedLLM
 from hllm.models.hllm import Network
 from hllm.recommend.frames import to_frame
+from hllm.recommend.left_out import LeftOut
 from hllm.recommend.queries import queries_of_histories, queries_of_titles, queries_of_users
-from hllm.recommend.rules import make_rules
-from hllm.recommend.topk import recommend
+from hllm.recommend.session import Session
 from hllm.runs.auto_batch import BatchSize, probe, with_fitting_batch
 from hllm.runs.folder import check_folder
 from hllm.runs.record import RunRecord, new_record
-from hllm.runs.save import read_run, write_run
+from hllm.runs.save import read_run, trained_llm, write_run
 from hllm.runs.settle import settled
-from hllm.runs.train import train_network
+from hllm.runs.train import checkpoint_rule, train_network
 from hllm.train.trainer import Stopped
 
 if TYPE_CHECKING:
     import polars as pl
 
+    from hllm.data.batches.queries import Queries
     from hllm.items.embed import ItemEmbeddings
 
 
@@ -50,6 +56,9 @@ class Recommender:
     network: Network | None = None
     dataset: Dataset | None = None  # the run's own copy of what recommending needs
     record: RunRecord = field(default_factory=RunRecord)
+    item_llm: TrainedLLM | None = None  # where it was trained too: what reads the texts of new items
+    _kept_session: Session | None = field(default=None, init=False, repr=False, compare=False)
+    _clocks_said: bool = field(default=False, init=False, repr=False, compare=False)
 
     @classmethod
     def from_preset(cls, preset: str = "hllm-lite", **settings: Any) -> Recommender:
@@ -74,6 +83,7 @@ class Recommender:
         device, ArtifactError where another process is writing `out`.
         """
         target = hardware.pick_device(device)
+        embeddings = prepared(data, self.config, embeddings)
         if embeddings is None:
             embeddings = _embeddings(data, self.config, device, progress)
         folder = None if out is None else Path(out)
@@ -86,6 +96,10 @@ class Recommender:
                 data, self.config, embeddings, target, folder, resume, progress
             )
             self.record = record.finished(result)
+            live = settle(self.network.source)
+            self.item_llm = None
+            if live is not None and record.embeddings is not None:
+                self.item_llm = TrainedLLM(record.embeddings, live)
             self.dataset = data
             if folder is not None:
                 self.save_pretrained(folder)
@@ -123,7 +137,7 @@ class Recommender:
             bootstrap=bootstrap,
             name=self.config.preset,
             seeds=(self.config.training.seed,),
-            checkpoint=f"best validation {self.config.training.valid_metric}",
+            checkpoint=checkpoint_rule(own, self.config.training),
         )
 
     def recommend(
@@ -131,35 +145,92 @@ class Recommender:
         users: Sequence[Any] | None = None,
         *,
         history: Sequence[Sequence[Any]] | None = None,
+        times: Sequence[Any] | None = None,
         titles: Sequence[Sequence[str]] | None = None,
         split: str | None = None,
         k: int = 10,
         keep_seen: bool = False,
         exclude: Sequence[Any] = (),
         candidates: str | Sequence[Any] = "interacted",
+        unknown: str = "error",
     ) -> pl.DataFrame:
         """The best `k` items a user: a frame `user_id, item_id, score, rank`, ids as the dataset has them.
 
         One of: `users` (ids), `history` (lists of item ids, oldest first; `user_id` is then the row
-        number), `titles` (the same by title), `split` ("test": every test user from the history
-        before the held-out item); all known users if none is given. Items of the history are left
-        out unless `keep_seen`. `candidates="catalogue"` includes items without any event, a list of item
-        ids only those; added items always compete otherwise. Raises DataError naming an unknown user, item or title.
+        number; with `times`, a list for each, in the dataset's unit or as datetimes), `titles` (the same
+        by title), `split` ("test": every test user from the history before the held-out item); all known
+        users if none is given. Items of the history are left out unless `keep_seen`.
+        `candidates="catalogue"` includes items without any event, a list of item ids only those; added
+        items always compete otherwise.
+
+        `unknown` is for users who are unknown or have no history, and for unknown items in a history:
+        "error" raises DataError naming all of them, "skip" leaves them out, "popular" gives such users
+        the most popular items. What is prepared stays for the next call.
         """
-        network, data = self._ready()
+        return self.recommend_noted(
+            users, history, times, titles, split, k, keep_seen, exclude, candidates, unknown
+        )[0]
+
+    def recommend_noted(
+        self,
+        users: Sequence[Any] | None,
+        history: Sequence[Sequence[Any]] | None,
+        times: Sequence[Any] | None,
+        titles: Sequence[Sequence[str]] | None,
+        split: str | None,
+        k: int,
+        keep_seen: bool,
+        exclude: Sequence[Any],
+        candidates: str | Sequence[Any],
+        unknown: str,
+    ) -> tuple[pl.DataFrame, list[str]]:
+        """`recommend`, and a line on each kind of what was unknown or empty, and what became of it."""
+        _, data = self._ready()
         if sum(given is not None for given in (users, history, titles, split)) > 1:
             raise ConfigError("give one of users, history, titles and split")
+        if times is not None and history is None:
+            raise ConfigError("times belong to history; give history=[[...]] with them")
+        session, left_out = self._session(), LeftOut(unknown)
         if history is not None:
-            queries, names = queries_of_histories(data, history)
+            queries, names = queries_of_histories(data, history, times, left_out)
         elif titles is not None:
-            queries, names = queries_of_titles(data, titles)
+            queries, names = queries_of_titles(data, titles, left_out)
         else:
-            queries, names = queries_of_users(data, users, split)
-        rules = make_rules(data, candidates=candidates, exclude=exclude, keep_seen=keep_seen)
-        top = recommend(
-            network, queries, rules, check_k(k), max_len=parse_max_len(self.config.training.max_len)
+            queries, names = queries_of_users(data, users, split, left_out)
+        empty = np.flatnonzero(queries.ends == queries.starts)
+        if len(empty) and unknown == "skip":
+            rest = np.setdiff1d(np.arange(len(queries)), empty)
+            queries, names, empty = queries.take(rest), [names[row] for row in rest], empty[:0]
+        self._say_what_clocks_are_assumed(queries)
+        chosen = session.candidates(candidates, exclude)
+        return to_frame(
+            session.top(queries, check_k(k), chosen, keep_seen, empty), names, data
+        ), left_out.notes
+
+    def _session(self) -> Session:
+        """The session of the last call, as long as model, data and settings are the same."""
+        network, data = self._ready()
+        max_len = parse_max_len(self.config.training.max_len)
+        kept = self._kept_session
+        if kept is None or kept.ranker is not network or kept.data is not data or kept.max_len != max_len:
+            self._kept_session = kept = Session(network, data, max_len)
+        return kept
+
+    def _say_what_clocks_are_assumed(self, queries: Queries) -> None:
+        """Warn once a recommender where a model that reads times is given histories without any."""
+        users = self.config.users
+        biased = users.user_model == "hstu" and users.time_bias
+        reads = biased or users.time_embedding != "none"
+        if self._clocks_said or not reads or queries.clock is None or queries.clock.all():
+            return
+        self._clocks_said = True
+        assumed = "goes without time bias" if biased else "is taken as events of one moment"
+        warnings.warn(
+            f"this model reads the times of events; a history without times {assumed}. "
+            "Give times=[[...]] (--times) to get what a known user gets",
+            UserWarning,
+            stacklevel=4,
         )
-        return to_frame(top, names, data)
 
     def add_items(self, items: Any, device: str = "auto") -> Recommender:
         """Make new items recommendable at once, from their text, without training; returns itself.
@@ -178,7 +249,10 @@ class Recommender:
             )
         counts: dict[str, int] = {}
         frame = check_new_items(data, items, counts)
-        vectors, has_text = encode_new_items(spec, frame, device)
+        if self.item_llm is None:
+            vectors, has_text = encode_new_items(spec, frame, device)
+        else:
+            vectors, has_text = self.item_llm.encode(frame, device)
         network.source.extend(torch.from_numpy(vectors), torch.from_numpy(has_text))
         network.eval()
         self.dataset = added_dataset(data, frame, counts)
@@ -187,13 +261,15 @@ class Recommender:
     def save_pretrained(self, path: Path | str) -> None:
         """Write a run folder: all that recommending needs, and what the run was."""
         network, data = self._ready()
-        write_run(Path(path), network, self.config, data, self.record)
+        self.item_llm = write_run(Path(path), network, self.config, data, self.record, self.item_llm)
+        if self.item_llm is not None:
+            self.record = replace(self.record, embeddings=self.item_llm.spec)
 
     @classmethod
     def from_pretrained(cls, path: Path | str, device: str = "auto") -> Recommender:
         """Load a run folder. Raises ArtifactError, with the next command, for anything else."""
         network, config, data, record = read_run(Path(path), hardware.pick_device(device))
-        return cls(config, network, data, record)
+        return cls(config, network, data, record, trained_llm(Path(path), record))
 
     def _ready(self) -> tuple[Network, Dataset]:
         if self.network is None or self.dataset is None:
@@ -234,13 +310,25 @@ def fit_run(
     )
 
 
+def prepared(
+    data: Dataset, config: Config, embeddings: ItemEmbeddings | None = None
+) -> ItemEmbeddings | None:
+    """`embeddings`, or where the item LLM is trained the texts that it reads: those need no `hllm embed`."""
+    if not config.items.live or isinstance(embeddings, LiveItems):
+        return embeddings
+    return live_items(data, config.items, embeddings)
+
+
 def evaluate_run(
     recommender: Recommender,
     splits: Sequence[str] = ("validation", "test"),
-    baselines: bool = True,
+    baselines: bool | Sequence[str] = True,
     **options: Any,
 ) -> tuple[dict[str, Metrics], dict[str, dict[str, Metrics]]]:
-    """Metrics of a trained recommender and of the baselines on each split that has anyone to evaluate."""
+    """Metrics of a trained recommender and of baselines on each split that has anyone to evaluate.
+
+    `baselines`: names, or True for those that are shown unless others are asked for, and False for none.
+    """
     from hllm.baselines.fit import SHOWN, fit_baseline
 
     data = recommender.dataset
@@ -249,7 +337,8 @@ def evaluate_run(
     own = {split: recommender.evaluate(split=split, **options) for split in splits}
     others: dict[str, dict[str, Metrics]] = {split: {} for split in splits}
     options = {"ks" if key == "k" else key: value for key, value in options.items()}
-    for name in SHOWN if baselines else ():
+    names = (SHOWN if baselines else ()) if isinstance(baselines, bool) else baselines
+    for name in names:
         ranker = fit_baseline(name, data)
         for split in splits:
             # Baselines see whole histories; of the trained model's settings only the protocol's matter.

@@ -150,3 +150,29 @@ def test_wrong_suffixes_fail_before_anything_is_loaded(tmp_path: Path, fails: Fa
 def test_what_is_no_run(tmp_path: Path, world_folder: Path, fails: Fails) -> None:
     assert "hllm train DATASET --out" in fails("recommend", tmp_path / "none")
     assert "is a dataset, not a run" in fails("recommend", world_folder)
+
+
+def test_case_e14_a_new_user_costs_the_others_nothing(
+    run_folder: Path, tmp_path: Path, capsys: Capture, fails: Fails
+) -> None:
+    frame = recommend(run_folder, tmp_path, "--user", "u002", "--user", "nobody", "-k", 3)
+    assert frame["user_id"].to_list() == ["u002"] * 3
+    assert "unknown user_id 'nobody': skipped" in capsys.readouterr().err
+    popular = recommend(
+        run_folder, tmp_path, "--user", "nobody", "--user", "u002", "--unknown", "popular", "-k", 3
+    )
+    assert popular["user_id"].to_list() == ["nobody"] * 3 + ["u002"] * 3
+    assert "given what is popular" in capsys.readouterr().err
+    assert "nobody is left" in fails("recommend", run_folder, "--user", "nobody")
+    assert "unknown user_id 'nobody'" in fails(
+        "recommend", run_folder, "--user", "u002", "--user", "nobody", "--unknown", "error"
+    )
+    assert "error, skip, popular" in fails("recommend", run_folder, "--unknown", "drop")
+
+
+def test_times_of_a_history(run_folder: Path, tmp_path: Path, fails: Fails) -> None:
+    plain = recommend(run_folder, tmp_path, "--history", "001,006")
+    for times in ("5, 9", "2001-02-03,2001-02-04 10:00:00"):
+        assert recommend(run_folder, tmp_path, "--history", "001,006", "--times", times).equals(plain)
+    assert "times 0 falls" in fails("recommend", run_folder, "--history", "001,006", "--times", "9,5")
+    assert "times belong to history" in fails("recommend", run_folder, "--user", "u002", "--times", "9,5")

@@ -18,6 +18,7 @@ from hllm.data.dataset import Dataset
 from hllm.data.folder import own_names
 from hllm.evaluate.metrics import Metrics
 from hllm.pipeline import Recommender
+from hllm.testing import world
 from hllm.train import trainer
 from hllm.train.trainer import Stopped
 
@@ -91,6 +92,24 @@ def test_text_models_say_which_embeddings_they_take(
     assert "popularity" in out and "markov" in out and "demo | world " in out
     assert "best epoch" in out and str(tmp_path / "run") in out
     assert read_json(tmp_path / "run" / "config.json")["embeddings"]["model"] == "random"
+
+
+def test_a_large_catalogue_is_told_how_it_is_trained(
+    command: Callable[..., list[str]],
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a line, and in the run's configuration; the same command finds the run again."""
+    monkeypatch.setattr("hllm.runs.settle.LAZY_FACTOR", 1)
+    few = {"loss": "sampled", "n_negatives": 1, "batch_tokens": 4, "max_len": 4, "epochs": 1}
+    arguments = command(tmp_path / "run", *(f"--set={key}={value}" for key, value in few.items()))
+    assert main(arguments) == 0
+    err = capsys.readouterr().err
+    assert "each step takes the batch's items and its negatives, not all" in err and "id_updates=lazy" in err
+    assert read_json(tmp_path / "run" / "config.json")["config"]["training"]["id_updates"] == "lazy"
+    assert main(arguments) == 0
+    assert "holds this run, finished" in capsys.readouterr().err
 
 
 def test_settings_from_a_file_then_from_set(
@@ -383,3 +402,99 @@ def test_the_default_run_folder(
         == 0
     )
     assert Recommender.from_pretrained("runs/world-sasrec", "cpu").config.training.epochs == 1
+
+
+def test_baselines_by_name_and_no_evaluation(
+    world_folder: Path, small: list[str], tmp_path: Path, capsys: Capture, fails: Fails
+) -> None:
+    command = ["train", str(world_folder), "--preset", "sasrec", "--device", "cpu", *small, "--out"]
+    one, two, three = (str(tmp_path / name) for name in ("one", "two", "three"))
+    assert main([*command, one, "--baselines", "popularity"]) == 0
+    assert set(read_json(Path(one) / "metrics.json")["baselines"]["test"]) == {"popularity"}
+    assert main([*command, two, "--baselines", "none", "--set", "valid_users=7"]) == 0
+    document = read_json(Path(two) / "metrics.json")
+    assert not document.get("baselines", {}).get("test")
+    assert document["test"]["protocol"]["checkpoint"] == "best validation ndcg@10 of 7 sampled users"
+    assert "7 users, drawn by the seed" in capsys.readouterr().err
+    assert main([*command, three, "--no-evaluate"]) == 0
+    assert f"next: hllm evaluate {three}" in capsys.readouterr().err
+    assert not (Path(three) / "metrics.json").exists()
+    assert main(["evaluate", three, "--device", "cpu"]) == 0
+    assert "unknown baseline 'markow'" in fails(*command, one, "--baselines", "markow")
+
+
+# ---------------------------------------------------------------------- an item LLM trained too
+
+
+@pytest.fixture(scope="module")
+def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from hllm.testing.llms import write_model
+
+    return write_model(tmp_path_factory.mktemp("llm") / "tiny")
+
+
+def live_command(llm: Path, command: Callable[..., list[str]], out: Path, *more: str) -> list[str]:
+    return command(out, "--set", f"item_llm={llm}", *more, preset="hllm-small")
+
+
+def test_an_item_llm_is_trained_by_one_setting(
+    tiny_llm: Path, command: Callable[..., list[str]], tmp_path: Path, capsys: Capture
+) -> None:
+    """No `hllm embed` before; afterwards every command works, and the model embeds another catalogue."""
+    pytest.importorskip("peft")
+    run, other = tmp_path / "run", tmp_path / "other"
+    arguments = live_command(tiny_llm, command, run, "--set", "items.train=lora")
+    assert main(arguments) == 0
+    assert {p.name for p in run.iterdir()} == FILES | {"item_llm"}
+    captured = capsys.readouterr()
+    assert f"item LLM, trained (lora): {tiny_llm}" in captured.err
+    assert "Writing" not in captured.err
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "effective rank" in page and "graph, chunks of 16,384 tokens" in page
+    assert "trained with the user model (lora)" in (run / "README.md").read_text(encoding="utf-8")
+    assert main(arguments) == 0  # finished: only shown again
+    assert main(["evaluate", str(run), "--split", "test"]) == 0
+    assert main(["recommend", str(run), "-k", "2", "--user", "u001"]) == 0
+    world(seed=1, string_ids=True).save(other)
+    capsys.readouterr()
+    assert main(["embed", str(other), "--item-llm", str(run), "--device", "cpu"]) == 0
+    assert f"{run} from folder" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_killed_live_training_goes_on(
+    tiny_llm: Path, command: Callable[..., list[str]], tmp_path: Path, run_python: Callable[..., Any]
+) -> None:
+    arguments = live_command(tiny_llm, command, tmp_path / "killed", "--set", "items.train=full")
+    killed = run_python("-c", BREAKING.format(step=2, signal="SIGKILL"), *arguments)
+    assert killed.returncode == -signal.SIGKILL
+    assert main([*arguments, "--resume"]) == 0
+    straight = live_command(tiny_llm, command, tmp_path / "straight", "--set", "items.train=full")
+    assert main(straight) == 0
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("killed", "straight")]
+    assert files[0] == files[1]
+
+
+def test_a_live_run_starts_from_a_frozen_one(
+    tiny_llm: Path, command: Callable[..., list[str]], tmp_path: Path, fails: Fails, world_folder: Path
+) -> None:
+    assert (
+        main(
+            [
+                "embed",
+                str(world_folder),
+                "--item-llm",
+                str(tiny_llm),
+                "--device",
+                "cpu",
+                "--precision",
+                "fp32",
+            ]
+        )
+        == 0
+    )
+    frozen = live_command(tiny_llm, command, tmp_path / "frozen", "--set", "items.train=frozen")
+    assert main(frozen) == 0
+    live = live_command(tiny_llm, command, tmp_path / "live", "--init-from", str(tmp_path / "frozen"))
+    assert main(live) == 0
+    assert "no run at" in fails(*live[:-1], str(tmp_path / "nothing"), "--overwrite")

@@ -128,3 +128,15 @@ def test_small_parts() -> None:
     assert device_of(object()) == torch.device("cpu")
     assert popularity_percentiles(np.array([5, 1, 5, 9])).tolist() == [0.5, 0.125, 0.5, 0.875]
     assert popularity_percentiles(np.zeros(0, np.int64)).shape == (0,)
+
+
+def test_a_sample_of_users_is_drawn_by_its_seed(make_dataset, coarse_scores, matrix_ranker) -> None:
+    dataset = make_dataset()
+    ranker = matrix_ranker(coarse_scores(dataset))
+    everyone = evaluate(ranker, dataset)
+    some, again, other = (evaluate(ranker, dataset, users=9, sample_seed=seed) for seed in (1, 1, 2))
+    assert some.protocol.n_users == 9
+    assert some.users.tolist() == again.users.tolist() != other.users.tolist()
+    own = dict(zip(everyone.users.tolist(), everyone.ranks.tolist(), strict=True))
+    assert some.ranks.tolist() == [own[user] for user in some.users.tolist()]
+    assert evaluate(ranker, dataset, users=10**6).values == everyone.values

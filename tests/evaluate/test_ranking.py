@@ -11,6 +11,7 @@ from torch import nn
 
 from hllm.data.batches.queries import Queries, eval_queries, history_queries
 from hllm.errors import ConfigError, DataError, HLLMError
+from hllm.evaluate.candidates import Candidates
 from hllm.evaluate.ranking import RankOptions, candidate_tokens, target_ranks, top_k
 
 
@@ -265,3 +266,51 @@ def test_no_tensor_of_all_users_and_items() -> None:
     shapes.clear()
     target_ranks(ranker, queries, RankOptions(np.arange(1, 31), batch_users=4))
     assert len(shapes) == 3  # a single tile is made once
+
+
+class _Table(_Matrix):
+    """Scores by range, as a trained network has them; what is asked for otherwise is noted."""
+
+    def __init__(self, scores: torch.Tensor, off: float = 0.0) -> None:
+        super().__init__(scores)
+        self.off = off
+        self.ranges: list[tuple[int, int]] = []
+
+    def score(self, query, tokens):
+        return super().score(query, tokens) + self.off
+
+    def score_range(self, query, first, stop):
+        self.ranges.append((first, stop))
+        return self.scores[query][:, first:stop].clone()
+
+    def all_finite(self, query):
+        return True
+
+
+@pytest.mark.parametrize("off", [0.0, 1e-3, -1e-3])
+@pytest.mark.parametrize("tile_items", [None, 7])
+def test_ranges_rank_as_tokens_do(make_dataset, coarse_scores, off, tile_items) -> None:
+    """Also where a target's score made ahead is not, bit for bit, what its own tile says."""
+    dataset = make_dataset()
+    scores = coarse_scores(dataset)
+    tokens = np.setdiff1d(np.arange(1, dataset.n_candidates + 1), [3, 17])
+    queries = eval_queries(dataset, "test")
+    plain, ranged = _Matrix(scores), _Table(scores, off)
+    options = RankOptions(tokens, tile_items=tile_items)
+    again = RankOptions(Candidates(np.arange(1, dataset.n_candidates + 1)).without(np.array([3, 17])))
+    expected = target_ranks(plain, queries, options)
+    for asked in (options, again):
+        found = target_ranks(ranged, queries, asked)
+        assert found.ranks.tolist() == expected.ranks.tolist()
+        assert found.tied.tolist() == expected.tied.tolist()
+        tops = [top_k(ranker, queries, asked, 5) for ranker in (plain, ranged)]
+        assert tops[0].tokens.tolist() == tops[1].tokens.tolist()
+        assert not {3, 17} & set(tops[1].tokens.tolist())
+    assert len(ranged.ranges) > 0
+
+
+def test_a_damaged_hole_is_nobodys_trouble() -> None:
+    scores = torch.zeros(1, 12)
+    scores[0, 5] = torch.nan
+    tokens = np.setdiff1d(np.arange(1, 12), [5])
+    assert len(top_k(_Matrix(scores), _with_target([[1]], [2]), RankOptions(tokens), 99)) == 9

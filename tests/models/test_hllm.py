@@ -10,9 +10,14 @@ import torch
 
 import hllm
 from hllm.errors import DataError
+from hllm.items.source.ids import Ids
 from hllm.losses.cross_entropy import cross_entropy
+from hllm.models.config import ScorerConfig, UsersConfig
+from hllm.models.gated import GatedUserModel
 from hllm.models.hllm import HLLM, Network
+from hllm.models.scorers import make_scorer
 from hllm.packing import Batch, make_rows
+from hllm.testing.live import TinyLiveText
 
 MakeNetwork = Callable[..., Network]
 Forward = Callable[[Network, Batch], tuple[torch.Tensor, ...]]
@@ -189,3 +194,59 @@ def test_the_module_is_public() -> None:
     assert hllm.models.HLLM is HLLM
     with pytest.raises(AttributeError, match="HLM"):
         _ = hllm.models.HLM
+
+
+def test_the_table_is_made_once_for_each_version_of_the_weights(make_batch: MakeBatch) -> None:
+    """Ranking encodes the catalogue once, and no event of a history."""
+    source = TinyLiveText(12, 16)
+    network = Network(source, make_model(16)).eval()
+    batch = make_batch([[1, 2, 3], [4, 4, 4, 4, 1]])
+    for _ in range(3):
+        network.eval()
+        network.score_range(network.query(batch), 1, 13)
+        network.score(network.query(batch), torch.tensor([3, 4]))
+    assert source.encoded == 13
+    table = network.table()
+    changes: list[Callable[[], object]] = [
+        lambda: network.load_state_dict(network.state_dict()),
+        lambda: torch._foreach_add_([network.get_parameter("source.layer.linear1.bias").detach()], 1.0),
+        lambda: network.get_parameter("model.scorer.log_scale").detach().add_(0.1),
+        lambda: source.extend(None, torch.zeros(2, dtype=torch.bool)),
+        lambda: network.train().eval(),
+        lambda: network.double(),
+    ]
+    for change in changes:
+        change()
+        assert network.table() is not table
+        table = network.table()
+        assert network.table() is table
+    assert len(table.raw) == 15 and table.raw.dtype == torch.float64
+
+
+def test_a_step_of_an_optimiser_is_another_version(make_batch: MakeBatch) -> None:
+    network = Network(Ids(9, 16, torch.ones(10, dtype=torch.bool)), make_model(16)).eval()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.1, fused=True)
+    before = network.table().scored.clone()
+    network.source.encode(torch.tensor([1, 2])).sum().backward()
+    optimizer.step()
+    assert not torch.equal(network.table().scored, before)
+
+
+@pytest.mark.parametrize("scorer", ["dot", "cosine"])
+def test_ids_are_ranked_from_where_they_are(make_batch: MakeBatch, scorer: str) -> None:
+    source = Ids(9, 16, torch.ones(10, dtype=torch.bool))
+    network = Network(source, make_model(16, scorer)).eval()
+    table = network.table()
+    assert table.raw.data_ptr() == source.weight.data_ptr()
+    assert (table.scored is table.raw) == (scorer == "dot")
+    query = network.query(make_batch([[1, 2]]))
+    assert torch.equal(network.score_range(query, 2, 5), network.score(query, torch.tensor([2, 3, 4])))
+    assert network.all_finite(query)
+    with torch.no_grad():
+        source.weight[3] = torch.nan if scorer == "cosine" else torch.inf
+    assert not network.all_finite(query)
+
+
+def make_model(width: int, scorer: str = "cosine") -> HLLM:
+    users = UsersConfig(n_layers=1, n_heads=2)
+    return HLLM(GatedUserModel(users, width), make_scorer(ScorerConfig(scorer=scorer)))

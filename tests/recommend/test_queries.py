@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from hllm.data.batches.queries import Queries, eval_queries
 from hllm.data.dataset import Dataset
 from hllm.errors import ConfigError, DataError, HLLMError
+from hllm.recommend.left_out import LeftOut
 from hllm.recommend.queries import queries_of_histories, queries_of_titles, queries_of_users, title_column
 from hllm.recommend.rules import make_rules
 from hllm.testing import world
@@ -159,3 +162,80 @@ def test_lists_of_every_kind(data: Dataset, make: Any) -> None:
     assert sorted(histories(queries_of_histories(data, [ids])[0])[0]) == [1, 3]
     assert not {1, 3} & set(make_rules(data, exclude=ids).candidates.tolist())
     assert make_rules(data, candidates=ids).candidates.tolist() == [1, 3]
+
+
+def test_case_e14_all_of_the_unknown_are_named_or_counted(data: Dataset) -> None:
+    users = ["ghost", 100, *range(1, 13), 103]
+    with pytest.raises(
+        DataError, match=r"unknown user_id 'ghost', 1, 2, .*, 9, \.\.\. \(13 in all\); .*history="
+    ):
+        queries_of_users(data, users)
+    left_out = LeftOut("popular")
+    queries, names = queries_of_users(data, users, left_out=left_out)
+    assert names == users
+    assert queries.users.tolist() == [-1, 0, *[-1] * 12, 3]
+    assert [len(h) > 0 for h in histories(queries)] == [user in (100, 103) for user in users]
+    assert left_out.notes == [
+        "unknown user_id 'ghost', 1, 2, 3, 4, 5, 6, 7, 8, 9, ... (13 in all): given what is popular"
+    ]
+    with pytest.raises(ConfigError, match=r"unknown way with the unknown 'ignore'.*error, skip, popular"):
+        LeftOut("ignore")
+
+
+def test_a_history_with_an_unknown_item_is_unknown(data: Dataset) -> None:
+    left_out = LeftOut("skip")
+    queries, names = queries_of_histories(
+        data, [[12, 999, 10], [998], [], [11]], [[5, 6, 7], [1], [], None], left_out
+    )
+    assert histories(queries) == [[], [], [], [2]]
+    assert queries.clock is not None and queries.clock.tolist() == [False, False, True, False]
+    assert names == [0, 1, 2, 3]
+    assert left_out.notes == [
+        "unknown item_id 999, 998 (2 in all): their histories are skipped",
+        "history 2 is empty: skipped",
+    ]
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        [978300060, 978303661],
+        np.array([978300060, 978303661], np.int32),
+        ["978300060", "978303661"],
+        [datetime(2000, 12, 31, 22, 1), datetime(2000, 12, 31, 23, 1, 1, 999)],
+        [datetime(2000, 12, 31, 22, 1, tzinfo=UTC), datetime(2000, 12, 31, 23, 1, 1, tzinfo=UTC)],
+        ["2000-12-31 22:01:00", "2000-12-31T23:01:01Z"],
+        np.array(["2000-12-31T22:01:00", "2000-12-31T23:01:01"], "datetime64[s]"),
+    ],
+)
+def test_times_of_histories_in_any_form(data: Dataset, times: Any) -> None:
+    queries, _ = queries_of_histories(data, [[10, 11]], [times])
+    assert queries.times.tolist() == [978300060, 978303661]
+    assert queries.time_unit == "s"
+    assert queries.clock is not None and queries.clock.all()
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ([[1, 2], [3]], "2 lists of times for 1 histories"),
+        ([[1]], "times 0: 1 for 2 events"),
+        ([[2, 1]], "times 0 falls at event 1: 1 after 2; oldest first"),
+        ([7], "must be a list of lists of times"),
+        (["ab"], "must be a list of lists of times"),
+        ([[1, None]], "missing|null|empty"),
+        ([["yesterday", "today"]], "is not a time"),
+        ([[[1], [2]]], "times"),
+        ([[1, "x"]], "times 0"),
+        ([[1.5, 2.0]], "1.5"),
+    ],
+)
+def test_times_that_cannot_be_used(data: Dataset, times: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        queries_of_histories(data, [[10, 11]], times)
+
+
+def test_dates_are_no_positions(data: Dataset) -> None:
+    meta = {**data.meta, "time_unit": "index"}
+    with pytest.raises(DataError, match="positions without a clock"):
+        queries_of_histories(replace(data, meta=meta), [[10]], [["2000-12-31"]])

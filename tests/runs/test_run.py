@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from hllm.artifacts import read_json, write_json, write_text
+from hllm.config import load_config
 from hllm.data.dataset import Dataset
 from hllm.errors import ArtifactError, DataError
 from hllm.pipeline import Recommender
@@ -285,3 +286,20 @@ def test_case_e17_files_of_another_run_are_found(
     os.replace(tmp_path / "other" / name, target)
     with pytest.raises(ArtifactError, match="damaged, or not the file that was written with this folder"):
         read_run(tmp_path / "run", CPU)
+
+
+def test_validation_samples_users_where_scores_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    import hllm.runs.train as module
+
+    data = world()
+    n, items = len(data.queries["validation"]), data.n_candidates
+    training = load_config("sasrec").training
+    assert module.validation_users(data, training) is None
+    monkeypatch.setattr(module, "VALIDATION_SCORES", n * items)
+    assert module.validation_users(data, training) is None
+    monkeypatch.setattr(module, "VALIDATION_SCORES", 5 * items + 1)
+    assert module.validation_users(data, training) == 5
+    assert module.checkpoint_rule(data, training) == "best validation ndcg@10 of 5 sampled users"
+    asked = training.model_copy(update={"valid_users": 8})
+    assert module.validation_users(data, asked) == 8
+    assert module.validation_users(data, training.model_copy(update={"valid_users": n})) is None

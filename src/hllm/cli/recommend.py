@@ -26,6 +26,10 @@ def recommend(
         list[str],
         typer.Option(help="Item ids of somebody unknown, oldest first: ID,ID. Any number of times."),
     ] = [],  # noqa: B006
+    times: Annotated[
+        list[str],
+        typer.Option(help="Times of the events of a --history, in the dataset's unit or as dates: T,T."),
+    ] = [],  # noqa: B006
     titles: Annotated[list[str], typer.Option(help="The same by title, one a --titles.")] = [],  # noqa: B006
     split: Annotated[
         str | None, typer.Option(help="test or validation: users before their held-out item.")
@@ -35,6 +39,10 @@ def recommend(
     candidates: Annotated[
         str, typer.Option(help="interacted, or catalogue: items without events too.")
     ] = "interacted",
+    unknown: Annotated[
+        str,
+        typer.Option(help="Users unknown or without history: skip (and count), error, or popular items."),
+    ] = "skip",
     out: Annotated[Path | None, typer.Option(help="File to write: .parquet, .csv, .tsv or .jsonl.")] = None,
     spreadsheet_safe: Annotated[
         bool, typer.Option("--spreadsheet-safe", help="In CSV, put ' before text that begins like a formula.")
@@ -52,15 +60,22 @@ def recommend(
     if users is not None and ids is None:
         raise DataError(f"{users} holds no user id; one a line, or a table with a user_id column")
     recommender = Recommender.from_pretrained(run, device)
-    frame = recommender.recommend(
+    frame, notes = recommender.recommend_noted(
         ids,
-        history=[[part.strip() for part in text.split(",") if part.strip()] for text in history] or None,
-        titles=[titles] if titles else None,
-        split=split,
-        k=k,
-        keep_seen=keep_seen,
-        candidates=candidates,
+        [_parts(text) for text in history] or None,
+        [_moments(text) for text in times] or None,
+        [titles] if titles else None,
+        split,
+        k,
+        keep_seen,
+        (),
+        candidates,
+        unknown,
     )
+    if notes and not len(frame):
+        raise DataError(f"nobody is left to recommend for ({'; '.join(notes)})")
+    for line in notes:
+        console.note(line)
     if out is not None:
         write_frame(out, frame, spreadsheet_safe)
         if not spreadsheet_safe and out.suffix in (".csv", ".tsv") and (n := formulas(frame)):
@@ -68,6 +83,18 @@ def recommend(
         console.result(f"{len(frame):,} recommendations for {frame['user_id'].n_unique():,} users in {out}")
         return
     _show(recommender, frame)
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _moments(text: str) -> list[Any]:
+    """Times as numbers, or as the dates they are."""
+    parts = _parts(text)
+    return (
+        [int(part) for part in parts] if all(p.removeprefix("-").isdecimal() for p in parts) else list(parts)
+    )
 
 
 def _show(recommender: Recommender, frame: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,11 +31,21 @@ def train(
         int, typer.Option(min=1, help="Train this many seeds, into OUT/seed-0, OUT/seed-1, ...")
     ] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    init_from: Annotated[
+        Path | None, typer.Option(help="A run of this dataset, whose weights training starts from.")
+    ] = None,
     no_capture: Annotated[
         bool, typer.Option("--no-capture", help="On a GPU, run each step plainly, not as a CUDA graph.")
     ] = False,
     auto_batch: Annotated[
         bool, typer.Option("--auto-batch", help="Where memory runs out, halve batch_tokens until it fits.")
+    ] = False,
+    baselines: Annotated[
+        str | None,
+        typer.Option(help="Baselines to evaluate as well, by names and commas (ease,item-knn,...), or none."),
+    ] = None,
+    no_evaluate: Annotated[
+        bool, typer.Option("--no-evaluate", help="Train only; `hllm evaluate RUN` evaluates later.")
     ] = False,
 ) -> None:
     """Train a model on a dataset, then evaluate it and the baselines.
@@ -44,10 +55,14 @@ def train(
     from hllm import hardware
     from hllm.config import load_config, parse_assignments
     from hllm.data.dataset import Dataset
+    from hllm.runs.folder import read_record
 
     hardware.pick_device(device)  # a wrong one fails before anything is said or written
     data = Dataset.load(dataset)
     given = parse_assignments(set_) | ({"capture": False} if no_capture else {})
+    if init_from is not None:
+        read_record(init_from)  # it is a run
+        given["init_from"] = str(init_from.resolve())
     chosen = load_config(preset, config, _with_dataset_default(data, preset, config, given))
     folder = out or Path("runs") / f"{dataset.resolve().name}-{chosen.preset}"
     options: dict[str, Any] = {
@@ -55,6 +70,8 @@ def train(
         "resume": resume,
         "overwrite": overwrite,
         "auto_batch": auto_batch,
+        "baselines": _baselines(baselines),
+        "evaluated": not no_evaluate,
     }
     if seeds == 1:
         train_one(data, chosen, folder, **options)
@@ -73,10 +90,13 @@ def train_one(
     auto_batch: bool = False,
     go_on: str = "the same command and --resume",
     embeddings: ItemEmbeddings | None = None,
+    baselines: bool | Sequence[str] = True,
+    evaluated: bool = True,
 ) -> dict[str, Any]:
     """Train, or continue, or just show, one run; returns its metrics document.
 
     `go_on`: what to type after Ctrl-C. `embeddings`: those to train on, if they are loaded already.
+    `baselines`, `evaluated`: as in `finish_run`.
     """
     from hllm.hardware import pick_device
     from hllm.items.store.request import describe_spec
@@ -85,6 +105,7 @@ def train_one(
     from hllm.runs.folder import run_state, saved_identity
     from hllm.runs.record import check_identity, identity_of
     from hllm.runs.settle import choices, settled
+    from hllm.runs.train import validation_users
 
     target = pick_device(device)  # a mistake is answered before anything is told or done
     state = run_state(folder)
@@ -99,11 +120,15 @@ def train_one(
     if state != "new" and (saved := saved_identity(folder)) is not None:
         check_identity(folder, saved, identity_of(data, config, embeddings))
     if embeddings is not None:
-        console.note(f"item embeddings: {describe_spec(embeddings.spec)} (store {embeddings.spec['key']})")
+        what = describe_spec(embeddings.spec)
+        if config.items.live:
+            console.note(f"item LLM, trained ({config.items.train}): {what}")
+        else:
+            console.note(f"item embeddings: {what} (store {embeddings.spec['key']})")
     if state == "finished":
         console.note(f"{folder} holds this run, finished; --overwrite trains it again")
         recommender = Recommender.from_pretrained(folder, device)
-        return finish_run(recommender, folder)
+        return finish_run(recommender, folder, baselines, evaluated)
     if state == "unfinished":
         console.note(f"{folder} holds an interrupted run; going on from its last checkpoint")
     elif resume:
@@ -113,28 +138,44 @@ def train_one(
     needed = memory_needed(data, config, embeddings)
     if warning := memory_warning(target, needed, f"--auto-batch, or {batch.advice}"):
         console.note(f"warning: {warning}")
+    if data.queries["validation"].size and (n := validation_users(data, config.training)) is not None:
+        console.note(f"validation while training: {n:,} users, drawn by the seed (setting valid_users)")
     going_on = state == "unfinished"
     recommender = fit_run(
         data, config, folder, embeddings, batch, device=device, resume=going_on, go_on=go_on
     )
-    return finish_run(recommender, folder)
+    return finish_run(recommender, folder, baselines, evaluated)
 
 
-def finish_run(recommender: Recommender, folder: Path) -> dict[str, Any]:
-    """Evaluate, write the results beside the weights, and show them."""
+def finish_run(
+    recommender: Recommender, folder: Path, baselines: bool | Sequence[str] = True, evaluated: bool = True
+) -> dict[str, Any]:
+    """Evaluate, write the results beside the weights, and show them.
+
+    `baselines`: names, or all or none. Unless `evaluated`, nothing is, and the document is empty.
+    """
+    from hllm.artifacts import read_jsonl
     from hllm.evaluate.tables import table
     from hllm.pipeline import evaluate_run
     from hllm.report.results import write_results
 
-    own, others = evaluate_run(recommender)
-    document = write_results(recommender, folder, own, others)
-    for split, metrics in own.items():
-        console.output().print(table([metrics, *others[split].values()]))
+    document: dict[str, Any] = {}
+    if evaluated:
+        own, others = evaluate_run(recommender, baselines=baselines)
+        document = write_results(recommender, folder, own, others)
+        for split, metrics in own.items():
+            console.output().print(table([metrics, *others[split].values()]))
     record = recommender.record
+    plans = [row["item_llm_plan"] for row in read_jsonl(folder / "history.jsonl") if "item_llm_plan" in row]
+    if plans:
+        console.note(f"gradients of the item LLM: {' -> '.join(dict.fromkeys(plans))}")
     memory = f", {record.peak_gpu_memory_gib} GiB of GPU memory" if record.peak_gpu_memory_gib else ""
     console.result(
         f"best epoch {record.best['epoch']}, {record.seconds:.1f} s of training and validation{memory}; run in {folder}"
     )
+    if not evaluated:
+        console.note(f"next: hllm evaluate {folder}")
+        return document
     report = folder / "report.html"
     console.note(
         f"next: hllm recommend {folder} -k 10; "
@@ -173,11 +214,27 @@ def _train_seeds(data: Dataset, config: Config, folder: Path, seeds: int, **opti
     )
 
 
+def _baselines(names: str | None) -> bool | list[str]:
+    """Names as they were typed, checked before anything is trained."""
+    from hllm.baselines.fit import BASELINES
+    from hllm.errors import ConfigError, unknown
+
+    if names is None or names == "none":
+        return names is None
+    chosen = list(dict.fromkeys(name.strip() for name in names.split(",")))
+    for name in chosen:
+        if name not in BASELINES:
+            raise ConfigError(unknown("baseline", name, (*BASELINES, "none")))
+    return chosen
+
+
 def _embeddings(data: Dataset, config: Config) -> ItemEmbeddings | None:
-    """The embeddings to train on, which must be there already."""
+    """The embeddings to train on, which must be there already; a trained item LLM reads texts instead."""
+    from hllm.pipeline import prepared
+
     items = config.items
-    if items.item_llm is None:
-        return None
+    if items.item_llm is None or items.live:
+        return prepared(data, config)
     from hllm.items.embed import load_embeddings
 
     return load_embeddings(data, items.item_llm, items.pooling, items.prompt, items.text_fields)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +44,8 @@ def evaluate(
     name: str = "",
     seeds: Sequence[int] = (),
     checkpoint: str = "",
+    users: int | None = None,
+    sample_seed: int = 0,
     batch_users: int = BATCH_USERS,
     tile_items: int | None = None,
 ) -> Metrics:
@@ -55,21 +58,23 @@ def evaluate(
     details      also coverage@k, popularity@k (mean popularity percentile of what is recommended)
                  and slices. False for the many validations of a training
     seeds, checkpoint   what to say of the model in the result line
+    users        rank for a sample of so many users, drawn by `sample_seed`; None = everyone
 
     Raises ConfigError for an unknown split, k or candidates, DataError where nobody can be evaluated,
     HLLMError where scores are not finite.
     """
     ks = check_ks(ks)
-    queries = _queries(dataset, split)
+    queries = sample_of(_queries(dataset, split), users, sample_seed)
+    competing = candidate_tokens(dataset, candidates)
     options = RankOptions(
-        candidates=candidate_tokens(dataset, candidates),
+        candidates=competing,
         keep_seen=keep_seen,
         max_len=parse_max_len(max_len),
         device=device_of(ranker) if device is None else device,
         batch_users=batch_users,
         tile_items=tile_items,
     )
-    collected = _Lists(dataset, options.candidates, ks) if details else None
+    collected = _Lists(dataset, competing, ks) if details else None
     found = []
     for block in scan(ranker, queries, options, targets=True, k=ks[-1] if details else None):
         found.append(_targets(block))
@@ -92,7 +97,7 @@ def evaluate(
             fingerprint=dataset.fingerprint,
             split=split,
             candidates=candidates if isinstance(candidates, str) else "given",
-            n_items=len(options.candidates),
+            n_items=len(competing),
             seen="kept" if keep_seen else "filtered",
             n_users=len(np.unique(queries.users)),
             n_targets=len(queries),
@@ -120,9 +125,18 @@ def parse_max_len(max_len: int | str | None) -> int | None:
 def device_of(ranker: Ranker) -> torch.device:
     """Where a module's weights are; the CPU for anything without weights."""
     if isinstance(ranker, nn.Module):
-        for tensor in (*ranker.parameters(), *ranker.buffers()):
+        for tensor in chain(ranker.parameters(), ranker.buffers()):
             return tensor.device
     return torch.device("cpu")
+
+
+def sample_of(queries: Queries, n: int | None, seed: int = 0) -> Queries:
+    """The queries of `n` users drawn without replacement, in their order; all of them where there are no more."""
+    everyone = np.unique(queries.users)
+    if n is None or n >= len(everyone):
+        return queries
+    chosen = np.random.default_rng(seed).choice(everyone, n, replace=False)
+    return queries.take(np.flatnonzero(np.isin(queries.users, chosen)))
 
 
 def _queries(dataset: Dataset, split: str) -> Queries:

@@ -13,83 +13,57 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hllm.data.batches.queries import query_batch, query_parts
 from hllm.data.tables.values import id_list
-from hllm.errors import ConfigError, DataError, HLLMError, unknown
+from hllm.errors import ConfigError, unknown
+from hllm.evaluate.best import TopK, make_best
+from hllm.evaluate.candidates import Candidates
+from hllm.evaluate.counting import TargetCount, TargetRanks
+from hllm.evaluate.tiles import Block, Ranker
 from hllm.hardware import is_out_of_memory, release_memory
 
 if TYPE_CHECKING:
     from hllm.data.batches.queries import Queries
     from hllm.data.dataset import Dataset
-    from hllm.packing import Batch
 
+__all__ = [
+    "RankOptions",
+    "Ranker",
+    "TargetRanks",
+    "TopK",
+    "candidate_tokens",
+    "scan",
+    "target_ranks",
+    "top_k",
+]
 BATCH_USERS = 512
-# Scores held at once, by device: 8 MiB of float32 for a CPU, whose allocator reuses blocks of that size
-# (tiles of 128 MiB take 2.5 times as long there), 128 MiB for a GPU, which wants large products.
-TILE_SCORES = {"cpu": 1 << 21, "cuda": 1 << 25}
-MAX_TOKEN = (1 << 31) - 1
 CANDIDATES = ("interacted", "catalogue")
-
-
-class Ranker(Protocol):
-    """What can be ranked by: trained models and baselines alike."""
-
-    def query(self, batch: Batch) -> Tensor:
-        """One row a user (U, ...): whatever `score` needs to know of the histories in `batch`."""
-
-    def score(self, query: Tensor, tokens: Tensor) -> Tensor:
-        """Scores float32 (U, m) of the items `tokens` int64 (m,)."""
 
 
 @dataclass(frozen=True)
 class RankOptions:
     """How to rank. The same options give the same scores, whoever asks.
 
-    candidates  int64 (C,) tokens that compete, each once
+    candidates  int64 (C,) tokens that compete, each once; or the same prepared, to be used again
     keep_seen   False hides the whole history before the target, not only the window
     max_len     events of the history that the ranker sees; None = all
     excluded    (rows, tokens) int64 (P,): pairs of query and item to hide as well
     batch_users, tile_items   sizes of the tiles; None = chosen by memory
     """
 
-    candidates: np.ndarray
+    candidates: np.ndarray | Candidates
     keep_seen: bool = False
     max_len: int | None = None
     device: torch.device | str = "cpu"
     excluded: tuple[np.ndarray, np.ndarray] | None = None
     batch_users: int = BATCH_USERS
     tile_items: int | None = None
-
-
-@dataclass(frozen=True)
-class TargetRanks:
-    """ranks int64 (Q,), 0 where the target is hidden or no candidate; tied bool (Q,): another
-    candidate has exactly the target's score."""
-
-    ranks: np.ndarray
-    tied: np.ndarray
-
-
-@dataclass(frozen=True)
-class TopK:
-    """Recommendations, one row each, by query and rank. A query may have fewer than k, or none.
-
-    rows int64 (R,) number of the query; tokens int64 (R,); scores float32 (R,); ranks int64 (R,) from 1
-    """
-
-    rows: np.ndarray
-    tokens: np.ndarray
-    scores: np.ndarray
-    ranks: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
 
 @dataclass(frozen=True)
@@ -149,232 +123,79 @@ def scan(
     """
     if k is not None and k < 1:
         raise ConfigError(f"k={k}: ask for at least one item")
-    candidates = _Candidates(options)
+    given = options.candidates
+    candidates = given if isinstance(given, Candidates) else Candidates(given)
+    work = _Scan(ranker, queries, options, candidates, targets, k)
     with _evaluating(ranker):
         for part in query_parts(queries, options.max_len, options.batch_users):
-            yield from _scan_part(ranker, queries, part, candidates, targets, k)
-
-
-def _scan_part(
-    ranker: Ranker, queries: Queries, part: slice, candidates: _Candidates, targets: bool, k: int | None
-) -> Iterator[ScannedBlock]:
-    """Rank `part` as one block; where memory runs out, as two halves, and so on."""
-    try:
-        with torch.no_grad():
-            block = _scan_block(ranker, queries, part, candidates, targets, k)
-    except (RuntimeError, MemoryError) as err:
-        if part.stop - part.start == 1 or not is_out_of_memory(err):
-            raise
-    else:
-        yield block
-        return
-    # Out of the handler, whose traceback keeps the block's tensors alive.
-    release_memory()
-    middle = (part.start + part.stop) // 2
-    for half in (slice(part.start, middle), slice(middle, part.stop)):
-        yield from _scan_part(ranker, queries, half, candidates, targets, k)
-
-
-def _scan_block(
-    ranker: Ranker, queries: Queries, part: slice, candidates: _Candidates, targets: bool, k: int | None
-) -> ScannedBlock:
-    batch = query_batch(queries, part, candidates.options.max_len, candidates.options.device)
-    block = _Block(ranker, batch, candidates, *candidates.hidden(queries, part))
-    count = _TargetCount(block, candidates.positions(queries.targets[part])) if targets else None
-    best = None if k is None else _Best(batch.n_users, k, block.device)
-    for tile in block.tiles():
-        if count is not None:
-            count.add(tile)
-        if best is not None:
-            best.add(tile)
-    block.check()
-    return ScannedBlock(
-        part,
-        None if count is None else count.result(),
-        None if best is None else best.result(part.start),
-    )
-
-
-class _Candidates:
-    """The candidates cut into tiles, and where a token stands among them."""
-
-    def __init__(self, options: RankOptions) -> None:
-        self.options = options
-        self.tokens = np.asarray(options.candidates, dtype=np.int64)
-        if len(np.unique(self.tokens)) != len(self.tokens) or (len(self.tokens) and self.tokens.min() < 1):
-            raise DataError("candidates must be distinct tokens from 1; 0 is padding")
-        room = TILE_SCORES.get(torch.device(options.device).type, TILE_SCORES["cpu"])
-        self.size = options.tile_items or max(1, room // options.batch_users)
-        on_device = torch.from_numpy(self.tokens.copy()).to(options.device)
-        starts = range(0, len(self.tokens), self.size)
-        self.tiles = [(first, on_device[first : first + self.size]) for first in starts]
-        self._position = np.full(int(self.tokens.max(initial=0)) + 1, -1, dtype=np.int64)
-        self._position[self.tokens] = np.arange(len(self.tokens))
-
-    def positions(self, tokens: np.ndarray) -> np.ndarray:
-        """Index int64 of each token among the candidates, -1 where it is none."""
-        known = tokens < len(self._position)
-        return np.where(known, self._position[np.where(known, tokens, 0)], -1)
-
-    def hidden(self, queries: Queries, part: slice) -> tuple[np.ndarray, np.ndarray]:
-        """(row inside `part`, position) int64 pairs to hide, by rising position."""
-        pairs = [] if self.options.keep_seen else [queries.history_pairs(part)]
-        if self.options.excluded is not None:
-            rows, tokens = self.options.excluded
-            chosen = (rows >= part.start) & (rows < part.stop)
-            pairs.append((rows[chosen] - part.start, tokens[chosen]))
-        if not pairs:
-            return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        rows = np.concatenate([r for r, _ in pairs])
-        positions = self.positions(np.concatenate([t for _, t in pairs]))
-        rows, positions = rows[positions >= 0], positions[positions >= 0]
-        order = np.argsort(positions, kind="stable")
-        return rows[order], positions[order]
+            yield from work.part(part)
 
 
 @dataclass(frozen=True)
-class _Tile:
-    """Scores float32 (U, m) of `tokens` (m,), which start at position `first`; hidden ones are -inf."""
+class _Scan:
+    """What every block of a scan shares."""
 
-    first: int
-    tokens: Tensor
-    scores: Tensor
+    ranker: Ranker
+    queries: Queries
+    options: RankOptions
+    candidates: Candidates
+    targets: bool
+    k: int | None
 
+    def part(self, part: slice) -> Iterator[ScannedBlock]:
+        """Rank `part` as one block; where memory runs out, as two halves, and so on."""
+        try:
+            with torch.no_grad():
+                block = self.block(part)
+        except (RuntimeError, MemoryError) as err:
+            if part.stop - part.start == 1 or not is_out_of_memory(err):
+                raise
+        else:
+            yield block
+            return
+        # Out of the handler, whose traceback keeps the block's tensors alive.
+        release_memory()
+        middle = (part.start + part.stop) // 2
+        for half in (slice(part.start, middle), slice(middle, part.stop)):
+            yield from self.part(half)
 
-class _Block:
-    """The scores of one block of users, made tile by tile. A single tile is made once and kept."""
-
-    def __init__(
-        self, ranker: Ranker, batch: Batch, candidates: _Candidates, rows: np.ndarray, positions: np.ndarray
-    ) -> None:
-        self.ranker = ranker
-        self.n_users = batch.n_users
-        self.device = batch.users.device
-        self.candidates = candidates
-        self.query = ranker.query(batch)
-        self.rows = torch.from_numpy(rows).to(self.device)
-        self.positions = torch.from_numpy(positions).to(self.device)
-        starts = [first for first, _ in candidates.tiles] + [len(candidates.tokens)]
-        self.bounds = np.searchsorted(positions, starts)
-        self.bad = torch.zeros((), dtype=torch.bool, device=self.device)
-        self.kept: _Tile | None = None
-
-    def tiles(self, wanted: set[int] | None = None) -> Iterator[_Tile]:
-        """All tiles, or those whose number is `wanted`."""
-        for i, (first, tokens) in enumerate(self.candidates.tiles):
-            if wanted is not None and i not in wanted:
-                continue
-            if self.kept is not None:
-                yield self.kept
-                continue
-            scores = self._scores(tokens)
-            pairs = slice(self.bounds[i], self.bounds[i + 1])
-            scores[self.rows[pairs], self.positions[pairs] - first] = -torch.inf
-            tile = _Tile(first, tokens, scores)
-            if len(self.candidates.tiles) == 1:
-                self.kept = tile
-            yield tile
-
-    def _scores(self, tokens: Tensor) -> Tensor:
-        # Full precision even inside someone's autocast: narrow scores would tie.
-        with torch.autocast(self.device.type, enabled=False):
-            scores = self.ranker.score(self.query, tokens)
-        expected = (self.n_users, len(tokens))
-        if tuple(scores.shape) != expected or scores.dtype not in (torch.float32, torch.float64):
-            raise HLLMError(
-                f"{type(self.ranker).__name__}.score gave {scores.dtype} {tuple(scores.shape)}, "
-                f"not float32 {expected}"
-            )
-        scores = scores.float() + 0.0  # memory of our own, and -0.0 becomes 0.0
-        if scores.numel():
-            low, high = torch.aminmax(scores)
-            self.bad |= ~(torch.isfinite(low) & torch.isfinite(high))
-        return scores
-
-    def check(self) -> None:
-        """Raise HLLMError if any score so far was not a finite number."""
-        if bool(self.bad):
-            raise HLLMError(
-                f"{type(self.ranker).__name__} gives scores that are NaN or infinite, so nothing can be "
-                "ranked; its weights or item vectors are damaged: train again, with a lower learning_rate"
-            )
-
-
-class _TargetCount:
-    """Counts, for each user, the candidates that score more than, and as much as, the target."""
-
-    def __init__(self, block: _Block, positions: np.ndarray) -> None:
-        self.positions = torch.from_numpy(positions).to(block.device)
-        self.score = torch.full((block.n_users,), -torch.inf, device=block.device)
-        size = block.candidates.size
-        # The target's score is read from its own tile: computed alone it could differ in the last bit.
-        for tile in block.tiles(wanted=set((positions[positions >= 0] // size).tolist())):
-            column, inside = self._columns(tile)
-            self.score = torch.where(inside, _gather(tile.scores, column), self.score)
-        self.at_least = torch.zeros(block.n_users, dtype=torch.int64, device=block.device)
-        self.more = torch.zeros_like(self.at_least)
-
-    def _columns(self, tile: _Tile) -> tuple[Tensor, Tensor]:
-        """The target's column in the tile (clamped), and whether it is there: (U,), (U,)."""
-        column = self.positions - tile.first
-        inside = (self.positions >= 0) & (column >= 0) & (column < len(tile.tokens))
-        return column.clamp(0, len(tile.tokens) - 1), inside
-
-    def add(self, tile: _Tile) -> None:
-        column, inside = self._columns(tile)
-        score = self.score.unsqueeze(1)
-        # The target itself is left out by identity, so that a tile made anew with other last bits
-        # cannot make it compete with itself.
-        own = _gather(tile.scores, column)
-        self.at_least += (tile.scores >= score).sum(1) - (inside & (own >= self.score)).long()
-        self.more += (tile.scores > score).sum(1) - (inside & (own > self.score)).long()
-
-    def result(self) -> TargetRanks:
-        ranked = self.score > -torch.inf
-        ranks = torch.where(ranked, self.at_least + 1, 0)
-        tied = ranked & (self.at_least > self.more)
-        return TargetRanks(ranks.cpu().numpy(), tied.cpu().numpy())
-
-
-class _Best:
-    """Keeps the best k of the tiles seen so far, exactly, ties by token.
-
-    A score and its token are one int64: the float's bits, made to order as integers do, above the
-    negated token. So the largest keys are the best scores and, among equals, the lowest tokens.
-    """
-
-    def __init__(self, n_users: int, k: int, device: torch.device) -> None:
-        self.k = k
-        self.keys = torch.zeros((n_users, 0), dtype=torch.int64, device=device)
-
-    def add(self, tile: _Tile) -> None:
-        keys = _ordered(tile.scores.view(torch.int32)).long() << 32
-        keys += MAX_TOKEN - tile.tokens
-        best = keys.topk(min(self.k, keys.shape[1]), dim=1).values
-        merged = torch.cat([self.keys, best], dim=1)
-        self.keys = merged.topk(min(self.k, merged.shape[1]), dim=1).values
-
-    def result(self, first_row: int) -> TopK:
-        scores = _ordered((self.keys >> 32).int()).view(torch.float32)
-        kept = scores > -torch.inf
-        rows, places = kept.nonzero(as_tuple=True)
-        tokens = MAX_TOKEN - (self.keys[kept] & 0xFFFFFFFF)
-        return TopK(
-            (rows + first_row).cpu().numpy(),
-            tokens.cpu().numpy(),
-            scores[kept].cpu().numpy(),
-            (places + 1).cpu().numpy(),
+    def block(self, part: slice) -> ScannedBlock:
+        """Rank the queries of `part` together."""
+        options, queries, candidates = self.options, self.queries, self.candidates
+        batch = query_batch(queries, part, options.max_len, options.device)
+        hidden = _hidden(candidates, options, queries, part)
+        block = Block(self.ranker, batch, candidates, *hidden, options.tile_items)
+        count = TargetCount(block, candidates.positions(queries.targets[part])) if self.targets else None
+        best = None if self.k is None else make_best(batch.n_users, self.k, block.device)
+        for tile in block.tiles():
+            if count is not None:
+                count.add(tile)
+            if best is not None:
+                best.add(tile)
+        block.check()
+        return ScannedBlock(
+            part,
+            None if count is None else count.result(),
+            None if best is None else best.result(part.start, candidates),
         )
 
 
-def _ordered(bits: Tensor) -> Tensor:
-    """Bits int32 of floats to integers in the same order, and back (it is its own inverse)."""
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
-def _gather(scores: Tensor, column: Tensor) -> Tensor:
-    """scores[u, column[u]] for every row u."""
-    return scores.gather(1, column.unsqueeze(1)).squeeze(1)
+def _hidden(
+    candidates: Candidates, options: RankOptions, queries: Queries, part: slice
+) -> tuple[np.ndarray, np.ndarray]:
+    """(row inside `part`, position) int64 pairs to hide, by rising position."""
+    pairs = [] if options.keep_seen else [queries.history_pairs(part)]
+    if options.excluded is not None:
+        rows, tokens = options.excluded
+        chosen = (rows >= part.start) & (rows < part.stop)
+        pairs.append((rows[chosen] - part.start, tokens[chosen]))
+    if not pairs:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    rows = np.concatenate([r for r, _ in pairs])
+    positions = candidates.positions(np.concatenate([t for _, t in pairs]))
+    rows, positions = rows[positions >= 0], positions[positions >= 0]
+    order = np.argsort(positions, kind="stable")
+    return rows[order], positions[order]
 
 
 @contextmanager

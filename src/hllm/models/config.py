@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from hllm.errors import ConfigError
 from hllm.settings import Settings, heads_of
 
 # Settings that a user model does not read, with the reason.
@@ -21,16 +22,27 @@ NO_EFFECT: dict[str, dict[str, str]] = {
         "ffn_hidden": "user_model=rechub's feed-forward layer is 4 times d_model wide",
         "max_distance": "user_model=rechub spreads its distances over max_len",
     },
+    "llm": {
+        "mask_prob": "user_model=llm masks no inputs",
+        "max_distance": "user_model=llm has its own positions",
+        "dropout": "user_model=llm has the dropout of its own configuration",
+    },
 }
 
 
 class UsersConfig(Settings):
-    """The user model, each in a file of its own (models/user_models.py)."""
+    """The user model, each in a file of its own (models/user_models.py).
+
+    `user_llm`: a short name, hub name or folder; None: a llama of `d_model`, `n_layers`, `n_heads`, `ffn_hidden`.
+    """
 
     OFF: ClassVar[dict[str, Any]] = {"mask_prob": 0.0}
 
-    # gated: ours; hstu: Zhai et al. (2024); sasrec: Kang and McAuley (2018) as published; rechub: torch-rechub's HLLM
-    user_model: Literal["gated", "hstu", "sasrec", "rechub"] = "gated"
+    # gated: ours; hstu: Zhai et al. (2024); sasrec: Kang and McAuley (2018) as published; rechub: torch-rechub's HLLM;
+    # llm: any transformers decoder
+    user_model: Literal["gated", "hstu", "sasrec", "rechub", "llm"] = "gated"
+    user_llm: str | None = None
+    user_llm_init: Literal["pretrained", "scratch"] = "pretrained"  # scratch: the shape of user_llm alone
     # None, and only without adapter: the text vectors' width.
     d_model: int | None = Field(default=256, ge=1, le=2**16)
     n_layers: int = Field(default=6, ge=1, le=1024)
@@ -48,12 +60,20 @@ class UsersConfig(Settings):
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
-        if self.d_model is not None:
+        if self.d_model is not None and not (self.user_model == "llm" and self.user_llm):
             heads_of(self.d_model, self.n_heads)
         return self
 
     def without_effect(self) -> dict[str, str]:
         found = dict(NO_EFFECT[self.user_model])
+        if self.user_model == "llm":
+            if self.user_llm is None:
+                found["user_llm_init"] = "user_llm is null, so there are no pretrained weights"
+            else:
+                reason = f"user_llm={self.user_llm} has a shape of its own"
+                found |= dict.fromkeys(("n_layers", "n_heads", "ffn_hidden"), reason)
+        else:
+            found |= dict.fromkeys(("user_llm", "user_llm_init"), "it needs user_model=llm")
         if self.user_model != "rechub":
             found["time_embedding"] = (
                 f"user_model={self.user_model} reads no such times; user_model=rechub does"
@@ -74,6 +94,15 @@ class ScorerConfig(Settings):
     scorer: Literal["cosine", "dot"] = "cosine"
     temperature: float = Field(default=0.07, ge=1e-4, le=1e4)  # start value where it is learned
     learn_temperature: bool = True
+
+    @model_validator(mode="after")
+    def _start(self) -> Self:
+        if self.scorer == "cosine" and self.learn_temperature and self.temperature > 1:
+            raise ConfigError(
+                f"temperature={self.temperature:g} cannot be learned: a learned one stays between .01 and 1; "
+                "set learn_temperature=false"
+            )
+        return self
 
     def without_effect(self) -> dict[str, str]:
         if self.scorer == "dot":

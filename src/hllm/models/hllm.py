@@ -11,17 +11,31 @@ Paper: HLLM (Chen et al., 2024, arXiv:2409.12740).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from hllm.errors import DataError
 from hllm.items.source.base import TILE, ItemSource, laid_out
 from hllm.models.scorers import CosineScorer, DotScorer
 from hllm.models.user_models import UserModel
 from hllm.packing import Batch, ItemView, last_positions, make_rows
+
+FINITE = 1e38  # products of norms below this are products of vectors that float32 holds
+_steps = [0]  # of all optimisers of this process
+
+
+def _count_step(*_: object) -> None:
+    _steps[0] += 1
+
+
+register_optimizer_step_post_hook(_count_step)
 
 
 @dataclass(frozen=True)
@@ -54,33 +68,56 @@ class HLLM(nn.Module):
 class ItemTable:
     """Every item once, token by token from 0 (padding) on.
 
-    raw     (n + 1, w)           vectors as the user model reads them
-    scored  float32 (n + 1, w')  as the scorer compares them
+    raw      (n + 1, w)           vectors as the user model reads them
+    scored   float32 (n + 1, w')  as the scorer compares them; `raw` itself where that is the same
+    longest  largest norm of a scored row; NaN or infinite where a row is
     """
 
     raw: Tensor
     scored: Tensor
+    longest: float
 
 
 class Network(nn.Module):
-    """Item source and HLLM: what a run trains, saves and ranks by (the `Ranker` of evaluate/ranking.py)."""
+    """Item source and HLLM: what a run trains, saves and ranks by (the `Ranker` of evaluate/tiles.py)."""
 
     def __init__(self, source: ItemSource, model: HLLM) -> None:
         super().__init__()
         self.source = source
         self.model = model
         self._table: ItemTable | None = None
+        self._weights: list[tuple[Tensor, int, int]] = []  # which the table was made of
+        self._holders: list[dict[str, Any]] = []  # where modules hold them: found once, asked at every call
+        self._step = 0
 
     @torch.no_grad()
     def table(self) -> ItemTable:
-        """The vectors of every item under today's weights; made once until the mode changes (`train`)."""
-        if self._table is None:
-            raw, scorer = self.source.every(), self.model.scorer
-            if isinstance(scorer, DotScorer) and raw.dtype in (torch.float32, torch.float64):
-                self._table = ItemTable(raw, raw)
-            else:
-                self._table = ItemTable(raw, laid_out(map(scorer.item, raw.split(TILE)), len(raw)))
+        """The vectors of every item under today's weights: made once for each version of the weights.
+
+        A version ends with a change in place (`load_state_dict`), with a tensor in another's place (`extend`, `to`),
+        with a step of any optimiser (fused ones change weights behind the counters of changes in place), and with
+        `train()`: a captured step leaves no trace that could be looked for.
+        """
+        if self._table is None or self._step != _steps[0] or not _same(self._weights, self._state_now()):
+            self._table = None  # two tables need not fit into memory
+            parts = [m for root in (self.source, self.model.scorer) for m in root.modules()]
+            self._holders = [held for m in parts for held in (m._parameters, m._buffers)]
+            self._table, self._weights, self._step = self._make_table(), list(self._state_now()), _steps[0]
         return self._table
+
+    def _state_now(self) -> Iterator[tuple[Tensor, int, int]]:
+        for held in self._holders:
+            for t in held.values():
+                if t is not None:
+                    yield t, 0 if t.is_inference() else t._version, t.data_ptr()
+
+    def _make_table(self) -> ItemTable:
+        raw = self.source.every()
+        dot = isinstance(self.model.scorer, DotScorer) and raw.dtype in (torch.float32, torch.float64)
+        parts = (self.model.scorer.item(rows) for rows in raw.split(TILE))
+        scored = raw if dot else laid_out(parts, len(raw))
+        longest = max((float(rows.norm(dim=1).max()) for rows in scored.split(TILE)), default=0.0)
+        return ItemTable(raw, scored, longest)
 
     @torch.no_grad()
     def query(self, batch: Batch) -> Tensor:
@@ -97,7 +134,28 @@ class Network(nn.Module):
         """Scores float32 (U, m) of the items `tokens` (m,)."""
         return query @ self.table().scored[tokens].T
 
+    @torch.no_grad()
+    def score_range(self, query: Tensor, first: int, stop: int) -> Tensor:
+        """Scores float32 (U, stop - first) of the tokens from `first` to `stop` - 1, whose rows are not copied."""
+        return query @ self.table().scored[first:stop].T
+
+    @torch.no_grad()
+    def all_finite(self, query: Tensor) -> bool:
+        """Whether every score of `query` (U, w) is finite: by the Cauchy-Schwarz inequality, without scores."""
+        if not len(query):
+            return True
+        return float(query.norm(dim=1).max()) * self.table().longest < FINITE
+
     def train(self, mode: bool = True) -> Network:
-        """Switch between training and ranking; the item table never outlives a change of mode."""
-        self._table = None
+        """Switch between training and ranking; the item table never outlives a return to training."""
+        if mode:
+            self._table = None
         return super().train(mode)
+
+
+def _same(these: list[tuple[Tensor, int, int]], those: Iterable[tuple[Tensor, int, int]]) -> bool:
+    """Whether both name the same tensors with the same contents."""
+    return all(
+        a is not None and b is not None and a[0] is b[0] and a[1:] == b[1:]
+        for a, b in zip_longest(these, those)
+    )

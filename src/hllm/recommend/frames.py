@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from hllm.artifacts import atomic, write_table
 from hllm.data.tables.schema import ITEM_ID, USER_ID
 from hllm.errors import ConfigError
@@ -18,6 +16,7 @@ if TYPE_CHECKING:
     from hllm.data.dataset import Dataset
     from hllm.evaluate.ranking import TopK
 
+FEW = 10_000  # rows, up to which Python's lists are faster than a query of polars
 WRITERS = (".parquet", ".csv", ".tsv", ".jsonl")
 FORMULA = r"^[=+\-@\t\r]"  # what a spreadsheet takes for a formula
 
@@ -26,15 +25,17 @@ def to_frame(top: TopK, names: Sequence[Any], data: Dataset) -> pl.DataFrame:
     """`user_id, item_id, score (float32), rank (int64)`; `names` are the user ids of the queries."""
     import polars as pl
 
-    users = pl.Series(USER_ID, list(names), dtype=None if len(names) else data.users[USER_ID].dtype)
-    return pl.DataFrame(
-        {
-            USER_ID: users.gather(top.rows),
-            ITEM_ID: data.items[ITEM_ID].gather(top.tokens - 1),
-            "score": top.scores,
-            "rank": np.asarray(top.ranks, dtype=np.int64),
-        }
-    )
+    dtype = pl.Series(names).dtype if len(names) else data.users[USER_ID].dtype
+    if len({type(name) for name in names}) > 1:  # somebody unknown has an id of another type
+        names = [str(name) for name in names]
+    if len(top) < FEW:
+        ids, items = data.item_ids, data.items[ITEM_ID]
+        users = pl.Series(USER_ID, [names[row] for row in top.rows.tolist()], dtype=dtype)
+        found = pl.Series(ITEM_ID, [ids[token - 1] for token in top.tokens.tolist()], dtype=items.dtype)
+    else:
+        users = pl.Series(USER_ID, list(names), dtype=dtype).gather(top.rows)
+        found = data.items[ITEM_ID].gather(top.tokens - 1)
+    return pl.DataFrame({USER_ID: users, ITEM_ID: found, "score": top.scores, "rank": top.ranks})
 
 
 def check_output(path: Path) -> None:

@@ -12,52 +12,94 @@ import numpy as np
 from hllm.data.batches.queries import Queries, eval_queries, history_queries, last_queries
 from hllm.data.tables.values import clean_text, id_list
 from hllm.errors import ConfigError, DataError, nearest, unknown
+from hllm.recommend.left_out import LeftOut
+from hllm.recommend.times import times_of
 
 if TYPE_CHECKING:
     from hllm.data.dataset import Dataset
 
 
 def queries_of_users(
-    data: Dataset, users: Sequence[Any] | None = None, split: str | None = None
+    data: Dataset,
+    users: Sequence[Any] | None = None,
+    split: str | None = None,
+    left_out: LeftOut | None = None,
 ) -> tuple[Queries, list[Any]]:
     """Queries and the user id of each: `users` (all if None) after their last event, or a split's users.
 
-    Raises DataError naming an unknown user, ConfigError for an unknown split.
+    An unknown user is told to `left_out`, and has no history. Raises ConfigError for an unknown split.
     """
+    left_out = left_out or LeftOut()
     if split is not None:
         if split not in data.queries:
             raise ConfigError(unknown("split", split, data.queries))
         queries = eval_queries(data, split)
-        return queries, [data.user_ids[row] for row in queries.users]
-    if users is None:
-        rows = np.arange(data.n_users)
+        names = [data.user_ids[row] for row in queries.users]
+    elif users is None:
+        queries, names = last_queries(data, np.arange(data.n_users)), list(data.user_ids)
     else:
-        rows = np.array([data.row_of(u) for u in id_list(users, "users", "user ids")], dtype=np.int64)
-    return last_queries(data, rows), [data.user_ids[row] for row in rows]
+        queries, names = _queries_of_ids(data, users, left_out)
+    left_out.check_empty(queries, names, "user_id")
+    return queries, names
 
 
-def queries_of_histories(data: Dataset, histories: Sequence[Sequence[Any]]) -> tuple[Queries, list[int]]:
+def _queries_of_ids(data: Dataset, users: Sequence[Any], left_out: LeftOut) -> tuple[Queries, list[Any]]:
+    users = id_list(users, "users", "user ids")
+    rows = [left_out.attempt(data.row_of, user, "user_id") for user in users]
+    left_out.check()
+    names = [user if row is None else data.user_ids[row] for user, row in zip(users, rows, strict=True)]
+    left_out.strangers.update(repr(name) for name, row in zip(names, rows, strict=True) if row is None)
+    return last_queries(data, np.array([-1 if row is None else row for row in rows], dtype=np.int64)), names
+
+
+def queries_of_histories(
+    data: Dataset,
+    histories: Sequence[Sequence[Any]],
+    times: Sequence[Any] | None = None,
+    left_out: LeftOut | None = None,
+) -> tuple[Queries, list[int]]:
     """Queries for anonymous histories of item ids, oldest first; they are named 0, 1, 2, ...
 
-    Raises DataError for an empty history and for an unknown item.
+    `times`: a list for each history (or None), in the dataset's unit or as datetimes, never falling. A history
+    with an unknown item is told to `left_out`, and counts as empty. Raises DataError for times that do not fit.
     """
-    tokens = [[data.token_of(i) for i in row] for row in _lists(histories, "history", "item ids")]
-    return history_queries(tokens), list(range(len(tokens)))
+    left_out = left_out or LeftOut()
+    lists = _lists(histories, "history", "item ids")
+    tokens, moments = [], []
+    if times is not None and len(times) != len(lists):
+        raise DataError(f"{len(times)} lists of times for {len(lists)} histories; give one for each, or None")
+    for number, history in enumerate(lists):
+        given = None if times is None or times[number] is None else times_of(data, times[number], number)
+        if given is not None and len(given) != len(history):
+            raise DataError(
+                f"times {number}: {len(given)} for {len(history)} events; give each event its own"
+            )
+        found = [left_out.attempt(data.token_of, item, "item_id") for item in history]
+        known = [token for token in found if token is not None]
+        if len(known) < len(found):  # what is missing may be what matters: no part of it is used
+            left_out.strangers.add(repr(number))
+            known, given = [], None
+        tokens.append(known)
+        moments.append(None if given is None else given.tolist())
+    left_out.check()
+    queries, names = history_queries(tokens, moments, data.meta["time_unit"]), list(range(len(tokens)))
+    left_out.check_empty(queries, names, "history")
+    return queries, names
 
 
 def _lists(values: Any, name: str, what: str) -> list[list[Any]]:
-    """The lists of a list of lists; DataError where they are none, or where one is empty."""
+    """The lists of a list of lists; DataError where they are none."""
     lists = []
     for number, row in enumerate(id_list(values, name, f"lists of {what}")):
         if isinstance(row, str | bytes | Number):
             raise DataError(f"{name} must be a list of lists of {what}, for example {name}=[[{row!r}]]")
         lists.append(id_list(row, f"{name}[{number}]", what))
-        if not lists[-1]:
-            raise DataError(f"{name} {number} is empty; give at least one of the {what}")
     return lists
 
 
-def queries_of_titles(data: Dataset, titles: Sequence[Sequence[str]]) -> tuple[Queries, list[int]]:
+def queries_of_titles(
+    data: Dataset, titles: Sequence[Sequence[str]], left_out: LeftOut | None = None
+) -> tuple[Queries, list[int]]:
     """The same by title: an exact match, or one that differs in case only. DataError names the nearest title."""
     column = title_column(data)
     by_title: dict[str, int] = {}
@@ -66,7 +108,9 @@ def queries_of_titles(data: Dataset, titles: Sequence[Sequence[str]]) -> tuple[Q
             by_title.setdefault(str(title).casefold().strip(), token)
     lists = _lists(titles, "titles", "titles")
     tokens = [[_token_of_title(by_title, title, column) for title in row] for row in lists]
-    return history_queries(tokens), list(range(len(tokens)))
+    queries, names = history_queries(tokens), list(range(len(tokens)))
+    (left_out or LeftOut()).check_empty(queries, names, "titles")
+    return queries, names
 
 
 def title_column(data: Dataset) -> str:

@@ -52,8 +52,7 @@ def make_rules(
         # Items added after training have no event, and are there to be recommended.
         first_added = dataset.n_catalogue - int(dataset.meta.get("n_added", 0)) + 1
         tokens = np.union1d(tokens, np.arange(first_added, dataset.n_catalogue + 1))
-    hidden_for_all = [dataset.token_of(item) for item in id_list(exclude, "exclude")]
-    tokens = np.setdiff1d(tokens, np.array(hidden_for_all, dtype=np.int64))
+    tokens = np.setdiff1d(tokens, tokens_of(dataset, exclude))
     pairs = [
         (row, dataset.token_of(item))
         for row, items in sorted((exclude_by_query or {}).items())
@@ -61,3 +60,8 @@ def make_rules(
     ]
     rows, hidden = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
     return Rules(tokens, keep_seen, (rows, hidden))
+
+
+def tokens_of(dataset: Dataset, exclude: Iterable[Any]) -> np.ndarray:
+    """Tokens int64 of the item ids `exclude`. Raises DataError naming an unknown one."""
+    return np.array([dataset.token_of(item) for item in id_list(exclude, "exclude")], dtype=np.int64)

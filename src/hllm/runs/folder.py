@@ -2,6 +2,7 @@
 
 config.json          what the run is; written last, so that its presence means "finished"
 model.safetensors    weights of the best validation epoch
+item_llm/            the trained item LLM, where there is one: an ordinary transformers folder
 data/                histories, splits and catalogue: all that recommending needs
 history.jsonl        one line an epoch
 checkpoints/         what an interrupted training goes on from
@@ -19,13 +20,14 @@ from hllm.artifacts import read_document, read_json
 from hllm.config import make_config
 from hllm.data.folder import own_names, remove_dataset
 from hllm.errors import ArtifactError, ConfigError
+from hllm.items.encoders.hub import ITEM_LLM
 from hllm.train.checkpoint import LAST, drop_other_bests, read_identity
 
 if TYPE_CHECKING:
     from hllm.data.dataset import Dataset
 
 FORMAT, VERSION = "hllm-run", 2
-OURS = {"config.json", "model.safetensors", "data", "history.jsonl", "checkpoints"}
+OURS = {"config.json", "model.safetensors", "data", "history.jsonl", "checkpoints", ITEM_LLM}
 AGAIN = "train again, with --overwrite"
 MADE_LATER = {"metrics.json", "ranks", "report.html", "examples.json", "README.md"}
 

@@ -27,7 +27,7 @@ def settled(data: Dataset, config: Config) -> Config:
     lazy = False
     if training.optimizer == "adamw" and config.objective.loss in ("in_batch", "sampled"):
         counts, tokens = data.train_counts(), longest_batch(data.train_histories(), config)
-        few = LAZY_FACTOR * most_items(config.objective, tokens) < np.count_nonzero(counts)
+        few = LAZY_FACTOR * most_items(config.objective, tokens) < int(np.count_nonzero(counts))
         lazy = few and takes_batch_items(counts, config.objective, tokens)
     return config.model_copy(update={"id_updates": "lazy" if lazy else "dense"})
 

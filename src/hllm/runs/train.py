@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from hllm.config import Config
+from hllm.data.batches.queries import eval_queries
 from hllm.data.batches.training import TrainLoader
 from hllm.data.dataset import Dataset
 from hllm.errors import DataError
@@ -20,12 +21,16 @@ from hllm.runs.build import build_network
 from hllm.runs.folder import as_of_now, check_folder, clear_run
 from hllm.runs.record import check_identity, identity_of
 from hllm.runs.settle import longest_batch, settled
+from hllm.runs.warm_start import start_from
 from hllm.train.checkpoint import read_identity
+from hllm.train.config import TrainingConfig
 from hllm.train.trainer import FitResult, Trainer
 
 if TYPE_CHECKING:
     from hllm.data.dataset import Histories
     from hllm.items.embed import ItemEmbeddings
+
+VALIDATION_SCORES = 10**10  # users x candidates, above which a sample of the users is validated on
 
 
 def train_network(
@@ -72,9 +77,15 @@ def make_trainer(
     """Everything that a training of `config` on `data` takes, freshly initialised."""
     config = settled(data, config)
     training, max_len = config.training, parse_max_len(config.training.max_len)
-    network = build_network(data, config, embeddings).to(device)
+    network = build_network(data, config, embeddings, device)
+    if training.init_from is not None:
+        start_from(network, Path(training.init_from), data)
     counts = data.train_counts()
-    views = make_views(counts, config.objective, longest_batch(histories, config), training.seed, device)
+    # A step of a live source costs what it encodes: never more than the loss needs.
+    sampled = config.objective.loss in ("sampled", "in_batch")
+    whole = False if config.items.live and sampled else None
+    most = longest_batch(histories, config)
+    views = make_views(counts, config.objective, most, training.seed, device, whole)
     of_batch = isinstance(views, BatchItems)
     loader = TrainLoader(
         histories,
@@ -88,7 +99,9 @@ def make_trainer(
 
     def validate(model: Network) -> dict[str, float]:
         ks = sorted({10, int(training.valid_metric.partition("@")[2])})
-        return evaluate(model, data, "validation", ks, max_len=max_len, bootstrap=0, details=False).values
+        sample: dict[str, Any] = {"users": validation_users(data, training), "sample_seed": training.seed}
+        found = evaluate(model, data, "validation", ks, max_len=max_len, bootstrap=0, details=False, **sample)
+        return found.values
 
     return Trainer(
         network,
@@ -100,10 +113,27 @@ def make_trainer(
         device=device,
         runtime=config.runtime,
         lazy=training.id_updates == "lazy",
+        drop_similar=config.objective.drop_similar,
         folder=folder,
         identity=identity,
         show=show,
     )
+
+
+def validation_users(data: Dataset, training: TrainingConfig) -> int | None:
+    """How many users are ranked in a validation while training; None for everyone (`valid_users`)."""
+    queries = eval_queries(data, "validation")
+    everyone, wanted = len(np.unique(queries.users)), training.valid_users
+    if wanted is None:
+        scores = len(queries) * data.n_candidates
+        wanted = max(1, everyone * VALIDATION_SCORES // scores) if scores > VALIDATION_SCORES else everyone
+    return wanted if wanted < everyone else None
+
+
+def checkpoint_rule(data: Dataset, training: TrainingConfig) -> str:
+    """How the weights to keep are chosen: `best validation ndcg@10`, and of how many users where of a sample."""
+    n = validation_users(data, training)
+    return f"best validation {training.valid_metric}" + ("" if n is None else f" of {n:,} sampled users")
 
 
 def check_trainable(data: Dataset, histories: Histories) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from hllm.artifacts import read_metadata, read_tensors, write_tensors
 from hllm.errors import ArtifactError
+from hllm.items.source.live import LiveText
 from hllm.train.optim import Optimizer, WeightAverage
 
 LAST = "last.safetensors"
@@ -47,6 +48,13 @@ def trained(network: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]
     """The parameters that training changes, by name, those updated lazily included."""
     lazy = {id(part.weight) for part in optimizer.lazy}
     return {name: p for name, p in network.named_parameters() if p.requires_grad or id(p) in lazy}
+
+
+def fitted(network: nn.Module) -> dict[str, Tensor]:
+    """What was fitted on the first vectors of a live item LLM: later it could not be fitted again."""
+    live = (f"{name}.whitening." for name, part in network.named_modules() if isinstance(part, LiveText))
+    prefixes = tuple(live)
+    return {name: b for name, b in network.named_buffers() if prefixes and name.startswith(prefixes)}
 
 
 def save_checkpoint(
@@ -81,9 +89,12 @@ def _state(network: nn.Module, optimizer: Optimizer, average: WeightAverage | No
     tensors = {f"model.{name}": value.detach() for name, value in trained(network, optimizer).items()}
     for parameter in optimizer.parameters:
         for key, value in optimizer.dense.state.get(parameter, {}).items():
-            tensors[f"optim.{key}.{names[parameter]}"] = value
+            tensors[f"optim.{key}.{names[parameter]}"] = torch.as_tensor(
+                value
+            )  # 8-bit states count in integers
     for i, part in enumerate(optimizer.lazy):
         tensors |= {f"lazy.{i}.{key}": value for key, value in part.rows.state_dict().items()}
+    tensors |= {f"fitted.{name}": value for name, value in fitted(network).items()}
     if average is not None:
         pairs = zip(average.parameters, average.average, strict=True)
         tensors |= {f"ema.{names[parameter]}": value for parameter, value in pairs}
@@ -135,7 +146,10 @@ def load_checkpoint(
     for key in {name.split(".", 1)[0] for name in part("optim.")}:
         for name, value in part(f"optim.{key}.").items():
             # AdamW's fused form wants its step counters beside the weights.
-            optimizer.dense.state[parameters[name]][key] = value.to(device)
+            counts = key == "step" and not value.is_floating_point()
+            optimizer.dense.state[parameters[name]][key] = int(value) if counts else value.to(device)
+    for name, value in fitted(network).items():
+        value.copy_(part("fitted.")[name])
     for i, lazy in enumerate(optimizer.lazy):
         lazy.rows.load_state_dict({key: value.to(device) for key, value in part(f"lazy.{i}.").items()})
     if average is not None:

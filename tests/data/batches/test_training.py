@@ -9,7 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hllm.data.batches.queries import eval_queries, history_queries, last_queries, query_batches
+from hllm.data.batches.queries import (
+    eval_queries,
+    history_queries,
+    last_queries,
+    query_batch,
+    query_batches,
+)
 from hllm.data.batches.training import TrainLoader, budget_slices, random_windows
 from hllm.data.dataset import Dataset, Histories
 from hllm.testing import world
@@ -173,3 +179,16 @@ def test_blocks_of_users_and_slices(millis: Dataset) -> None:
     timed = history_queries([[1], [2, 3]], [[5], [6, 7]])
     ((_, batch),) = query_batches(timed, None)
     assert batch.times.tolist() == [5, 6, 7]
+
+
+def test_histories_with_and_without_times_are_never_one_batch() -> None:
+    queries = history_queries([[1], [2, 3], [], [3], [4]], [[5], [6, 7], None, None, [8]])
+    batches = [(part, batch.clock, batch.times.tolist()) for part, batch in query_batches(queries, None)]
+    assert batches == [
+        (slice(0, 2), True, [5, 6, 7]), (slice(2, 4), False, [0]), (slice(4, 5), True, [8])
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="with times and without"):
+        query_batch(queries, slice(0, 4), None)
+    assert next(query_batches(history_queries([[1]]), None))[1].clock is False
+    kept = queries.take(np.array([4, 0]))
+    assert [b.times.tolist() for _, b in query_batches(kept, None)] == [[8, 5]]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +24,8 @@ QUERY_TOKENS = (
 class Queries:
     """What to rank for: users with the history before a held-out event. Q queries.
 
-    The history of query i is `tokens[starts[i]:ends[i]]`, the whole of it, whatever the window.
+    The history of query i is `tokens[starts[i]:ends[i]]`, the whole of it, whatever the window. Where `clock` is
+    False its times are none, and say nothing.
     """
 
     users: np.ndarray  # int64 (Q,) dataset rows; -1 for anonymous users
@@ -34,9 +35,21 @@ class Queries:
     tokens: np.ndarray  # int32 (N,)
     times: np.ndarray  # int64 (N,) in the dataset's unit
     time_unit: str = "s"
+    clock: np.ndarray | None = None  # bool (Q,); None: every history has times
 
     def __len__(self) -> int:
         return len(self.users)
+
+    def take(self, rows: np.ndarray) -> Queries:
+        """The queries `rows` int64 (n,), over the same arrays of events."""
+        return replace(
+            self,
+            users=self.users[rows],
+            targets=self.targets[rows],
+            starts=self.starts[rows],
+            ends=self.ends[rows],
+            clock=None if self.clock is None else self.clock[rows],
+        )
 
     def history_pairs(self, part: slice) -> tuple[np.ndarray, np.ndarray]:
         """(row inside `part`, token) int64 pairs of every event in the whole histories of `part`."""
@@ -74,30 +87,41 @@ def eval_queries(dataset: Dataset, split: str) -> Queries:
 
 
 def last_queries(dataset: Dataset, rows: np.ndarray) -> Queries:
-    """Queries for what comes after the whole history of the users in `rows`; no target."""
+    """Queries for what comes after the whole history of the users in `rows`; no target.
+
+    Row -1 is somebody unknown, without any history.
+    """
     rows = np.asarray(rows, dtype=np.int64)
     offsets = np.asarray(dataset.offsets)
+    known = rows >= 0
     return Queries(
         users=rows,
         targets=np.zeros(len(rows), dtype=np.int64),
-        starts=offsets[rows].astype(np.int64),
-        ends=offsets[rows + 1].astype(np.int64),
+        starts=np.where(known, offsets[rows], 0).astype(np.int64),
+        ends=np.where(known, offsets[rows + 1], 0).astype(np.int64),
         tokens=dataset.tokens,
         times=dataset.times,
         time_unit=dataset.meta["time_unit"],
     )
 
 
-def history_queries(histories: list[list[int]], times: list[list[int]] | None = None) -> Queries:
-    """Queries for anonymous users, given the tokens of their histories, oldest first."""
+def history_queries(
+    histories: Sequence[Sequence[int]],
+    times: Sequence[Sequence[int] | None] | None = None,
+    time_unit: str = "s",
+) -> Queries:
+    """Queries for anonymous users, given the tokens of their histories, oldest first, and times where there are any."""
     lengths = np.array([len(h) for h in histories], dtype=np.int64)
     ends = np.cumsum(lengths)
     flat = np.array([t for h in histories for t in h], dtype=np.int32)
-    clock = (
-        np.zeros(len(flat), np.int64) if times is None else np.array([t for h in times for t in h], np.int64)
-    )
     none = np.zeros(len(histories), dtype=np.int64)
-    return Queries(none - 1, none, ends - lengths, ends, flat, clock)
+    given: Sequence[Sequence[int] | None] = [None] * len(histories) if times is None else times
+    moments = np.zeros(len(flat), dtype=np.int64)
+    for start, end, row in zip(ends - lengths, ends, given, strict=True):
+        if row is not None:
+            moments[start:end] = row
+    clock = np.array([row is not None for row in given], dtype=bool)
+    return Queries(none - 1, none, ends - lengths, ends, flat, moments, time_unit, clock)
 
 
 def query_batches(
@@ -112,22 +136,27 @@ def query_batches(
 
 
 def query_parts(queries: Queries, max_len: int | None, batch_users: int = 512) -> Iterator[slice]:
-    """Slices of neighbouring queries, whose events together fit into a batch."""
+    """Slices of neighbouring queries, whose events together fit into a batch, all with times or all without."""
     lengths = np.asarray(queries.ends) - np.asarray(queries.starts)
     total = np.cumsum(lengths if max_len is None else np.minimum(lengths, max_len))
+    changes = [] if queries.clock is None else (np.flatnonzero(np.diff(queries.clock)) + 1).tolist()
     first = 0
-    while first < len(lengths):
-        before = total[first - 1] if first else 0
-        last = int(np.searchsorted(total, before + QUERY_TOKENS, side="right"))
-        last = min(max(last, first + 1), first + batch_users)
-        yield slice(first, min(last, len(lengths)))
-        first = last
+    for end in [*changes, len(lengths)]:
+        while first < end:
+            before = total[first - 1] if first else 0
+            last = int(np.searchsorted(total, before + QUERY_TOKENS, side="right"))
+            last = min(max(last, first + 1), first + batch_users, end)
+            yield slice(first, last)
+            first = last
 
 
 def query_batch(
     queries: Queries, part: slice, max_len: int | None, device: torch.device | str = "cpu"
 ) -> Batch:
-    """The last `max_len` events of the queries in `part`, packed."""
+    """The last `max_len` events of the queries in `part`, packed. ValueError where only some have times."""
+    clock = True if queries.clock is None or not len(queries) else bool(queries.clock[part].all())
+    if queries.clock is not None and clock != bool(queries.clock[part].any()):
+        raise ValueError("a batch has histories with times and without; cut it by `query_parts`")
     ends = torch.from_numpy(np.array(queries.ends[part]))
     lengths = ends - torch.from_numpy(np.array(queries.starts[part]))
     if max_len is not None:
@@ -141,6 +170,7 @@ def query_batch(
         times=torch.from_numpy(np.asarray(queries.times[index], dtype=np.int64) // unit),
         targets=torch.zeros_like(tokens),
         offsets=offsets_of(lengths),
+        clock=clock,
         host_lengths=lengths,
     )
     return batch.to(device)
