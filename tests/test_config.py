@@ -99,7 +99,7 @@ def test_bad_assignments(pair: str, message: str) -> None:
         ({"lr": 0.1}, r"unknown setting 'lr'.*; valid: .*learning_rate"),
         ({"dropout": 1.5}, r"setting dropout=1.5: .*less than 1"),
         ({"dropout": float("nan")}, r"setting dropout=nan"),
-        ({"pooling": "max"}, r"setting pooling='max': .*'mean' or 'last'"),
+        ({"pooling": "max"}, r"unknown pooling 'max'; valid: mean, last, cls"),
         ({"epochs": "many"}, r"setting epochs='many': .*integer"),
         ({"valid_metric": "auc"}, r"setting valid_metric='auc'"),
         ({"d_model": 100, "n_heads": 3}, r"d_model=100 is not a multiple of n_heads=3"),

@@ -14,6 +14,7 @@ from typing import Any, Self
 import yaml
 from pydantic import Field, model_validator
 
+from hllm.arguments import path, text
 from hllm.errors import ConfigError, nearest, unknown
 from hllm.items.config import ItemsConfig
 from hllm.losses.config import ObjectiveConfig
@@ -51,7 +52,7 @@ class Config(Settings):
                 "vectors' own width is the model's, so both are null, or neither"
             )
         user_model = self.users.user_model
-        if d_model is None and (user_model in ("gated", "hstu", "sasrec") or self._own_llm):
+        if d_model is None and (user_model not in ("rechub", "llm") or self._own_llm):
             raise ConfigError(
                 f"user_model={user_model!r} needs a d_model and an adapter_hidden; d_model is null"
             )
@@ -319,7 +320,7 @@ def load_config(
     Raises ConfigError for an unknown preset or key (with the nearest valid name), for a value of
     the wrong type or range, and for a setting of the file or the overrides that has no effect.
     """
-    given = {} if file is None else spread(_read_yaml(Path(file)))
+    given = {} if file is None else spread(_read_yaml(path("file", file)))
     given |= spread(overrides or {})
     preset = given.pop("preset", preset)
     if not isinstance(preset, str) or preset not in PRESETS:
@@ -349,12 +350,13 @@ def parse_assignments(pairs: list[str]) -> dict[str, Any]:
     """
     values = {}
     for pair in pairs:
-        key, equals, text = pair.partition("=")
+        text("an assignment", pair)
+        key, equals, written = pair.partition("=")
         if not equals:
             raise ConfigError(f"--set {shown(pair)} is not key=value, for example --set epochs=20")
         key = key.strip()
         name = key if key in SECTIONS else dotted_name(key).rpartition(".")[2]
-        values[name] = _scalar(text)
+        values[name] = _scalar(written)
     return values
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +13,8 @@ import numpy as np
 import torch
 
 from hllm import hardware
+from hllm.arguments import flag, whole
+from hllm.arguments import path as checked_path
 from hllm.artifacts import locked
 from hllm.config import Config, load_config
 from hllm.data.dataset import Dataset
@@ -25,6 +27,7 @@ from hllm.items.trained import TrainedLLM
 from hllm.models.hllm import Network
 from hllm.recommend.frames import to_frame
 from hllm.recommend.left_out import LeftOut
+from hllm.recommend.only import hidden_items, with_columns
 from hllm.recommend.queries import queries_of_histories, queries_of_titles, queries_of_users
 from hllm.recommend.session import Session
 from hllm.runs.auto_batch import BatchSize, probe, with_fitting_batch
@@ -42,7 +45,7 @@ if TYPE_CHECKING:
     from hllm.items.embed import ItemEmbeddings
 
 
-@dataclass
+@dataclass(repr=False)
 class Recommender:
     """A model with its configuration; after `fit` or `from_pretrained` it recommends.
 
@@ -82,11 +85,16 @@ class Recommender:
         stopped. Raises TrainingError for NaN or collapsed vectors, DeviceError for a missing
         device, ArtifactError where another process is writing `out`.
         """
+        folder, resume = None if out is None else checked_path("out", out), flag("resume", resume)
+        check_dataset(data)
+        if embeddings is not None and not hasattr(embeddings, "spec"):
+            raise ConfigError(
+                f"embeddings is a {type(embeddings).__name__}, not what hllm.embed(data) returns"
+            )
         target = hardware.pick_device(device)
         embeddings = prepared(data, self.config, embeddings)
         if embeddings is None:
             embeddings = _embeddings(data, self.config, device, progress)
-        folder = None if out is None else Path(out)
         self.config = settled(data, self.config)
         record = new_record(data, self.config, embeddings)
         if folder is not None:
@@ -121,6 +129,8 @@ class Recommender:
         Raises ConfigError for another dataset, an unknown split or k.
         """
         network, own = self._ready()
+        if data is not None:
+            check_dataset(data)
         if data is not None and data.fingerprint != own.fingerprint:
             raise ConfigError(
                 f"this model was trained on {own.meta['name']} {own.fingerprint[:12]}, not on "
@@ -131,10 +141,10 @@ class Recommender:
             own,
             split,
             check_ks(k),
-            keep_seen=keep_seen,
+            keep_seen=flag("keep_seen", keep_seen),
             candidates=candidates,
             max_len=self.config.training.max_len,
-            bootstrap=bootstrap,
+            bootstrap=whole("bootstrap", bootstrap, 0),
             name=self.config.preset,
             seeds=(self.config.training.seed,),
             checkpoint=checkpoint_rule(own, self.config.training),
@@ -153,6 +163,8 @@ class Recommender:
         exclude: Sequence[Any] = (),
         candidates: str | Sequence[Any] = "interacted",
         unknown: str = "error",
+        only: Mapping[str, Any] | None = None,
+        columns: Sequence[str] = (),
     ) -> pl.DataFrame:
         """The best `k` items a user: a frame `user_id, item_id, score, rank`, ids as the dataset has them.
 
@@ -161,14 +173,15 @@ class Recommender:
         by title), `split` ("test": every test user from the history before the held-out item); all known
         users if none is given. Items of the history are left out unless `keep_seen`.
         `candidates="catalogue"` includes items without any event, a list of item ids only those; added
-        items always compete otherwise.
+        items always compete otherwise. `only={"genres": "Comedy"}` keeps the items with that value, or label, in a
+        column of the items; `columns=["title"]` adds columns of the items to the frame.
 
         `unknown` is for users who are unknown or have no history, and for unknown items in a history:
         "error" raises DataError naming all of them, "skip" leaves them out, "popular" gives such users
         the most popular items. What is prepared stays for the next call.
         """
         return self.recommend_noted(
-            users, history, times, titles, split, k, keep_seen, exclude, candidates, unknown
+            users, history, times, titles, split, k, keep_seen, exclude, candidates, unknown, only, columns
         )[0]
 
     def recommend_noted(
@@ -183,6 +196,8 @@ class Recommender:
         exclude: Sequence[Any],
         candidates: str | Sequence[Any],
         unknown: str,
+        only: Mapping[str, Any] | None = None,
+        columns: Sequence[str] = (),
     ) -> tuple[pl.DataFrame, list[str]]:
         """`recommend`, and a line on each kind of what was unknown or empty, and what became of it."""
         _, data = self._ready()
@@ -202,10 +217,10 @@ class Recommender:
             rest = np.setdiff1d(np.arange(len(queries)), empty)
             queries, names, empty = queries.take(rest), [names[row] for row in rest], empty[:0]
         self._say_what_clocks_are_assumed(queries)
-        chosen = session.candidates(candidates, exclude)
-        return to_frame(
-            session.top(queries, check_k(k), chosen, keep_seen, empty), names, data
-        ), left_out.notes
+        hidden = exclude if only is None else hidden_items(data, exclude, only)
+        chosen = session.candidates(candidates, hidden)
+        top = session.top(queries, check_k(k), chosen, flag("keep_seen", keep_seen), empty)
+        return with_columns(to_frame(top, names, data), data, columns), left_out.notes
 
     def _session(self) -> Session:
         """The session of the last call, as long as model, data and settings are the same."""
@@ -261,15 +276,45 @@ class Recommender:
     def save_pretrained(self, path: Path | str) -> None:
         """Write a run folder: all that recommending needs, and what the run was."""
         network, data = self._ready()
-        self.item_llm = write_run(Path(path), network, self.config, data, self.record, self.item_llm)
+        self.item_llm = write_run(
+            checked_path("path", path), network, self.config, data, self.record, self.item_llm
+        )
         if self.item_llm is not None:
             self.record = replace(self.record, embeddings=self.item_llm.spec)
 
     @classmethod
     def from_pretrained(cls, path: Path | str, device: str = "auto") -> Recommender:
         """Load a run folder. Raises ArtifactError, with the next command, for anything else."""
-        network, config, data, record = read_run(Path(path), hardware.pick_device(device))
-        return cls(config, network, data, record, trained_llm(Path(path), record))
+        folder = checked_path("path", path)
+        network, config, data, record = read_run(folder, hardware.pick_device(device))
+        return cls(config, network, data, record, trained_llm(folder, record))
+
+    def __repr__(self) -> str:
+        return f"Recommender({', '.join(f'{name}: {text}' for name, text in self._described().items())})"
+
+    def _repr_html_(self) -> str:
+        """A small table for notebooks."""
+        from html import escape
+
+        cells = "".join(
+            f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>"
+            for name, text in self._described().items()
+        )
+        return f"<table><caption>recommender</caption>{cells}</table>"
+
+    def _described(self) -> dict[str, str]:
+        """What it is, in a few words."""
+        found = {"preset": self.config.preset, "items": self.config.items.item_llm or "ids alone"}
+        if self.network is None or self.dataset is None:
+            return found | {"state": "not trained"}
+        weights = sum(p.numel() for p in self.network.parameters())
+        found["trained on"] = f"{self.dataset.meta['name']}, {self.dataset.n_catalogue:,} items"
+        if self.record.best:
+            value = self.record.best["value"]
+            found["best epoch"] = (
+                f"{self.record.best['epoch']} ({self.config.training.valid_metric} {value:.4f})"
+            )
+        return found | {"weights": f"{weights:,}"}
 
     def _ready(self) -> tuple[Network, Dataset]:
         if self.network is None or self.dataset is None:
@@ -277,6 +322,15 @@ class Recommender:
                 "this recommender is not trained yet: call fit(data), or Recommender.from_pretrained(RUN)"
             )
         return self.network, self.dataset
+
+
+def check_dataset(data: Any) -> None:
+    """ConfigError for anything but a dataset, such as its path or its tables."""
+    if not isinstance(data, Dataset):
+        raise ConfigError(
+            f"data is a {type(data).__name__}, not a dataset; open one by hllm.load_dataset(FOLDER), or make one by "
+            "hllm.Dataset.from_tables(interactions, items)"
+        )
 
 
 def fit_run(
@@ -327,7 +381,7 @@ def evaluate_run(
 ) -> tuple[dict[str, Metrics], dict[str, dict[str, Metrics]]]:
     """Metrics of a trained recommender and of baselines on each split that has anyone to evaluate.
 
-    `baselines`: names, or True for those that are shown unless others are asked for, and False for none.
+    `baselines`: names, or True for the usual three and False for none.
     """
     from hllm.baselines.fit import SHOWN, fit_baseline
 
@@ -353,9 +407,11 @@ def _embeddings(data: Dataset, config: Config, device: str, progress: bool) -> I
     items = config.items
     if items.item_llm is None:
         return None
-    from hllm.items.embed import resolve
+    from hllm.items.fused import resolve_fields
 
-    wanted = resolve(data, items.item_llm, items.pooling, items.prompt, items.text_fields)
+    wanted = resolve_fields(
+        data, items.fusion, items.item_llm, items.pooling, items.prompt, items.text_fields
+    )
     try:
         return wanted.load()
     except AmbiguousError:

@@ -32,7 +32,12 @@ def test_embed_says_what_it_did_and_what_is_next(dataset, capsys):
     "options, message",
     [
         (["--item-llm", "smollm2"], "unknown item LLM 'smollm2' (did you mean"),
-        (["--pooling", "cls"], "unknown pooling 'cls'; valid: mean, last"),
+        (["--pooling", "max"], "unknown pooling 'max'; valid: mean, last, cls"),
+        (["--pooling", "item-token"], "only a trained item LLM has"),
+        (["--quantize", "3bit"], "unknown quantize '3bit' (did you mean '8bit'?); valid: none, 8bit, 4bit"),
+        (["--long-text", "short"], "unknown long_text 'short'; valid: cut, bm25"),
+        (["--item-llm", "tfidf", "--quantize", "8bit"], "tfidf is no language model"),
+        (["--dtype", "int4"], "unknown precision 'int4'"),
         (["--fields", "name"], "unknown text field 'name'; valid: item_id, title, genres"),
         (["--device", "gpu"], "unknown device 'gpu'"),
         (["--precision", "int4"], "unknown precision 'int4'"),
@@ -76,3 +81,21 @@ def test_training_reads_the_embeddings_once(tmp_path, monkeypatch, capsys, seeds
     options = ["--preset", "demo", "--device", "cpu", "--seeds", str(seeds), "--out", str(tmp_path / "run")]
     assert main(["train", str(data.path), *settings, *options]) == 0, capsys.readouterr().err
     assert len(read) == 1
+
+
+def test_list_prints_item_llms_or_what_a_dataset_has(dataset, capsys):
+    assert main(["embed", "--list"]) == 0
+    out = capsys.readouterr().out
+    line = next(line for line in out.splitlines() if line.split()[:1] == ["baichuan2-base"])
+    assert "baichuan-inc/Baichuan2-7B-Base" in line
+    assert line.split()[-4:] == ["28.0", "14.0", "7.0", "3.5"]
+    assert main(["embed", str(dataset), "--list"]) == 0
+    assert "no embeddings yet; next: hllm embed" in capsys.readouterr().out
+    assert main(["embed", str(dataset), "--item-llm", "random", "--device", "cpu"]) == 0
+    capsys.readouterr()
+    assert main(["embed", str(dataset), "--list"]) == 0
+    assert re.fullmatch(
+        r"[0-9a-f]{16}  256 dimensions, random, fields title,genres\n", capsys.readouterr().out
+    )
+    assert main(["embed"]) == 2
+    assert "name a dataset folder" in capsys.readouterr().err

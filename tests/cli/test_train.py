@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 
@@ -64,7 +65,7 @@ def command(world_folder: Path, small: list[str]) -> Callable[..., list[str]]:
     return make
 
 
-def test_a_run_folder_holds_everything(run_folder: Path) -> None:
+def test_a_run_folder_holds_everything(run_folder: Path, world_folder: Path) -> None:
     assert {p.name for p in run_folder.iterdir()} == FILES
     record = read_json(run_folder / "config.json")
     assert record["config"]["preset"] == "sasrec" and record["config"]["training"]["max_len"] == 12
@@ -75,6 +76,16 @@ def test_a_run_folder_holds_everything(run_folder: Path) -> None:
     metrics = read_json(run_folder / "metrics.json")
     assert set(metrics) == {"validation", "test", "baselines"}
     assert metrics["validation"]["ndcg@10"] == pytest.approx(record["best"]["value"], abs=1e-12)
+    for split in ("validation", "test"):
+        told = metrics[split]["checkpoint"]
+        assert told == {"epoch": record["best"]["epoch"], "rule": "best validation ndcg@10"}
+    by_user = pl.read_parquet(run_folder / "ranks" / "test.parquet")
+    assert by_user.columns == ["user_id", "item_id", "rank", "tied"] and len(by_user) == 60
+    assert (by_user["rank"] <= 10).mean() == pytest.approx(metrics["test"]["hr@10"])
+    assert by_user["tied"].mean() == metrics["test"]["protocol"]["tied_share"]
+    events = pl.read_parquet(world_folder / "interactions.parquet")
+    held_out = events.group_by("user_id", maintain_order=True).last()
+    assert by_user.select("user_id", "item_id").equals(held_out.select("user_id", "item_id"))
     ranks = Metrics.load(run_folder / "ranks" / "test.safetensors")
     assert ranks.values == {k: v for k, v in metrics["test"].items() if "@" in k}
     page = (run_folder / "report.html").read_text(encoding="utf-8")
@@ -147,6 +158,31 @@ def test_a_finished_run_is_shown_again(
     assert (run / "model.safetensors").read_bytes() != weights
 
 
+def test_a_model_below_a_baseline_is_told_so(
+    command: Callable[..., list[str]], tmp_path: Path, capsys: Capture
+) -> None:
+    run, bad = tmp_path / "run", ["--set", "learning_rate=1e-9", "--set", "epochs=1"]
+    assert main(command(run, *bad)) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("verdict: ")]
+    assert line.startswith("verdict: sasrec is below markov: ") and "test NDCG@10 0." in line
+    assert f'<p class="verdict">{line}</p>' in (run / "report.html").read_text(encoding="utf-8")
+    assert main(["evaluate", str(run), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert line in err.splitlines() and "verdict" not in out
+
+
+def test_a_long_training_on_a_cpu_is_told_before_it_starts(
+    command: Callable[..., list[str]], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hllm.runs.cpu_time.RATE", 100.0)
+    assert main(command(tmp_path / "run")) == 0
+    err = capsys.readouterr().err
+    warning = "warning: preset sasrec is made for a GPU; on this CPU its 3 epochs take about "
+    assert err.index(warning) < err.index("epoch 1/3")
+    assert main(command(tmp_path / "run")) == 0  # finished: only shown
+    assert "made for a GPU" not in capsys.readouterr().err
+
+
 def test_several_seeds(command: Callable[..., list[str]], tmp_path: Path, capsys: Capture) -> None:
     assert main(command(tmp_path / "runs", "--seeds", "2", "--set", "epochs=1")) == 0
     out = capsys.readouterr().out
@@ -186,7 +222,7 @@ def test_case_d15_ctrl_c_and_kill(
     assert done.stderr.splitlines()[-1].startswith(
         "stopped after step 4 (epoch 2); everything is saved. Go on with"
     )
-    assert "--resume" in done.stderr
+    assert done.stderr.splitlines()[-1].endswith("Go on with the same command")
     done = broken(7, "SIGKILL")
     assert done.returncode == -signal.SIGKILL
     assert "going on from its last checkpoint" in done.stderr
@@ -246,7 +282,7 @@ def test_an_unfinished_run_is_no_run_yet(
 def test_resume_goes_before_overwrite(
     command: Callable[..., list[str]], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After Ctrl-C the advice is the same command and --resume, also where that command had --overwrite."""
+    """After Ctrl-C the advice is the same command, without --overwrite where it had that; or --resume beside it."""
     step = trainer.Trainer._step
 
     def interrupted(self: Any, *arguments: Any) -> Any:
@@ -259,7 +295,7 @@ def test_resume_goes_before_overwrite(
         patch.setattr(trainer.Trainer, "_due", lambda self: True)
         patch.setattr(trainer.Trainer, "_step", interrupted)
         assert main(command(run, "--overwrite")) == 130
-    assert "Go on with the same command and --resume" in capsys.readouterr().err
+    assert "Go on with the same command, without --overwrite" in capsys.readouterr().err
     assert main(command(run, "--overwrite", "--resume")) == 0
     assert "going on from its last checkpoint" in capsys.readouterr().err
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def embed(
-    dataset: Annotated[Path, typer.Argument(help="A dataset folder, made by `hllm data prepare`.")],
+    dataset: Annotated[
+        Path | None, typer.Argument(help="A dataset folder, made by `hllm data prepare`.")
+    ] = None,
     item_llm: Annotated[
         str,
         typer.Option(
@@ -26,7 +28,11 @@ def embed(
         ),
     ] = "smollm2-135m",
     pooling: Annotated[
-        str | None, typer.Option(help="mean (for hllm-lite; if absent) or last (the reference's).")
+        str | None,
+        typer.Option(
+            help="mean (for hllm-lite; if absent), last (the reference's), cls or weighted-mean; of other layers as "
+            "mean@6, mean@last4; auto: the model's own, with its prompt, dense layers and normalisation."
+        ),
     ] = None,
     prompt: Annotated[
         str | None, typer.Option(help="Text before the fields; official prompt if absent.")
@@ -35,13 +41,32 @@ def embed(
         str | None, typer.Option(help="Text fields in order, as title,genres; else all.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
-    batch_size: Annotated[int, typer.Option(help="Items a forward pass.")] = 64,
+    precision: Annotated[
+        str, typer.Option("--precision", "--dtype", help="auto, fp32, bf16 or fp16.")
+    ] = "auto",
+    quantize: Annotated[str | None, typer.Option(help="8bit or 4bit weights, by bitsandbytes; none.")] = None,
+    attn: Annotated[
+        str | None, typer.Option(help="packed, sdpa, eager, flash_attention_2, ...; the fastest if absent.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Items a forward pass; 64, or 16,384 tokens on a GPU, if absent.")
+    ] = None,
     max_tokens: Annotated[
         int | None, typer.Option(help="Tokens of an item's text beside the prompt; 256 if absent.")
     ] = None,
+    long_text: Annotated[
+        str | None,
+        typer.Option(help="Of texts over --max-tokens: cut their end, or keep by bm25 what says most."),
+    ] = None,
+    fusion: Annotated[
+        str, typer.Option(help="Fields in one text (together), or apart: mean, mean:3,1 (weights), concat.")
+    ] = "together",
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that the model's repository brings.")
+    ] = False,
+    list_: Annotated[
+        bool, typer.Option("--list", help="List item LLMs; with DATASET the embeddings that it has.")
     ] = False,
 ) -> None:
     """Turn every item's text into a vector with a language model.
@@ -49,8 +74,14 @@ def embed(
     Encodes only what is missing: run it again after an interruption or an edited title.
     """
     from hllm.data.dataset import Dataset
+    from hllm.errors import ConfigError
     from hllm.items import embed as items
 
+    if list_:
+        _list(dataset)
+        return
+    if dataset is None:
+        raise ConfigError("name a dataset folder: hllm embed DATASET, or hllm embed --list for item LLMs")
     data = Dataset.load(dataset)
     chosen = None if fields is None else [name.strip() for name in fields.split(",") if name.strip()]
     try:
@@ -65,6 +96,11 @@ def embed(
             batch_size=batch_size,
             max_tokens=max_tokens,
             trust_remote_code=trust_remote_code,
+            quantize=quantize,
+            attn=attn,
+            revision=revision,
+            long_text=long_text,
+            fusion=fusion,
         )
     except KeyboardInterrupt as err:
         raise KeyboardInterrupt(
@@ -73,6 +109,31 @@ def embed(
     for line in summary(result):
         console.result(line)
     console.result(f"next: {train_command(dataset, result.spec, chosen)}")
+
+
+def _list(dataset: Path | None) -> None:
+    """Print the item LLMs with a short name, or what the store of a dataset holds."""
+    from hllm.items.encoders.registry import BACKBONES
+    from hllm.items.store.request import describe_spec
+    from hllm.items.store.shards import list_specs
+
+    if dataset is not None:
+        from hllm.data.dataset import Dataset
+
+        specs = list_specs(Dataset.load(dataset).embeddings_dir)
+        for spec in specs:
+            console.result(f"{spec['key']}  {spec['dim']} dimensions, {describe_spec(spec)}")
+        if not specs:
+            console.result(f"no embeddings yet; next: hllm embed {dataset}")
+        return
+    columns = ("name", "on the hub", "licence", "own pooling", "own prompt", "width", "layers")
+    precisions = ("fp32", "bf16", "8bit", "4bit")
+    rows = []
+    for short, m in BACKBONES.items():
+        memory = [f"{m.gigabytes(precision):.1f}" for precision in precisions]
+        rows.append((short, m.hub, m.licence, m.pooling, m.prompt, m.dim, m.layers, *memory))
+    title = "Item LLMs by short name; GB of weights by precision. Any other hub name, folder or GGUF file works too"
+    console.table(title, (*columns, *precisions), rows, text_columns=5)
 
 
 def train_command(dataset: Path, spec: dict[str, Any], fields: list[str] | None) -> str:
@@ -89,6 +150,8 @@ def train_command(dataset: Path, spec: dict[str, Any], fields: list[str] | None)
     defaults["prompt"] = json.dumps(OFFICIAL_PROMPT)
     if fields is not None:
         settings["text_fields"], defaults["text_fields"] = f"[{', '.join(fields)}]", None
+    if "fusion" in spec:
+        settings["fusion"], defaults["fusion"] = spec["fusion"], "together"
     command = ["hllm", "train", str(dataset)]
     for name, value in settings.items():
         if value != defaults[name]:

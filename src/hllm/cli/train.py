@@ -11,6 +11,8 @@ import typer
 from hllm.cli import console
 
 if TYPE_CHECKING:
+    import torch
+
     from hllm.config import Config
     from hllm.data.dataset import Dataset
     from hllm.items.embed import ItemEmbeddings
@@ -24,9 +26,15 @@ def train(
     config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
     set_: Annotated[list[str], typer.Option("--set", help="key=value, any number of times.")] = [],  # noqa: B006
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where an interrupted training stopped.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with an interrupted training, as the same command does anyway: before --overwrite.",
+        ),
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over, whatever --out holds.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start over, whatever run --out holds.")
+    ] = False,
     seeds: Annotated[
         int, typer.Option(min=1, help="Train this many seeds, into OUT/seed-0, OUT/seed-1, ...")
     ] = 1,
@@ -50,14 +58,14 @@ def train(
 ) -> None:
     """Train a model on a dataset, then evaluate it and the baselines.
 
-    The same command goes on after an interruption; a finished run is only shown again.
+    After an interruption the same command goes on where it stopped; a finished run is only shown again.
     """
     from hllm import hardware
     from hllm.config import load_config, parse_assignments
     from hllm.data.dataset import Dataset
     from hllm.runs.folder import read_record
 
-    hardware.pick_device(device)  # a wrong one fails before anything is said or written
+    hardware.check_device(device)  # mistakes are answered before torch is imported, where that is possible
     data = Dataset.load(dataset)
     given = parse_assignments(set_) | ({"capture": False} if no_capture else {})
     if init_from is not None:
@@ -88,30 +96,31 @@ def train_one(
     resume: bool = False,
     overwrite: bool = False,
     auto_batch: bool = False,
-    go_on: str = "the same command and --resume",
+    go_on: str | None = None,
     embeddings: ItemEmbeddings | None = None,
     baselines: bool | Sequence[str] = True,
     evaluated: bool = True,
 ) -> dict[str, Any]:
     """Train, or continue, or just show, one run; returns its metrics document.
 
-    `go_on`: what to type after Ctrl-C. `embeddings`: those to train on, if they are loaded already.
+    `go_on`: what to type after Ctrl-C (None: the same command). `embeddings`: those to train on, if loaded already.
     `baselines`, `evaluated`: as in `finish_run`.
     """
+    from hllm.runs.folder import run_state, saved_identity
+
+    state = run_state(folder)
+    embeddings = embeddings or _embeddings(data, config)  # the last that is told without torch
+
     from hllm.hardware import pick_device
     from hllm.items.store.request import describe_spec
     from hllm.pipeline import Recommender, fit_run
-    from hllm.runs.auto_batch import BatchSize, memory_needed, memory_warning
-    from hllm.runs.folder import run_state, saved_identity
+    from hllm.runs.auto_batch import BatchSize
     from hllm.runs.record import check_identity, identity_of
-    from hllm.runs.settle import choices, settled
-    from hllm.runs.train import validation_users
+    from hllm.runs.settle import settled
 
-    target = pick_device(device)  # a mistake is answered before anything is told or done
-    state = run_state(folder)
+    target = pick_device(device)
     if overwrite and not (resume and state == "unfinished"):
         state = "new"
-    embeddings = embeddings or _embeddings(data, config)
     config = settled(data, config)
     batch = BatchSize(config.training.batch_tokens, auto_batch, console.note)
     if state != "new":
@@ -133,18 +142,38 @@ def train_one(
         console.note(f"{folder} holds an interrupted run; going on from its last checkpoint")
     elif resume:
         console.note(f"nothing to resume in {folder}: training from the start")
-    if line := choices(data, config):
-        console.note(line)
-    needed = memory_needed(data, config, embeddings)
-    if warning := memory_warning(target, needed, f"--auto-batch, or {batch.advice}"):
-        console.note(f"warning: {warning}")
-    if data.queries["validation"].size and (n := validation_users(data, config.training)) is not None:
-        console.note(f"validation while training: {n:,} users, drawn by the seed (setting valid_users)")
     going_on = state == "unfinished"
+    _say_what_comes(data, config, embeddings, target, going_on, f"--auto-batch, or {batch.advice}")
+    if go_on is None:
+        go_on = "the same command, without --overwrite" if overwrite and not resume else "the same command"
     recommender = fit_run(
         data, config, folder, embeddings, batch, device=device, resume=going_on, go_on=go_on
     )
     return finish_run(recommender, folder, baselines, evaluated)
+
+
+def _say_what_comes(
+    data: Dataset,
+    config: Config,
+    embeddings: ItemEmbeddings | None,
+    target: torch.device,
+    going_on: bool,
+    advice: str,
+) -> None:
+    """What the configuration chose by itself, and warnings of too little memory or too slow a machine."""
+    from hllm.runs.auto_batch import memory_needed, memory_warning
+    from hllm.runs.cpu_time import cpu_warning
+    from hllm.runs.settle import choices
+    from hllm.runs.train import validation_users
+
+    if line := choices(data, config):
+        console.note(line)
+    if data.queries["validation"].size and (n := validation_users(data, config.training)) is not None:
+        console.note(f"validation while training: {n:,} users, drawn by the seed (setting valid_users)")
+    if warning := memory_warning(target, memory_needed(data, config, embeddings), advice):
+        console.note(f"warning: {warning}")
+    if target.type == "cpu" and not going_on and (warning := cpu_warning(data, config, embeddings)):
+        console.note(f"warning: {warning}")
 
 
 def finish_run(
@@ -156,6 +185,7 @@ def finish_run(
     """
     from hllm.artifacts import read_jsonl
     from hllm.evaluate.tables import table
+    from hllm.evaluate.verdict import verdict
     from hllm.pipeline import evaluate_run
     from hllm.report.results import write_results
 
@@ -165,6 +195,10 @@ def finish_run(
         document = write_results(recommender, folder, own, others)
         for split, metrics in own.items():
             console.output().print(table([metrics, *others[split].values()]))
+        judged = "test" if "test" in own else next(iter(own), "")
+        values = {name: metrics.values for name, metrics in others.get(judged, {}).items()}
+        if judged and (line := verdict(own[judged].name, judged, own[judged].values, values)):
+            console.result(line)
     record = recommender.record
     plans = [row["item_llm_plan"] for row in read_jsonl(folder / "history.jsonl") if "item_llm_plan" in row]
     if plans:
@@ -216,11 +250,11 @@ def _train_seeds(data: Dataset, config: Config, folder: Path, seeds: int, **opti
 
 def _baselines(names: str | None) -> bool | list[str]:
     """Names as they were typed, checked before anything is trained."""
+    if names is None or names == "none":
+        return names is None
     from hllm.baselines.fit import BASELINES
     from hllm.errors import ConfigError, unknown
 
-    if names is None or names == "none":
-        return names is None
     chosen = list(dict.fromkeys(name.strip() for name in names.split(",")))
     for name in chosen:
         if name not in BASELINES:
@@ -230,14 +264,16 @@ def _baselines(names: str | None) -> bool | list[str]:
 
 def _embeddings(data: Dataset, config: Config) -> ItemEmbeddings | None:
     """The embeddings to train on, which must be there already; a trained item LLM reads texts instead."""
-    from hllm.pipeline import prepared
-
     items = config.items
-    if items.item_llm is None or items.live:
+    if items.item_llm is None:
+        return None
+    if items.live:
+        from hllm.pipeline import prepared
+
         return prepared(data, config)
     from hllm.items.embed import load_embeddings
 
-    return load_embeddings(data, items.item_llm, items.pooling, items.prompt, items.text_fields)
+    return load_embeddings(data, items.item_llm, items.pooling, items.prompt, items.text_fields, items.fusion)
 
 
 def _with_dataset_default(

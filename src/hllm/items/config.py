@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from hllm.errors import ConfigError
+from hllm.errors import ConfigError, unknown
 from hllm.settings import Settings
+
+POOLINGS = ("mean", "last", "cls", "weighted-mean", "item-token", "auto")
+_POOLING = re.compile(r"(mean|last|cls|weighted-mean)(?:@(-?\d{1,4}|last[1-9]\d{0,3}))?|item-token|auto")
+
+
+def check_pooling(name: str) -> str:
+    """`name`, or ConfigError if it is no pooling: one of POOLINGS, all but the last two also of other layers
+    than the last ("mean@6": after block 6, "mean@-2": the last but one, "mean@last4": the mean of four)."""
+    if not isinstance(name, str) or not _POOLING.fullmatch(name):
+        raise ConfigError(unknown("pooling", name, (*POOLINGS, "mean@6 (after block 6)", "mean@last4")))
+    return name
+
+
+def split_pooling(name: str) -> tuple[str, str]:
+    """How tokens are pooled, and of which layers: ("mean", "last4") of "mean@last4", ("mean", "") of "mean"."""
+    how, _, layers = check_pooling(name).partition("@")
+    return how, layers
 
 
 class ItemsConfig(Settings):
@@ -20,9 +37,10 @@ class ItemsConfig(Settings):
     """
 
     item_llm: str | None = "smollm2-135m"
-    pooling: Literal["mean", "last"] = "mean"
+    pooling: Annotated[str, AfterValidator(check_pooling)] = "mean"
     prompt: str | None = None  # None: the official prompt of text/template.py
     text_fields: list[str] | None = None  # None: every text column, in the table's order
+    fusion: str = "together"  # or mean, mean:3,1, concat: fields apart, their vectors put together
     whiten: Literal["whiten", "center", "none"] = "whiten"
     whiten_rank: int = Field(default=256, ge=1, le=2**16)
     # Width of the adapter's hidden layer; None: no adapter, text vectors are item vectors.
@@ -68,6 +86,7 @@ class ItemsConfig(Settings):
                 "pooling": "pool",
                 "prompt": "prompt for",
                 "text_fields": "choose fields of",
+                "fusion": "put together",
                 "whiten": "whiten",
                 "whiten_rank": "whiten",
                 "adapter_hidden": "adapt",
@@ -78,11 +97,13 @@ class ItemsConfig(Settings):
         # same command, so `pooling` and `prompt` beside them are let pass.
         if is_store_key(self.item_llm):
             reason = f"item_llm={self.item_llm} is the key of a store, which says it already"
-            found |= dict.fromkeys(("pooling", "prompt", "text_fields"), reason)
+            found |= dict.fromkeys(("pooling", "prompt", "text_fields", "fusion"), reason)
             found |= dict.fromkeys(_LIVE, f"{reason}; to train its model, name that")
         elif self.item_llm in CONTROLS:
             found |= dict.fromkeys(_LIVE, f"item_llm={self.item_llm} is no language model")
-        elif not self.live:
+        elif self.live:
+            found["fusion"] = "a trained item LLM reads all fields in one text"
+        else:
             reason = (
                 "the item LLM is frozen and its vectors are read from the store; train=full or lora runs it"
             )

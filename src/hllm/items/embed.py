@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hllm import hardware
-from hllm.errors import AmbiguousError, ArtifactError, ConfigError, DataError
+from hllm.arguments import text, whole
+from hllm.errors import AmbiguousError, ArtifactError, DataError
 from hllm.items.config import is_store_key
 from hllm.items.encoders.hub import trained_settings
 from hllm.items.encoders.kinds import make_encoder
@@ -74,32 +75,63 @@ def embed(
     text_fields: Sequence[str] | None = None,
     device: str = "auto",
     precision: str = "auto",
-    batch_size: int = 64,
+    batch_size: int | None = None,
     progress: bool = True,
     max_tokens: int | None = None,
     trust_remote_code: bool = False,
+    quantize: str | None = None,
+    attn: str | None = None,
+    revision: str | None = None,
+    long_text: str | None = None,
+    fusion: str = "together",
 ) -> ItemEmbeddings:
     """Embed the text of every item of `dataset`, encoding only what its store does not hold yet.
 
     item_llm      a short name (smollm2-135m, tinyllama, ...), a hub name, a local folder or GGUF file,
                   a run whose item LLM was trained, or a control: "tfidf" (TF-IDF and SVD), "random"
-    pooling       "mean" over all tokens, or the "last" token. None: as a run's item LLM was trained, else "mean"
+    pooling       "mean" over all tokens, "weighted-mean" (weights 1, 2, 3, ...), the "last" or first ("cls") token;
+                  "mean@6" of the states after block 6, "mean@last4" of the mean of the last four; "auto": the
+                  model's own, with its prompt, dense layers and normalisation (sentence-transformers' modules.json).
+                  None: as a run's item LLM was trained, else "mean"
     prompt        None: the run's, else the official one; "" for none
     text_fields   None: the dataset's own, in their order
     precision     "fp32", "bf16", "fp16" or "auto": what this dataset's embeddings of the model already
                   have, else bf16 where the hardware is fast at it
+    batch_size    texts of a forward pass. None: 64, or packs of 16,384 tokens on a GPU
     max_tokens    longer texts are cut (and counted); tokens of the prompt not included. None: the run's, or 256
+    quantize      "8bit" or "4bit" weights (bitsandbytes), "none"; None: as what is there already, else "none"
+    attn          "packed" (without padding), or an attention of transformers ("sdpa", "eager", ...); None: the
+                  fastest. Changes rounding alone
+    revision      branch, tag or commit on the hub; the commit is recorded
+    long_text     what is kept of a text over max_tokens: its start ("cut"), or of its longest field the sentences
+                  that say most about the item ("bm25"; see `hllm.text.bm25`)
+    fusion        fields read in one text ("together"), or each in its own and their vectors averaged ("mean", with
+                  weights "mean:3,1") or laid side by side ("concat")
 
     Ctrl-C loses at most one batch, a killed process the last few seconds. Raises ConfigError for an
     invalid choice, FetchError if the model is nowhere to be had, DataError if no item has text or a
     vector is not finite, DeviceError for a missing device or too little memory, ArtifactError if another
     process writes the same store or the model cannot be used.
     """
-    asked = None if check_precision(precision) == "auto" else precision
     if max_tokens is None:
         max_tokens = int(trained_settings(canonical(item_llm)).get("max_tokens", MAX_TOKENS))
-    wanted = resolve(dataset, item_llm, pooling, prompt, text_fields, asked, max_tokens, must_exist=True)
-    return wanted.complete(device, batch_size, progress, trust_remote_code)
+    precision = check_precision(precision)
+    options = {"quantize": quantize, "long_text": long_text}
+    from hllm.items.fused import resolve_fields
+
+    wanted = resolve_fields(
+        dataset,
+        fusion,
+        item_llm,
+        pooling,
+        prompt,
+        text_fields,
+        precision=None if precision == "auto" else precision,
+        max_tokens=max_tokens,
+        must_exist=True,
+        options=options,
+    )
+    return wanted.complete(device, batch_size, progress, trust_remote_code, attn, revision)
 
 
 def load_embeddings(
@@ -108,13 +140,16 @@ def load_embeddings(
     pooling: str = "mean",
     prompt: str | None = None,
     text_fields: Sequence[str] | None = None,
+    fusion: str = "together",
 ) -> ItemEmbeddings:
     """The embeddings that `embed` made of this dataset's items. Needs neither polars nor transformers.
 
     `item_llm` may also be a store's key (16 hex digits), which settles what matches more than once.
     Raises ArtifactError, with the command to run, if they are missing, unfinished, damaged or ambiguous.
     """
-    return resolve(dataset, item_llm, pooling, prompt, text_fields).load()
+    from hllm.items.fused import resolve_fields
+
+    return resolve_fields(dataset, fusion, item_llm, pooling, prompt, text_fields).load()
 
 
 def resolve(
@@ -126,20 +161,24 @@ def resolve(
     precision: str | None = None,
     max_tokens: int | None = None,
     must_exist: bool = False,
+    options: Mapping[str, str | None] | None = None,
 ) -> Resolved:
     """What is asked for, and what of it is in the dataset's stores; see `embed` for the arguments.
 
     Raises ConfigError for an invalid choice; a local model folder may be gone unless it `must_exist`.
     """
     specs = list_specs(dataset.embeddings_dir)
+    text("item_llm", item_llm)
     if is_store_key(item_llm):
         found = [spec for spec in specs if spec["key"] == item_llm]
         request = Request.of(found[0]) if found else None
         return Resolved(dataset, request, found, specs, f"store {item_llm}")
-    if max_tokens is not None and max_tokens < 1:
-        raise ConfigError(f"max_tokens={max_tokens} must be at least 1")
+    if max_tokens is not None:
+        max_tokens = whole("max_tokens", max_tokens)
     names = dataset.meta.get("text_fields", [])
-    request = make_request(names, item_llm, pooling, prompt, text_fields, precision, max_tokens, must_exist)
+    request = make_request(
+        names, item_llm, pooling, prompt, text_fields, precision, max_tokens, must_exist, options
+    )
     found = [spec for spec in specs if request.matches(spec)]
     return Resolved(dataset, request, found, specs, describe_request(request))
 
@@ -168,26 +207,39 @@ class Resolved:
     def complete(
         self,
         device: str = "auto",
-        batch_size: int = 64,
+        batch_size: int | None = None,
         progress: bool = True,
         trust_remote_code: bool = False,
+        attn: str | None = None,
+        revision: str | None = None,
     ) -> ItemEmbeddings:
         """Encode what is missing, then read the embeddings; arguments and errors as of `embed`."""
-        if batch_size < 1:
-            raise ConfigError(f"batch_size={batch_size} must be at least 1")
-        start, target = time.perf_counter(), hardware.pick_device(device)
+        if batch_size is not None:
+            batch_size = whole("batch_size", batch_size)
+        start, device = time.perf_counter(), hardware.check_device(device)
         if self.request is None:
             self._finished()  # raises: what to run cannot be told from a key
         request = self.request
         assert request is not None
-        rendered = request.template.render_all(self.dataset.items)
+        earlier = self.found[0] if len(self.found) == 1 else {}
+        request = replace(
+            request,
+            max_tokens=earlier.get("max_tokens", MAX_TOKENS)
+            if request.max_tokens is None
+            else request.max_tokens,
+            options=request.choices(earlier),
+        )
+        rendered = request.render(self.dataset.items)
         keys = [None if text is None else text_key(text) for text in rendered]
         texts = {key: text for key, text in zip(keys, rendered, strict=True) if key and text is not None}
         if not texts:
             raise DataError(
                 f"none of the {len(keys):,} items has text in the fields {', '.join(request.fields)}"
             )
-        spec, model = self._specify(request, texts, target, trust_remote_code)
+        target = hardware.pick_device(device)  # after what is told without torch
+        spec, model = self._specify(request, texts, target, trust_remote_code, revision)
+        if model is not None:
+            spec = {**spec, "made_with": {**spec["made_with"], "attn": attn}}
         store = self._store(spec)
 
         def name_of(key: bytes) -> str:
@@ -198,7 +250,7 @@ class Resolved:
             store,
             spec,
             texts,
-            lambda: make_encoder(spec, model, target, trust_remote_code),
+            lambda: make_encoder(spec, model, target, trust_remote_code, attn),
             batch_size,
             name_of,
             progress,
@@ -241,7 +293,12 @@ class Resolved:
         )
 
     def _specify(
-        self, request: Request, texts: dict[bytes, str], device: torch.device, trust_remote_code: bool
+        self,
+        request: Request,
+        texts: dict[bytes, str],
+        device: torch.device,
+        trust_remote_code: bool,
+        revision: str | None = None,
     ) -> tuple[Spec, ModelFolder | None]:
         """The specification to complete, and the model for it (None: a control, or nothing is missing).
 
@@ -251,11 +308,13 @@ class Resolved:
         if not request.kind.is_language_model:
             return self._new_spec(request, None, device), None
         earlier = self.found[0] if len(self.found) == 1 else None
+        if revision is not None and earlier and not str(earlier["revision"]).startswith(revision):
+            earlier = None
         if earlier and not is_local(request.model) and texts.keys() <= self._store(earlier).rows.keys():
             return earlier, None
         from hllm.items.encoders.hub import find_model
 
-        source, revision = (earlier["source"], earlier["revision"]) if earlier else (None, None)
+        source, revision = (earlier["source"], earlier["revision"]) if earlier else (None, revision)
         model = find_model(request.model, trust_remote_code, source, revision)
         known = earlier or {}
         request = replace(
@@ -263,7 +322,6 @@ class Resolved:
             precision=request.precision
             or known.get("precision")
             or auto_precision(device, self.dataset.embeddings_dir),
-            max_tokens=request.max_tokens or known.get("max_tokens", MAX_TOKENS),
         )
         return self._new_spec(request, model, device), model
 
@@ -280,8 +338,13 @@ class Resolved:
             "precision": request.precision,
             "max_tokens": request.max_tokens,
             "catalogue": fingerprint if request.kind.of_catalogue else None,
+            **request.choices({}),
             **request.trained,
         }
+        if model and request.pooling == "auto":
+            from hllm.items.encoders.own import own_digest
+
+            spec["own"] = own_digest(model.path, request.model)
         made_with = {"device": str(device), "versions": hardware.describe_versions()}
         return {"key": spec_key(spec), **spec, "made_with": made_with}
 

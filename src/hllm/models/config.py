@@ -12,6 +12,7 @@ from hllm.settings import Settings, heads_of
 # Settings that a user model does not read, with the reason.
 NO_EFFECT: dict[str, dict[str, str]] = {
     "gated": {},
+    "llm": {},
     "hstu": {"ffn_hidden": "user_model=hstu has no feed-forward layer"},
     "sasrec": {
         "mask_prob": "user_model=sasrec masks no inputs",
@@ -31,15 +32,14 @@ NO_EFFECT: dict[str, dict[str, str]] = {
 
 
 class UsersConfig(Settings):
-    """The user model, each in a file of its own (models/user_models.py).
+    """The user model, each in a file of its own (models/user_models.py). "llm" is any transformers decoder.
 
     `user_llm`: a short name, hub name or folder; None: a llama of `d_model`, `n_layers`, `n_heads`, `ffn_hidden`.
     """
 
     OFF: ClassVar[dict[str, Any]] = {"mask_prob": 0.0}
 
-    # gated: ours; hstu: Zhai et al. (2024); sasrec: Kang and McAuley (2018) as published; rechub: torch-rechub's HLLM;
-    # llm: any transformers decoder
+    # gated: ours; hstu: Zhai et al. (2024); sasrec: Kang and McAuley (2018) as published; rechub: torch-rechub's HLLM
     user_model: Literal["gated", "hstu", "sasrec", "rechub", "llm"] = "gated"
     user_llm: str | None = None
     user_llm_init: Literal["pretrained", "scratch"] = "pretrained"  # scratch: the shape of user_llm alone
@@ -67,6 +67,7 @@ class UsersConfig(Settings):
     def without_effect(self) -> dict[str, str]:
         found = dict(NO_EFFECT[self.user_model])
         if self.user_model == "llm":
+            found |= {name: f"user_model=llm {why}" for name, why in _LLM.items()}
             if self.user_llm is None:
                 found["user_llm_init"] = "user_llm is null, so there are no pretrained weights"
             else:

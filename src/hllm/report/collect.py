@@ -9,6 +9,7 @@ from typing import Any
 from hllm.artifacts import read_json, read_jsonl
 from hllm.config import by_short_name
 from hllm.errors import ArtifactError
+from hllm.evaluate.verdict import verdict
 from hllm.progress import duration
 from hllm.report.data import Breakdown, ExampleUser, ModelResult, ReportData, Series, ShownItem, Slice
 
@@ -45,6 +46,9 @@ def collect(run: Path | str) -> ReportData:
         curves=_curves(history, config, record.get("best", {})),
         results=results,
         result_line=own.get("result_line", ""),
+        verdict=verdict(name, split, results[0].metrics, {r.name: r.metrics for r in results[1:]}) or ""
+        if results and results[0].is_run
+        else "",
         breakdowns=_breakdowns(own.get("slices", {})),
         users=_examples(run / EXAMPLES),
         facts={

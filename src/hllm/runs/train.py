@@ -14,6 +14,7 @@ from hllm.data.batches.training import TrainLoader
 from hllm.data.dataset import Dataset
 from hllm.errors import DataError
 from hllm.evaluate.evaluation import evaluate, parse_max_len
+from hllm.items.sound import check_vectors
 from hllm.losses.objective import make_objective
 from hllm.losses.views import BatchItems, make_views
 from hllm.models.hllm import Network
@@ -22,8 +23,8 @@ from hllm.runs.folder import as_of_now, check_folder, clear_run
 from hllm.runs.record import check_identity, identity_of
 from hllm.runs.settle import longest_batch, settled
 from hllm.runs.warm_start import start_from
-from hllm.train.checkpoint import read_identity
 from hllm.train.config import TrainingConfig
+from hllm.train.files import read_identity
 from hllm.train.trainer import FitResult, Trainer
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ def train_network(
     data.verify()
     histories = data.train_histories()
     check_trainable(data, histories)
+    if embeddings is not None and not config.items.live:
+        check_vectors(embeddings.vectors, embeddings.has_text, data.item_ids)
     config = settled(data, config)
     identity = identity_of(data, config, embeddings)
     trainer = make_trainer(data, histories, config, embeddings, device, folder, show, identity)

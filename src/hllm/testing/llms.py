@@ -20,12 +20,19 @@ def configs() -> dict[str, Any]:
     """Configurations by family: grouped heads, sliding windows and soft-capping where the family has them."""
     return {
         "llama": tf.LlamaConfig(**GROUPED),
+        "qwen2": tf.Qwen2Config(**GROUPED),
         "qwen3": tf.Qwen3Config(**GROUPED, head_dim=8),
         "mistral": tf.MistralConfig(**GROUPED, sliding_window=6),
         "gemma2": tf.Gemma2Config(**GROUPED, head_dim=8, sliding_window=6, attn_logit_softcapping=5.0),
         "gemma3": tf.Gemma3TextConfig(**GROUPED, head_dim=8, sliding_window=6),
+        "embeddinggemma": tf.Gemma3TextConfig(
+            **GROUPED, head_dim=8, sliding_window=6, use_bidirectional_attention=True
+        ),
+        "phi": tf.PhiConfig(**SMALL),
+        "phi3": tf.Phi3Config(**GROUPED),
         "gpt2": tf.GPT2Config(**GPT2, bos_token_id=1, eos_token_id=1),
         "bert": tf.BertConfig(**SMALL),
+        "roberta": tf.RobertaConfig(**{**SMALL, "pad_token_id": 1}, max_position_embeddings=130),
         "modernbert": tf.ModernBertConfig(**SMALL, local_attention=8, cls_token_id=1, sep_token_id=1),
         "mpnet": tf.MPNetConfig(**{**SMALL, "pad_token_id": 1}),
         "t5": tf.T5Config(vocab_size=258, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4),

@@ -10,8 +10,6 @@ is made anew from the dataset and its embeddings. Its header tells whose run it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,12 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hllm.artifacts import read_metadata, read_tensors, write_tensors
+from hllm.artifacts import read_tensors, write_tensors
 from hllm.errors import ArtifactError
 from hllm.items.source.live import LiveText
+from hllm.train.files import advice
 from hllm.train.optim import Optimizer, WeightAverage
-
-LAST = "last.safetensors"
 
 
 @dataclass
@@ -105,25 +102,6 @@ def _state(network: nn.Module, optimizer: Optimizer, average: WeightAverage | No
     return {k: v.clone() if v.ndim == 0 else v for k, v in tensors.items()}
 
 
-def read_identity(path: Path) -> dict[str, Any]:
-    """What a checkpoint's run was: its configuration and data. Only the header is read."""
-    with _advice():
-        metadata = read_metadata(path)
-        if "identity" not in metadata:
-            raise ArtifactError(f"cannot read {path}: it is no checkpoint")
-    identity: dict[str, Any] = metadata["identity"]
-    return identity
-
-
-@contextmanager
-def _advice() -> Iterator[None]:
-    """Say what to do about a checkpoint that cannot be read."""
-    try:
-        yield
-    except ArtifactError as err:
-        raise ArtifactError(f"{err}; start the training over with the same command and --overwrite") from err
-
-
 def load_checkpoint(
     path: Path, network: nn.Module, optimizer: Optimizer, average: WeightAverage | None
 ) -> tuple[Progress, Tensor | None]:
@@ -131,7 +109,7 @@ def load_checkpoint(
 
     Raises ArtifactError where the model is another one.
     """
-    with _advice():
+    with advice():
         tensors, metadata = read_tensors(path)
     progress = Progress(**metadata["progress"])
     if progress.finished:
@@ -175,15 +153,3 @@ def load_trained(path: Path, parameters: dict[str, nn.Parameter], values: dict[s
                 f"{tuple(parameter.shape)} here"
             )
         parameter.copy_(values[name])
-
-
-def best_path(folder: Path, epoch: int) -> Path:
-    """Where the trained weights of `epoch` lie, if they are the best."""
-    return folder / f"best-{epoch}.safetensors"
-
-
-def drop_other_bests(folder: Path, epoch: int | None) -> None:
-    """Remove best weights that the last checkpoint no longer names."""
-    for path in folder.glob("best-*.safetensors"):
-        if epoch is None or path != best_path(folder, epoch):
-            path.unlink(missing_ok=True)

@@ -63,11 +63,11 @@ class Runtime(Settings):
 
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # of matrix products in training
     capture: bool = True  # on a GPU, replay the step as a CUDA graph
-    # Compile the user model's blocks for captured steps. auto: where the training is long enough to pay for it.
-    compile: Literal["auto"] | bool = "auto"
     # How a trained item LLM's gradients are computed: by free memory, or one of items/source/caching.py's ways.
     item_gradients: Literal["auto", "graph", "checkpoint", "cache"] = "auto"
     item_chunk_tokens: int = Field(default=16_384, ge=1, le=INT_MAX)  # text tokens run at once, at most
+    # Compile the user model's blocks for captured steps. auto: where the training is long enough to pay for it.
+    compile: Literal["auto"] | bool = "auto"
     checkpoint_share: float = Field(
         default=0.02, gt=0, le=1
     )  # of the time, spent on writing checkpoints at most

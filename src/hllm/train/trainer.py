@@ -24,10 +24,7 @@ from hllm.packing import Batch
 from hllm.progress import Bar, duration, progress
 from hllm.train.captured import PaddedShape, capture
 from hllm.train.checkpoint import (
-    LAST,
     Progress,
-    best_path,
-    drop_other_bests,
     load_checkpoint,
     load_trained,
     save_checkpoint,
@@ -35,6 +32,7 @@ from hllm.train.checkpoint import (
 )
 from hllm.train.compiled import CompiledBlocks, blocks_of, is_worth_compiling
 from hllm.train.config import Runtime, TrainingConfig
+from hllm.train.files import LAST, best_path, drop_other_bests
 from hllm.train.health import (
     check_loss,
     check_masked,

@@ -75,6 +75,8 @@ def test_files_wanted_from_a_repository():
     assert set(_wanted(names, False)) == {"config.json", "model.safetensors", "tokenizer.json", "vocab.txt"}
     assert "modeling_x.py" in _wanted(names, True)
     assert "pytorch_model.bin" in _wanted(["config.json", "pytorch_model.bin"], False)
+    modules = ["1_Pooling/config.json", "2_Dense/model.safetensors", "2_Dense/config.json"]
+    assert set(modules) < set(_wanted([*names, *modules, "openvino/model.safetensors"], False))
     vocabularies = {"bpe.codes", "qwen.tiktoken", "spiece.model", "vocab.bpe", "tokenizer_config.json"}
     assert vocabularies < set(_wanted([*vocabularies, "config.json", "model.safetensors", "a.onnx"], False))
 
@@ -101,6 +103,41 @@ def test_the_hubs_cache_is_used_without_network(llama, tmp_path, monkeypatch):
     found = find_model(REPO)
     assert (found.source, found.revision) == ("hub", COMMIT)
     assert found.weights == weights_digest(llama)
+
+
+def test_a_revision_is_found_recorded_and_refused_for_a_folder(llama, tmp_path, monkeypatch, make_dataset):
+    import huggingface_hub.constants
+
+    from hllm.items.embed import embed
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    fill_hub_cache(tmp_path / "cache", llama)
+    data, options = make_dataset(), {"device": "cpu", "precision": "fp32", "progress": False}
+    made = embed(data, REPO, revision="main", **options)
+    assert made.spec["revision"] == COMMIT
+    again = embed(data, REPO, revision=COMMIT[:8], **options)
+    assert (again.stats["encoded"], again.spec["key"]) == (0, made.spec["key"])
+    with pytest.raises(FetchError, match="cannot get item LLM 'org/tiny'"):
+        embed(data, REPO, revision="v9", **options)
+    with pytest.raises(ConfigError, match="leave --revision out"):
+        embed(data, str(llama), revision="main", **options)
+
+
+def test_quantized_vectors_are_others_and_need_the_library(llama, make_dataset):
+    from hllm.items.store.request import describe_spec, make_request
+    from hllm.items.store.shards import spec_key
+
+    request = make_request(["title"], str(llama), "mean", None, None, options={"quantize": "4bit"})
+    spec = {"model": "m", "pooling": "mean", "fields": ["title"], "precision": "bf16", "source": "hub"}
+    spec |= {"max_tokens": 256, "prompt": request.prompt}
+    assert request.choices({}) == {"quantize": "4bit"}
+    assert spec_key(spec) != spec_key(spec | {"quantize": "4bit"})
+    assert "quantize 4bit" in describe_spec(spec | {"quantize": "4bit"})
+    assert not request.matches(spec | {"model": str(llama)})
+    assert request.matches(spec | {"model": str(llama), "quantize": "4bit"})
+    any_kind = make_request(["title"], str(llama), "mean", None, None)
+    assert any_kind.matches(spec | {"model": str(llama), "quantize": "4bit"})
 
 
 def test_every_place_tried_is_named(tmp_path, monkeypatch):

@@ -14,7 +14,8 @@ from hllm.testing.llms import configs, exact_norms, tiny
 
 PREFIX = [40, 41, 42, 43, 44]
 LENGTHS = torch.tensor([3, 17, 1, 9, 26])
-CARRIED = ["llama", "qwen3", "mistral", "gemma2", "gemma3", "gpt2", "bert", "modernbert"]
+CAUSAL = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "phi", "phi3", "gpt2"]
+CARRIED = [*CAUSAL, "embeddinggemma", "bert", "roberta", "modernbert"]
 PADDED = ["mpnet", "t5"]
 
 
@@ -33,7 +34,7 @@ def alone(model, ids, pooling, prefix=PREFIX):
 
 
 def pad_id(kind):
-    return 1 if kind == "mpnet" else 0
+    return 1 if kind in ("mpnet", "roberta") else 0
 
 
 @pytest.mark.parametrize("kind", CARRIED + PADDED)
@@ -51,12 +52,12 @@ def test_which_families_are_packed_and_which_share_the_prefix(kind):
     encoder = PackedEncoder(tiny(kind), "mean", PREFIX, pad_id=pad_id(kind))
     assert encoder.backbone.packed == (kind in CARRIED)
     assert bool(encoder.backbone.reason) == (kind in PADDED)
-    assert encoder.shares_prefix == (kind in ("llama", "qwen3", "mistral", "gemma2", "gemma3", "gpt2"))
+    assert encoder.shares_prefix == (kind in CAUSAL)
 
 
 @pytest.mark.parametrize("kind", CARRIED)
 def test_changing_a_text_leaves_the_others(kind):
-    encoder = PackedEncoder(tiny(kind), "mean", PREFIX)
+    encoder = PackedEncoder(tiny(kind), "mean", PREFIX, pad_id=pad_id(kind))
     before, ids = encoder(texts(), LENGTHS), texts()
     ids[3:20] = texts(1)[3:20]
     after = encoder(ids, LENGTHS)

@@ -63,6 +63,8 @@ def test_vectors_that_are_not_finite_are_refused(make_dataset, llama, monkeypatc
     made = embed(make_dataset(), str(llama), device="cpu", progress=False)
 
     class Overflowing:
+        budget = None
+
         def prepare(self, texts):
             return np.ones(len(texts), dtype=np.int64)
 

@@ -7,6 +7,7 @@ import io
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hllm.errors import ArtifactError, ConfigError
+from hllm.errors import ArtifactError, ConfigError, HLLMError, unknown
+from hllm.items.encoders import baichuan
+from hllm.items.encoders.pooling import states_of
+from hllm.items.encoders.registry import QUANTIZATIONS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PROBE = 5  # tokens of the text that finds out where a model's positions begin
@@ -32,10 +36,17 @@ class Backbone:
     pad_id: int  # filler at masked positions; an existing token, so that no table is resized
     max_length: int  # longest input, in tokens, that the model takes
     name: str = "the item LLM"  # for messages
+    layers: str = ""  # whose states are pooled (see `states_of`)
 
     def hidden(self, ids: Tensor, mask: Tensor, **extra: Any) -> Any:
-        """The model's output for `ids` and `mask` (n, length): `last_hidden_state` (n, length, dim)."""
+        """The model's output for `ids` and `mask` (n, length), of which `states` takes what is pooled."""
+        if self.layers:
+            extra["output_hidden_states"] = True
         return self.model(input_ids=ids, attention_mask=mask, **extra)
+
+    def states(self, output: Any) -> Tensor:
+        """The hidden states (n, length, dim) that are pooled."""
+        return states_of(output, self.layers)
 
 
 def load_backbone(
@@ -44,27 +55,29 @@ def load_backbone(
     device: torch.device,
     trust_remote_code: bool = False,
     name: str = "",
+    quantize: str | None = None,
+    attn: str | None = None,
     init: str = "pretrained",
 ) -> Backbone:
     """Load the model in `path` in evaluation mode, in `precision` ("fp32", "bf16", "fp16").
 
-    init="scratch" takes the shape and tokenizer alone; weights are random.
+    quantize   "8bit" or "4bit": weights held by bitsandbytes, `precision` that of the computation
+    attn       attention implementation by transformers' name, None for its choice
+    init       "scratch" takes the shape and tokenizer alone; weights are random
 
-    An encoder-decoder is used through its encoder. Raises ConfigError if the model needs its own
-    code and `trust_remote_code` is false, ArtifactError if transformers cannot load it.
+    An encoder-decoder is used through its encoder, Baichuan2 as the Llama that it is. Raises ConfigError if
+    the model needs its own code and `trust_remote_code` is false, or bitsandbytes is missing; ArtifactError
+    if transformers cannot load it.
     """
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
-
     name = name or str(path)
+    options: dict[str, Any] = {"dtype": DTYPES[precision]} | _quantised(quantize, precision, device)
+    if attn is not None:
+        options["attn_implementation"] = attn
     with quiet():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-            if init == "scratch":
-                model = AutoModel.from_config(AutoConfig.from_pretrained(path), dtype=DTYPES[precision])
-            else:
-                model = AutoModel.from_pretrained(
-                    path, dtype=DTYPES[precision], trust_remote_code=trust_remote_code
-                )
+            tokenizer, model = _load(path, trust_remote_code, options, init)
+        except HLLMError:
+            raise
         except Exception as err:  # each architecture fails in its own way
             if "trust_remote_code" in str(err):
                 raise ConfigError(
@@ -75,7 +88,9 @@ def load_backbone(
             raise ArtifactError(f"transformers cannot load item LLM {name!r} from {path}: {message}") from err
         if getattr(model.config, "is_encoder_decoder", False):
             model = model.get_encoder()
-        model = model.to(device).eval().requires_grad_(False)
+        if quantize is None:
+            model = model.to(device)
+        model = model.eval().requires_grad_(False)
         pad_id = _pad_id(tokenizer, model)
         return Backbone(
             model=model,
@@ -86,6 +101,38 @@ def load_backbone(
             max_length=_max_length(tokenizer, model, pad_id),
             name=name,
         )
+
+
+def _load(path: Path, trust_remote_code: bool, options: dict[str, Any], init: str) -> tuple[Any, Any]:
+    """Tokenizer and model of a folder."""
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    if baichuan.is_baichuan(path) and not trust_remote_code:
+        return baichuan.load_tokenizer(path), baichuan.load_model(path, init, **options)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    if init == "scratch":
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        return tokenizer, AutoModel.from_config(config, trust_remote_code=trust_remote_code, **options)
+    return tokenizer, AutoModel.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
+
+
+def _quantised(quantize: str | None, precision: str, device: torch.device) -> dict[str, Any]:
+    """Options of `from_pretrained` that hold the weights in 8 or 4 bits; ConfigError without bitsandbytes."""
+    if quantize is None:
+        return {}
+    if quantize not in QUANTIZATIONS:
+        raise ConfigError(unknown("quantization", quantize, QUANTIZATIONS))
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"--quantize {quantize} needs the library bitsandbytes: pip install bitsandbytes, or leave it out"
+        )
+    from transformers import BitsAndBytesConfig
+
+    settings: dict[str, Any] = {"load_in_8bit": True}
+    if quantize == "4bit":  # NF4 with its constants quantised too (QLoRA; Dettmers and others, 2023)
+        settings = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+        settings["bnb_4bit_compute_dtype"] = DTYPES[precision]
+    return {"quantization_config": BitsAndBytesConfig(**settings), "device_map": {"": device}}
 
 
 def hidden_size(config: Any) -> int:

@@ -29,6 +29,8 @@ class TfidfEncoder:
     dim = min(256, texts, distinct words), known after `prepare`.
     """
 
+    budget: int | None = None
+
     def __init__(self) -> None:
         self.dim = DIM
         self.truncated = np.zeros(0, dtype=bool)
@@ -49,6 +51,7 @@ class RandomEncoder:
     """Standard normal vectors (256,) drawn from the text's own hash."""
 
     dim = DIM
+    budget: int | None = None
 
     def __init__(self) -> None:
         self.texts: list[str] = []

@@ -47,6 +47,7 @@ _SETTINGS = (
     "merges.txt",
 )
 _OTHER_TOKENIZER = re.compile(r"(tokenizer|vocab|special_tokens|bpe).*|.*\.(model|codes|bpe|vocab|tiktoken)")
+_MODULE = re.compile(r"\d+_[A-Za-z]+/(config\.json|model\.safetensors|pytorch_model\.bin)")
 
 
 @dataclass(frozen=True)
@@ -114,13 +115,15 @@ def find_model(
     naming each place that was tried and what to type, ConfigError for a folder that holds no model.
     """
     if is_local(name):
+        if revision is not None:
+            raise ConfigError(f"{name} is a folder or file, which has no revisions; leave --revision out")
         return _local_model(Path(name))
     repo, package = SHORT_NAMES.get(name, name), PACKAGES.get(name)
     places: list[tuple[str, Callable[[], ModelFolder]]] = [
         ("hub cache", lambda: _cached_model(repo, revision)),
         (_endpoint(), lambda: _download(repo, revision, trust_remote_code)),
     ]
-    if package is not None:
+    if package is not None and (revision is None or source == package.source):
         packaged = (f"package {package.name}", lambda: _packaged_model(package))
         places = [packaged, *places] if source == package.source else [*places, packaged]
     failures = []
@@ -189,7 +192,8 @@ def _wanted(names: list[str], trust_remote_code: bool) -> list[str]:
     safe = [n for n in weights if n.endswith(".safetensors")]
     endings = (".json", ".txt", ".jinja") + ((".py",) if trust_remote_code else ())
     small = [n for n in names if n.endswith(endings) or _OTHER_TOKENIZER.fullmatch(n)]
-    return (safe or weights) + [n for n in small if "/" not in n]
+    modules = [n for n in names if _MODULE.fullmatch(n)]  # of sentence-transformers
+    return (safe or weights) + [n for n in small if "/" not in n] + modules
 
 
 def _packaged_model(package: Package) -> ModelFolder:
@@ -229,7 +233,7 @@ def _check_complete(path: Path) -> None:
     vocabulary file, but without any file of its own transformers makes one that knows no word.
     """
     names = {p.name for p in path.iterdir() if p.exists()}
-    missing = [name for name in _weights(path) if not (path / name).is_file()]
+    missing = [name for name in weight_files(path) if not (path / name).is_file()]
     if "config.json" not in names:
         missing.append("config.json")
     if not any(_OTHER_TOKENIZER.fullmatch(name) or name in _TOKENIZER for name in names):
@@ -238,7 +242,7 @@ def _check_complete(path: Path) -> None:
         raise ConfigError(f"{path} lacks {', '.join(missing)}")
 
 
-def _weights(path: Path) -> list[str]:
+def weight_files(path: Path) -> list[str]:
     """Names of the files that transformers reads the weights from, there or not."""
     chosen = next((name for name in _CHOICE if (path / name).is_file()), None)
     if chosen is None:  # under a name of their own, which the configuration gives (`transformers_weights`)
@@ -258,7 +262,7 @@ def weights_digest(path: Path) -> str:
     known = [n for n in names if n in _TOKENIZER + _SETTINGS]
     if not any(n in _TOKENIZER for n in known):
         known += [n for n in names if _OTHER_TOKENIZER.fullmatch(n) and n not in known]
-    chosen = _weights(path) + known + [ITEM_TOKENS] * (ITEM_TOKENS in names)
+    chosen = weight_files(path) + known + [ITEM_TOKENS] * (ITEM_TOKENS in names)
     return artifacts.digest(*(part for n in chosen for part in (n, _file_digest(path / n))))
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hllm.errors import ConfigError
+
 if TYPE_CHECKING:
     import torch
 
@@ -13,19 +15,21 @@ if TYPE_CHECKING:
     from hllm.items.encoders.hub import ModelFolder
     from hllm.items.encoders.text import Encoder
 
+PACKED = "packed"
+
 
 @dataclass(frozen=True)
 class Kind:
     """What decides the vectors of this kind of encoder, and how one is made.
 
-    make              (specification, model's folder, device, trust_remote_code) -> encoder
+    make              (specification, model's folder, device, trust_remote_code, attn) -> encoder
     title             for messages
     is_language_model prompt, pooling, precision and max_tokens have a meaning for it
     separator         stands between an item's fields
     of_catalogue      its vectors depend on all texts of the catalogue, not on their own text alone
     """
 
-    make: Callable[[Mapping[str, Any], ModelFolder | None, torch.device, bool], Encoder]
+    make: Callable[[Mapping[str, Any], ModelFolder | None, torch.device, bool, str | None], Encoder]
     title: str
     is_language_model: bool = False
     separator: str = " "  # a control splits texts into words, so fields must not run into each other
@@ -38,23 +42,46 @@ def kind_of(model: str) -> Kind:
 
 
 def make_encoder(
-    spec: Mapping[str, Any], model: ModelFolder | None, device: torch.device, trust_remote_code: bool = False
+    spec: Mapping[str, Any],
+    model: ModelFolder | None,
+    device: torch.device,
+    trust_remote_code: bool = False,
+    attn: str | None = None,
 ) -> Encoder:
-    """The encoder that makes the vectors of `spec`; `model` is None for a control."""
-    return kind_of(spec["model"]).make(spec, model, device, trust_remote_code)
+    """The encoder that makes the vectors of `spec`; `model` is None for a control.
+
+    attn   "packed": without padding; another of transformers' attention implementations by name; None: packed
+           where that is faster. Changes rounding alone.
+    """
+    return kind_of(spec["model"]).make(spec, model, device, trust_remote_code, attn)
 
 
 def _language_model(
-    spec: Mapping[str, Any], model: ModelFolder | None, device: torch.device, trust_remote_code: bool
+    spec: Mapping[str, Any],
+    model: ModelFolder | None,
+    device: torch.device,
+    trust_remote_code: bool,
+    attn: str | None,
 ) -> Encoder:
     from hllm.items.encoders.backbones import load_backbone
-    from hllm.items.encoders.text import LanguageModelEncoder
+    from hllm.items.encoders.own import own_way
+    from hllm.items.encoders.packs import PackedLanguageModelEncoder, packs_pay
 
     assert model is not None
-    backbone = load_backbone(model.path, spec["precision"], device, trust_remote_code, spec["model"])
+    own_attention = None if attn == PACKED else attn
+    quantize = spec.get("quantize")
+    backbone = load_backbone(
+        model.path, spec["precision"], device, trust_remote_code, spec["model"], quantize, own_attention
+    )
     if spec.get("item_emb_token_n") or spec.get("right_aligned"):
         return _trained(spec, model, backbone)
-    return LanguageModelEncoder(backbone, spec["pooling"], spec["prompt"], spec["max_tokens"])
+    own = own_way(model.path, spec["model"]) if spec["pooling"] == "auto" else None
+    encoder = PackedLanguageModelEncoder(backbone, spec["pooling"], spec["prompt"], spec["max_tokens"], own)
+    if attn == PACKED or (attn is None and packs_pay(device, spec["precision"])):
+        reason = encoder.try_packs()
+        if reason and attn == PACKED:
+            raise ConfigError(f"{spec['model']} cannot be run in packs ({reason}); leave --attn packed out")
+    return encoder
 
 
 def _trained(spec: Mapping[str, Any], model: ModelFolder, backbone: Backbone) -> Encoder:

@@ -4,28 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hllm.errors import ConfigError, unknown
+from hllm.errors import ConfigError, nearest
 from hllm.items.encoders import kinds
+from hllm.items.encoders.registry import BACKBONES
 
 CONTROLS = tuple(kinds.CONTROLS)
 
 # short name -> name on the hub. Any other hub name works too, and so does a local folder.
-SHORT_NAMES = {
-    "smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
-    "smollm2-360m": "HuggingFaceTB/SmolLM2-360M-Instruct",
-    "smollm2-1.7b": "HuggingFaceTB/SmolLM2-1.7B-Instruct",
-    "tinyllama": "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
-    "baichuan2": "baichuan-inc/Baichuan2-7B-Chat",
-    "llama-3.2-1b": "meta-llama/Llama-3.2-1B",
-    "qwen3-0.6b": "Qwen/Qwen3-0.6B",
-    "qwen3-embedding-0.6b": "Qwen/Qwen3-Embedding-0.6B",
-    "bge-small": "BAAI/bge-small-en-v1.5",
-    "e5-small": "intfloat/e5-small-v2",
-    "minilm": "sentence-transformers/all-MiniLM-L6-v2",
-}
+SHORT_NAMES = {short: known.hub for short, known in BACKBONES.items()}
 # The hub's names mean the same as the short ones, with their owner and without.
 _BY_HUB_NAME = {hub.lower(): short for short, hub in SHORT_NAMES.items()}
 _BY_HUB_NAME |= {hub.split("/")[1]: short for hub, short in _BY_HUB_NAME.items()}
+
+_SHORT = f"{', '.join(CONTROLS)}, or a short name as `hllm embed --list` prints them"
 
 
 def canonical(name: str, must_exist: bool = True) -> str:
@@ -52,12 +43,14 @@ def canonical(name: str, must_exist: bool = True) -> str:
             return str(path.resolve())
         raise ConfigError(
             f"item LLM folder {name!r} not found; give a folder with config.json and the weights, a .gguf "
-            f"file, a hub name such as Qwen/Qwen3-0.6B, or one of {', '.join(choices())}"
+            f"file, a hub name such as Qwen/Qwen3-0.6B, {_SHORT}"
         )
     if name.count("/") == 1 and not name.startswith("/"):
         return name
-    message = unknown("item LLM", name, choices())
-    raise ConfigError(f"{message}, a hub name such as Qwen/Qwen3-0.6B, or a local folder")
+    raise ConfigError(
+        f"unknown item LLM {name!r}{nearest(name, choices())}; valid: {_SHORT}, a hub name such as "
+        "Qwen/Qwen3-0.6B, or a local folder"
+    )
 
 
 def choices() -> list[str]:

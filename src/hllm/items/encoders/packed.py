@@ -14,12 +14,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hllm.errors import ConfigError, unknown
+from hllm.errors import ConfigError
+from hllm.items.config import split_pooling
 from hllm.items.encoders.packed_attention import Pack
 from hllm.items.encoders.packed_model import PackedModel
-from hllm.packing import offsets_of
+from hllm.packing import offsets_of, positions_in_segment
 
-POOLINGS = ("mean", "last", "cls", "item-token")
 ITEM_TOKEN_STD = 0.02  # ByteDance's
 
 
@@ -27,8 +27,9 @@ class PackedEncoder(nn.Module):
     """Vectors of texts that are given as token ids.
 
     model         a transformers PreTrainedModel without head, decoder or encoder
-    pooling       "mean" over all tokens, "last" or "cls" (first) token, "item-token" (the mean of the last
-                  layer's states at `item_token_n` learned tokens after the text)
+    pooling       "mean" over all tokens, "weighted-mean" (weights 1, 2, 3, ...; SGPT), "last" or "cls" (first)
+                  token, each also of other layers ("mean@6", "mean@last4"); "item-token" (the mean of the
+                  last layer's states at `item_token_n` learned tokens after the text)
     prefix        token ids of the prompt that every text begins with
     item_token_n  learned tokens appended to each text, from normal(0, .02) (ByteDance's `item_emb_token_n`);
                   0 unless pooling is "item-token"
@@ -49,26 +50,32 @@ class PackedEncoder(nn.Module):
         pad_id: int = 0,
     ) -> None:
         super().__init__()
-        if pooling not in POOLINGS:
-            raise ConfigError(unknown("pooling", pooling, POOLINGS))
+        how, layers = split_pooling(pooling)
+        if how == "auto":
+            raise ConfigError("pooling 'auto' is read from a model's folder; name the pooling here")
         if (pooling == "item-token") != (item_token_n >= 1):
             raise ConfigError(
                 f"pooling {pooling!r} with item_emb_token_n={item_token_n}: item-token needs >= 1"
             )
-        self.backbone = PackedModel(model, pad_id)
-        self.pooling, self.item_token_n = pooling, item_token_n
+        self.backbone = PackedModel(model, pad_id, layers)
+        self.pooling, self.how, self.item_token_n = pooling, how, item_token_n
         self.align_to = None if self.backbone.relative else align_to
         parameter = next(model.parameters())
-        self.register_buffer("prefix", torch.tensor(list(prefix), dtype=torch.long), persistent=False)
-        self.prefix = self.prefix.to(parameter.device)
+        self.register_buffer("prefix", None, persistent=False)
+        self.set_prefix(prefix)
         if item_token_n:
             tokens = torch.empty(item_token_n, self.dim, dtype=parameter.dtype).normal_(std=ITEM_TOKEN_STD)
             self.item_tokens = nn.Parameter(tokens.to(parameter.device))
+
+    prefix: Tensor
+
+    def set_prefix(self, prefix: Sequence[int]) -> None:
+        """Take `prefix` as the token ids that every text begins with from now on."""
+        device = next(self.backbone.parameters()).device
+        self.prefix = torch.tensor(list(prefix), dtype=torch.long, device=device)
         self.shares_prefix = (
             len(prefix) > 0 and self.backbone.packed and self.backbone.causal and self.align_to is None
         )
-
-    prefix: Tensor
 
     @property
     def dim(self) -> int:
@@ -122,13 +129,19 @@ class PackedEncoder(nn.Module):
         """One vector a text; a shared prefix belongs to every text's mean."""
         once = pack.prefix
         ends = pack.offsets[1:].long()[1 if once else 0 :]
-        if self.pooling == "last":
+        if self.how == "last":
             return states[ends - 1]
-        if self.pooling == "item-token":
+        if self.how == "item-token":
             back = torch.arange(-self.item_token_n, 0, device=ends.device)
             return states[ends.unsqueeze(1) + back].mean(1)
         lengths = torch.tensor(whole, device=states.device)
-        if self.pooling == "cls":
+        if self.how == "cls":
             return states[:1].expand(len(whole), -1) if once else states[ends - lengths]
+        total = lengths + once
+        if self.how == "weighted-mean":
+            steps = positions_in_segment(pack.offsets, pack.total) + 1
+            steps[once:] += once
+            states = states * steps.unsqueeze(1)
+            total = total * (total + 1) / 2
         sums = torch.segment_reduce(states[once:], "sum", lengths=lengths, unsafe=True)
-        return (sums + states[:once].sum(0)) / (lengths + once).unsqueeze(1)
+        return (sums + states[:once].sum(0)) / total.unsqueeze(1)

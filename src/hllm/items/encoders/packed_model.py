@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hllm.items.encoders import packed_attention
 from hllm.items.encoders.backbones import hidden_size, quiet
 from hllm.items.encoders.packed_attention import Pack
+from hllm.items.encoders.pooling import states_of
 from hllm.packing import pad, unpad
 
 # Largest relative difference at which two ways of computing states count as the same.
@@ -31,11 +32,12 @@ class PackedModel(nn.Module):
     causal     whether a token's state depends on the tokens before it alone
     relative   whether only differences of position ids matter (rotary embeddings)
     dim        width of the hidden states
+    layers     which states are returned (see `states_of`); "": the last layer's
     """
 
-    def __init__(self, model: nn.Module, pad_id: int = 0) -> None:
+    def __init__(self, model: nn.Module, pad_id: int = 0, layers: str = "") -> None:
         super().__init__()
-        self.model, self.pad_id = model, pad_id
+        self.model, self.pad_id, self.layers = model, pad_id, layers
         self.dim = hidden_size(model.config)
         accepted = inspect.signature(model.forward).parameters
         open_ended = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
@@ -79,7 +81,9 @@ class PackedModel(nn.Module):
 
     def _call(self, ids: Tensor | None, embeds: Tensor | None, shape: Any, **extra: Any) -> Tensor:
         inputs = {"input_ids": shape(ids)} if embeds is None else {"inputs_embeds": shape(embeds)}
-        return self.model(**inputs, **self._no_cache, **extra).last_hidden_state
+        if self.layers:
+            extra["output_hidden_states"] = True
+        return states_of(self.model(**inputs, **self._no_cache, **extra), self.layers)
 
     def _padded(self, pack: Pack, ids: Tensor | None, embeds: Tensor | None) -> Tensor:
         assert not pack.prefix, "a padded row has its own prefix"

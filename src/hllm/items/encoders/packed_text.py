@@ -16,6 +16,8 @@ class PackedTextEncoder:
     limit  tokens of a text at most, its prompt included
     """
 
+    budget: int | None = None
+
     def __init__(self, backbone: Backbone, encoder: PackedEncoder, limit: int) -> None:
         self.backbone, self.encoder, self.limit = backbone, encoder, limit
         self.dim = encoder.dim

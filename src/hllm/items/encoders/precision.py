@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from hllm import artifacts, hardware
-from hllm.errors import ConfigError, unknown
+from hllm.arguments import one_of
+
+if TYPE_CHECKING:
+    import torch
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+_ALIASES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # torch's names
 FILE = "precision.json"  # in the embeddings folder: the choice of each kind of processor met so far
 _SIZES = (64, 512, 1536)  # rows of the tiny, small and layer-sized product that are timed in turn
 _WORTH = 1.2  # bf16 must be this much faster to be worth its rounding
 
 
 def check_precision(precision: str) -> str:
-    """`precision`, or ConfigError with the valid ones."""
-    if precision not in ("auto", *PRECISIONS):
-        raise ConfigError(unknown("precision", precision, ("auto", *PRECISIONS)))
-    return precision
+    """`precision` by its short name, or ConfigError with the valid ones."""
+    known = isinstance(precision, str) and precision in _ALIASES
+    return one_of("precision", _ALIASES[precision] if known else precision, ("auto", *PRECISIONS))
 
 
 def auto_precision(device: torch.device, folder: Path) -> str:
@@ -54,6 +56,8 @@ def measure_bf16() -> float:
 
     Stops early where bf16 is hopeless; takes well under a second otherwise.
     """
+    import torch
+
     speedup, generator = 1.0, torch.Generator().manual_seed(0)
     for rows in _SIZES:
         x, w = (torch.randn(n, 576, generator=generator) for n in (rows, 1536))
@@ -65,6 +69,8 @@ def measure_bf16() -> float:
 
 
 def _best_time(x: torch.Tensor, w: torch.Tensor, repeats: int = 4) -> float:
+    import torch
+
     times = []
     for _ in range(repeats):
         start = time.perf_counter()

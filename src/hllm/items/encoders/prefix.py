@@ -53,7 +53,7 @@ class SharedPrefix:
         cache = copy.deepcopy(self.cache)  # a forward appends to it
         cache.batch_repeat_interleave(n)
         out = self.backbone.hidden(ids, mask, use_cache=True, **{self.argument: cache})
-        return torch.cat((self.states.expand(n, -1, -1), out.last_hidden_state), dim=1), mask
+        return torch.cat((self.states.expand(n, -1, -1), self.backbone.states(out)), dim=1), mask
 
 
 def share_prefix(backbone: Backbone, ids: Tensor, mask: Tensor, n_tokens: int) -> SharedPrefix | None:
@@ -71,11 +71,11 @@ def share_prefix(backbone: Backbone, ids: Tensor, mask: Tensor, n_tokens: int) -
     try:
         with quiet():
             out = backbone.hidden(ids[:1, :n_tokens], mask[:1, :n_tokens], use_cache=True)
-            prefix = SharedPrefix(backbone, getattr(out, argument), out.last_hidden_state, argument)
+            prefix = SharedPrefix(backbone, getattr(out, argument), backbone.states(out), argument)
             shared, _ = prefix.hidden(ids[:, n_tokens:], mask[:, n_tokens:])
     except Exception:  # models of others answer a cache they do not know with any error at all
         return None
-    plain = backbone.hidden(ids, mask).last_hidden_state
+    plain = backbone.states(backbone.hidden(ids, mask))
     real = mask.bool()
     scale = plain[real].abs().max()
     same = (shared[real] - plain[real]).abs().max() <= _TOLERANCE[plain.dtype] * scale

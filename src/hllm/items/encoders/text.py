@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor
 
 from hllm.errors import ArtifactError, DeviceError
-from hllm.hardware import is_out_of_memory
+from hllm.hardware import is_out_of_memory, release_memory
+from hllm.items.config import split_pooling
 from hllm.items.encoders.backbones import Backbone, table_rows
+from hllm.items.encoders.own import OwnWay
 from hllm.items.encoders.pooling import pool
 from hllm.items.encoders.prefix import SharedPrefix, common_prefix, share_prefix
 from hllm.items.encoders.tokens import token_ids, tokenise
@@ -22,6 +25,7 @@ class Encoder(Protocol):
 
     dim: int
     truncated: np.ndarray  # bool (n,): prepared texts that were cut to max_tokens
+    budget: int | None  # tokens of a batch, where batches are best counted in tokens
 
     def prepare(self, texts: list[str]) -> np.ndarray:
         """Take in the whole catalogue; return the length int64 (n,) of each text, for batching."""
@@ -31,19 +35,35 @@ class Encoder(Protocol):
 
 
 class LanguageModelEncoder:
-    """Mean or last-token states of a causal, encoder or encoder-decoder model's last layer.
+    """Pooled states of a causal, encoder or encoder-decoder model (see `hllm.items.config.check_pooling`).
 
     Texts are padded on the right by hidden, existing ids, whatever side or token the tokenizer
     prefers; the pooled vector does not depend on it. `max_tokens` counts tokens beside the prompt.
     Truncation cuts the end of the text and keeps the special tokens that the tokenizer adds after it.
+    With `own`, pooling "auto", vectors are made as it says.
     """
 
-    def __init__(self, backbone: Backbone, pooling: str, prompt: str = "", max_tokens: int = 256) -> None:
-        self.backbone, self.pooling = backbone, pooling
-        self.dim = backbone.dim
+    budget: int | None = None
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        pooling: str,
+        prompt: str = "",
+        max_tokens: int = 256,
+        own: OwnWay | None = None,
+    ) -> None:
+        how, layers = split_pooling(pooling)
+        self.own, self.poolings = own, own.poolings if own else (how,)
+        self.backbone = replace(backbone, layers=layers)
+        self.dim = own.dim(backbone.dim) if own else backbone.dim
         self.truncated = np.zeros(0, dtype=bool)
-        prompt_length = len(token_ids(backbone, [prompt])[0])
-        self.max_length = min(backbone.max_length, prompt_length + max_tokens)
+        self.before = own.prompt if own and not prompt else ""  # the texts hold `prompt`, not this
+        prompt_length = len(token_ids(backbone, [prompt + self.before])[0])
+        limits = [backbone.max_length, prompt_length + max_tokens]
+        self.max_length = min([*limits, own.max_length] if own and own.max_length else limits)
+        # As sentence-transformers counts them: what the tokenizer puts after the prompt is not of it.
+        self.unpooled = prompt_length - 1 if own and not own.pools_prompt and prompt + self.before else 0
         if prompt and prompt_length >= self.max_length:
             warnings.warn(
                 f"the prompt's {prompt_length} tokens fill all {self.max_length} that {backbone.name} reads: "
@@ -57,6 +77,8 @@ class LanguageModelEncoder:
 
         Raises ArtifactError where the tokenizer is not the model's, or has no vocabulary.
         """
+        if self.own:
+            texts = [self.before + (text.lower() if self.own.lower else text) for text in texts]
         sequences, self.truncated = tokenise(self.backbone, texts, self.max_length)
         lengths = np.array([len(ids) for ids in sequences], dtype=np.int64)
         self.offsets = np.concatenate(([0], lengths.cumsum()))
@@ -64,31 +86,33 @@ class LanguageModelEncoder:
             (t for ids in sequences for t in ids), dtype=np.int64, count=int(lengths.sum())
         )
         self._check_tokens(len(texts))
-        self.prefix = self._find_prefix(lengths)
+        self._share_prefix(lengths)
         return lengths
 
     @torch.inference_mode()
     def encode(self, rows: np.ndarray) -> np.ndarray:
-        """One forward for `rows`. DeviceError if the device's memory does not hold the batch."""
-        skip = self.prefix.n_tokens if self.prefix else 0
-        ids, mask = self._padded(rows, skip)
-        tokens = f"{len(rows)} texts of {ids.shape[1] + skip} tokens"
+        """One forward for `rows`; two of their halves where memory does not hold it, and so on.
+
+        DeviceError if the device's memory does not hold even one text.
+        """
+        longest = int((self.offsets[rows + 1] - self.offsets[rows]).max())
+        tokens = f"{len(rows)} texts of {longest} tokens"
         try:
-            if self.prefix is not None:
-                hidden, mask = self.prefix.hidden(ids, mask)
-            else:
-                hidden = self.backbone.hidden(ids, mask).last_hidden_state
-            return pool(hidden, mask, self.pooling).cpu().numpy()
+            vectors = self._pooled(rows)
+            return (self.own.finish(vectors) if self.own else vectors).float().cpu().numpy()
         except (RuntimeError, MemoryError, IndexError, ValueError) as err:
-            if is_out_of_memory(err):
-                raise DeviceError(
-                    f"{self.backbone.device} has too little memory for {tokens}; use --batch-size "
-                    f"{max(1, len(rows) // 4)} or --device cpu"
+            if not is_out_of_memory(err):
+                reason = " ".join(str(err).split())[:200]
+                raise ArtifactError(
+                    f"{self.backbone.name} fails on {tokens}: {reason}; try a smaller --max-tokens"
                 ) from err
-            reason = " ".join(str(err).split())[:200]
-            raise ArtifactError(
-                f"{self.backbone.name} fails on {tokens}: {reason}; try a smaller --max-tokens"
-            ) from err
+            if len(rows) == 1:
+                raise DeviceError(
+                    f"{self.backbone.device} has too little memory for {tokens}; use a smaller --max-tokens, "
+                    "--quantize 8bit or --device cpu"
+                ) from err
+        release_memory()  # the error, which holds the forward's tensors, is gone by now
+        return np.concatenate([self.encode(half) for half in np.array_split(rows, 2)])
 
     def _check_tokens(self, n_texts: int) -> None:
         """ArtifactError for ids that the model has no embedding for, or texts of unknown tokens alone."""
@@ -109,10 +133,21 @@ class LanguageModelEncoder:
             )
 
     @torch.inference_mode()
-    def _find_prefix(self, lengths: np.ndarray) -> SharedPrefix | None:
+    def _share_prefix(self, lengths: np.ndarray) -> None:
         n_tokens = common_prefix(self.flat, self.offsets)
         ends = np.array([lengths.argmin(), lengths.argmax()])  # two lengths, so that padding is tried too
-        return share_prefix(self.backbone, *self._padded(ends, 0), n_tokens)
+        self.prefix = share_prefix(self.backbone, *self._padded(ends, 0), n_tokens)
+
+    def _pooled(self, rows: np.ndarray) -> Tensor:
+        """Pooled vectors float32 (m, d) of `rows`."""
+        ids, mask = self._padded(rows, self.prefix.n_tokens if self.prefix else 0)
+        if self.prefix is not None:
+            hidden, mask = self.prefix.hidden(ids, mask)
+        else:
+            hidden = self.backbone.states(self.backbone.hidden(ids, mask))
+        skip = {how: 0 if how == "cls" else self.unpooled for how in self.poolings}
+        parts = [pool(hidden[:, skip[how] :], mask[:, skip[how] :], how) for how in self.poolings]
+        return torch.cat(parts, dim=1)
 
     def _padded(self, rows: np.ndarray, skip: int) -> tuple[Tensor, Tensor]:
         """Ids and mask int64 (m, longest) of `rows` less their first `skip` tokens, padded on the right."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from hllm.progress import progress
 if TYPE_CHECKING:
     from hllm.items.encoders.text import Encoder
 
+BATCH_SIZE = 64  # texts, where nothing else is asked for
 # A block is written after this many seconds or bytes: what a killed process loses, in one file.
 BLOCK_SECONDS, BLOCK_BYTES = 5.0, 64 << 20
 
@@ -25,13 +27,14 @@ def complete_store(
     spec: Mapping[str, Any],
     texts: Mapping[bytes, str],
     load: Callable[[], Encoder],
-    batch_size: int,
+    batch_size: int | None,
     name_of: Callable[[bytes], str],
     show: bool = True,
 ) -> tuple[int, float]:
     """Encode the `texts` (by key) that `store` lacks; return their number and the seconds.
 
-    `load` makes the encoder, and is not called if nothing is missing. `name_of` names an item for an
+    `load` makes the encoder, and is not called if nothing is missing. A batch has `batch_size` texts; None: as
+    many tokens as the encoder counts batches in, or 64 texts. `name_of` names an item for an
     error. Batches are planned from all the texts, so that an interrupted encoding goes on with the
     batches, and to the bits, of an uninterrupted one. Raises DataError at the first vector that is not
     finite; it is not stored, all others up to there are.
@@ -52,7 +55,9 @@ def complete_store(
             start = time.perf_counter()  # loading a model is not encoding
             title = f"embedding with {spec['model']}"
             with progress(title, len(missing), "items", show) as bar, _blocks(store) as add:
-                batches = planned_batches(lengths, wanted, batch_size, whole=damaged)
+                batches = planned_batches(
+                    lengths, wanted, batch_size or BATCH_SIZE, damaged, None if batch_size else encoder.budget
+                )
                 for rows, vectors in encode_batches(
                     encoder, batches, wanted, spec, lambda i: name_of(keys[i])
                 ):
@@ -86,17 +91,27 @@ def encode_batches(
 
 
 def planned_batches(
-    lengths: np.ndarray, wanted: np.ndarray, batch_size: int, whole: bool = False
+    lengths: np.ndarray, wanted: np.ndarray, batch_size: int, whole: bool = False, budget: int | None = None
 ) -> Iterator[np.ndarray]:
     """Rows int64 of each batch that holds `wanted` bool (n,) texts, longest texts first.
 
     Longest first, so that too little memory shows at once and the estimate of the time left errs on
     the safe side. A batch of which only some texts are missing shrinks to these, as after an edited
-    title; `whole` keeps it whole, as after damage, where the same bits are to come again.
+    title; `whole` keeps it whole, as after damage, where the same bits are to come again. With a
+    `budget` a batch has at most that many tokens, and at least one text, instead of `batch_size` texts.
     """
     order = np.argsort(-lengths, kind="stable")
-    for first in range(0, len(order), batch_size):
-        rows = order[first : first + batch_size]
+    if budget is None:
+        edges = np.arange(0, len(order) + batch_size, batch_size)
+    else:
+        ends, at, cuts = lengths[order].cumsum(), 0, [0]
+        while at < len(order):
+            before = int(ends[at - 1]) if at else 0
+            at = max(at + 1, int(np.searchsorted(ends, before + budget, side="right")))
+            cuts.append(at)
+        edges = np.array(cuts)
+    for first, last in pairwise(edges.tolist()):
+        rows = order[first:last]
         if wanted[rows].any():
             yield rows if whole else rows[wanted[rows]]
 

@@ -12,6 +12,7 @@ from hllm.errors import ArtifactError, ConfigError
 from hllm.items.encoders.kinds import make_encoder
 from hllm.items.store.encode import encode_batches, planned_batches
 from hllm.items.store.request import Request
+from hllm.text.fusion import fuse, parse_fusion
 
 if TYPE_CHECKING:
     import polars as pl
@@ -29,6 +30,10 @@ def encode_new_items(
     missing text column or vectors that are not finite; FetchError if the model is nowhere to be had,
     ArtifactError if its weights are not the run's.
     """
+    if "parts" in spec:  # fields read apart
+        parts = [encode_new_items(part, items, device, batch_size) for part in spec["parts"]]
+        how, weights = parse_fusion(spec["fusion"], len(parts))
+        return fuse([part[0] for part in parts], [part[1] for part in parts], how, weights)
     request = Request.of(spec)
 
     def make() -> Encoder:
@@ -47,7 +52,7 @@ def encode_with(
             f"{request.kind.title} vectors belong to the catalogue they were fitted on: new items need a run whose "
             "item_llm is a language model, for example item_llm=smollm2-135m"
         )
-    rendered = request.template.render_all(items)
+    rendered = request.render(items)
     has_text = np.array([text is not None for text in rendered], dtype=bool)
     vectors = np.zeros((len(rendered), spec["dim"]), dtype=np.float32)
     texts = [text for text in rendered if text is not None]
@@ -55,7 +60,7 @@ def encode_with(
         return vectors, has_text
     encoder = make()
     wanted = np.ones(len(texts), dtype=bool)
-    batches = planned_batches(encoder.prepare(texts), wanted, batch_size)
+    batches = planned_batches(encoder.prepare(texts), wanted, batch_size, budget=encoder.budget)
     found = np.flatnonzero(has_text)
 
     def name_of(row: int) -> str:

@@ -6,21 +6,32 @@ import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hllm.errors import ConfigError, unknown
+from hllm.arguments import one_of, text
+from hllm.errors import ConfigError
+from hllm.items.config import check_pooling
 from hllm.items.encoders.hub import trained_settings
 from hllm.items.encoders.kinds import Kind, kind_of
 from hllm.items.encoders.names import canonical, is_local
-from hllm.items.encoders.pooling import POOLINGS
+from hllm.items.encoders.registry import QUANTIZATIONS, own_prompt
 from hllm.text.template import OFFICIAL_PROMPT, Template, choose_fields
 
+if TYPE_CHECKING:
+    import polars as pl
+
+# Choices that a specification holds only where they are not these.
+OFF = {"quantize": "none", "long_text": "cut"}
+CHOICES = {"quantize": ("none", *QUANTIZATIONS), "long_text": ("cut", "bm25")}
 TRAINED = ("item_emb_token_n", "right_aligned")
 
 
 @dataclass(frozen=True)
 class Request:
-    """A model and how its texts are made and pooled. `precision` and `max_tokens`: None = any."""
+    """A model and how its texts are made and pooled. `precision`, `max_tokens` and `options`: None = any.
+
+    options   quantize ("none", "8bit", "4bit"), long_text ("cut", "bm25")
+    """
 
     model: str
     pooling: str
@@ -28,12 +39,14 @@ class Request:
     fields: tuple[str, ...]
     precision: str | None = None
     max_tokens: int | None = None
+    options: Mapping[str, str | None] = field(default_factory=dict)
     trained: Mapping[str, Any] = field(default_factory=dict)  # what else a trained item LLM reads by
 
     @classmethod
     def of(cls, spec: Mapping[str, Any]) -> Request:
         """The request that exactly this specification answers."""
         fields, trained = tuple(spec["fields"]), {name: spec[name] for name in TRAINED if spec.get(name)}
+        options = {name: spec.get(name, off) for name, off in OFF.items()}
         return cls(
             spec["model"],
             spec["pooling"],
@@ -41,6 +54,7 @@ class Request:
             fields,
             spec["precision"],
             spec["max_tokens"],
+            options,
             trained,
         )
 
@@ -52,6 +66,17 @@ class Request:
     def template(self) -> Template:
         return Template(self.fields, self.prompt, self.kind.separator)
 
+    def render(self, items: pl.DataFrame) -> list[str | None]:
+        """The text of each row of `items`; None where there is none. DataError for a field that is no column.
+
+        With long_text "bm25" texts too long for `max_tokens` lose the sentences that say least about their item.
+        """
+        if self.options.get("long_text") == "bm25":
+            from hllm.text.bm25 import shorten
+
+            items = shorten(items, self.fields, self.max_tokens or 0)
+        return self.template.render_all(items)
+
     def matches(self, spec: Mapping[str, Any]) -> bool:
         """Whether the store with this specification answers the request."""
         return (
@@ -60,7 +85,13 @@ class Request:
             == (spec["pooling"], spec["prompt"], spec["fields"])
             and self.precision in (None, spec["precision"])
             and self.max_tokens in (None, spec["max_tokens"])
+            and all(self.options.get(name) in (None, spec.get(name, off)) for name, off in OFF.items())
         )
+
+    def choices(self, earlier: Mapping[str, Any]) -> dict[str, str]:
+        """The `options` of a specification: those asked for, else those of an `earlier` one; none that is off."""
+        asked = {name: self.options.get(name) or earlier.get(name, off) for name, off in OFF.items()}
+        return {name: value for name, value in asked.items() if value != OFF[name]}
 
     def command(self, dataset_path: Path | None) -> str:
         """The command, or the Python call, that makes these embeddings."""
@@ -69,8 +100,10 @@ class Request:
         parts = ["hllm", "embed", str(dataset_path), "--item-llm", self.model]
         if self.kind.is_language_model:
             parts += ["--pooling", self.pooling]
-            if self.prompt != OFFICIAL_PROMPT:
+            if self.prompt != (own_prompt(self.model) if self.pooling == "auto" else OFFICIAL_PROMPT):
                 parts += ["--prompt", self.prompt]
+        for name, value in self.options.items():
+            parts += ["--" + name.replace("_", "-"), value] if value else []
         return shlex.join([*parts, "--fields", ",".join(self.fields)])
 
 
@@ -83,23 +116,31 @@ def make_request(
     precision: str | None = None,
     max_tokens: int | None = None,
     must_exist: bool = True,
+    options: Mapping[str, str | None] | None = None,
 ) -> Request:
     """Validate a request on a dataset with these `text_fields`; ConfigError or DataError otherwise.
 
-    A trained item LLM of a run says itself what is None here.
+    Pooling "auto" without a prompt takes the model's own. A trained item LLM of a run says itself what is None here.
     """
+    if prompt is not None:
+        text("prompt", prompt)
+    options = {name: value for name, value in (options or {}).items() if value is not None}
+    for name, value in options.items():
+        one_of(name, value, CHOICES[name])
     model = canonical(item_llm, must_exist)
     own = trained_settings(model)
     pooling = str(own.get("pooling", "mean")) if pooling is None else pooling
-    if pooling not in POOLINGS and pooling != own.get("pooling"):
-        raise ConfigError(unknown("pooling", pooling, POOLINGS))
+    if check_pooling(pooling) == "item-token" != own.get("pooling"):
+        raise ConfigError("pooling 'item-token' reads learned tokens, which only a trained item LLM has")
     fields = choose_fields(asked_fields, text_fields)
     if not kind_of(model).is_language_model:
+        if options:
+            raise ConfigError(f"{', '.join(sorted(options))}: {model} is no language model; leave it out")
         return Request(model, "none", "", fields, "fp32", 0)
     if prompt is None:
-        prompt = str(own.get("prompt", OFFICIAL_PROMPT))
+        prompt = own_prompt(model) if pooling == "auto" else str(own.get("prompt", OFFICIAL_PROMPT))
     trained = {name: own[name] for name in TRAINED if own.get(name) and pooling == own["pooling"]}
-    return Request(model, pooling, prompt, fields, precision, max_tokens, trained)
+    return Request(model, pooling, prompt, fields, precision, max_tokens, options, trained)
 
 
 def describe_request(request: Request) -> str:
@@ -113,6 +154,7 @@ def describe_spec(spec: dict[str, Any]) -> str:
     parts = [str(spec["model"]), f"fields {','.join(spec['fields'])}"]
     if kind_of(spec["model"]).is_language_model:
         parts += [f"pooling {spec['pooling']}", spec["precision"], f"max_tokens {spec['max_tokens']}"]
+        parts += [f"{name.replace('_', ' ')} {spec[name]}" for name in OFF if spec.get(name)]
         parts.append(f"from {spec['source']}")
     return ", ".join(parts)
 

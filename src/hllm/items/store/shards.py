@@ -32,6 +32,8 @@ SPEC_FILE = "spec.json"
 FORMAT, VERSION = "hllm-embeddings", 1
 # What the vectors depend on. The rest of a specification (device, versions, ...) is for the record.
 IDENTITY = ("revision", "weights", "prompt", "fields", "pooling", "precision", "max_tokens", "catalogue")
+# The same, written only where they are not what they are by default.
+OPTIONAL = ("quantize", "own", "long_text")
 _SHARD = re.compile(r"shard-(\d{6,})\.safetensors")
 SMALL_SHARD, LARGE_SHARD = 64 << 20, 256 << 20  # bytes: smaller ones are merged, up to this size
 
@@ -52,6 +54,7 @@ def spec_key(spec: Mapping[str, Any]) -> str:
             model = path.name
             break
     identity = {"model": model, **{name: spec.get(name) for name in IDENTITY}}
+    identity |= {name: spec[name] for name in OPTIONAL if spec.get(name) is not None}
     return artifacts.digest(json.dumps(identity, sort_keys=True))[:16]
 
 

@@ -1,0 +1,205 @@
+"""Items a second of an item LLM: plain sorted batches of transformers, hllm padded, hllm in packs.
+
+    python benchmarks/embed_speed.py DATASET --model minilm --out benchmarks/results/embed_speed_cpu.json
+    python benchmarks/embed_speed.py --shape tinyllama --texts ml-1m --device cuda   # random weights, no files
+
+Every way encodes the same texts in the same process, in turn, `--repeats` times after a warm-up; the best
+time of each is taken. `tokens` are those of the texts as the model reads them, prompt included; the padding
+share is of the tokens that the plain way computes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from hllm import hardware
+from hllm.items.encoders.backbones import DTYPES, Backbone, hidden_size, load_backbone
+from hllm.items.encoders.packs import PACK_TOKENS, PackedLanguageModelEncoder
+from hllm.items.store.encode import planned_batches
+
+# width, width of the feed-forward, layers, heads, heads of keys and values, vocabulary
+SHAPES = {"tinyllama": (2048, 5632, 22, 32, 4, 32000), "smollm2-135m": (576, 1536, 30, 9, 3, 49152)}
+_NAMES = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "vocab_size",
+)  # fmt: skip
+PREFIX = 10  # tokens of the official prompt
+
+
+class Numbers:
+    """A tokenizer of texts that are token ids written out, for models without files."""
+
+    unk_token_id, pad_token_id, all_special_ids, truncation_side = None, 0, (0,), "right"
+
+    def __call__(self, texts: list[str], truncation: bool = False, max_length: int = 0, **_: Any) -> Any:
+        ids = [[int(word) for word in text.split()] for text in texts]
+        return {"input_ids": [row[:max_length] for row in ids] if truncation else ids}
+
+
+def random_texts(kind: str, vocab: int) -> list[str]:
+    """Texts of the number and lengths of ML-1M's titles and genres, or 100,000 of long-tailed length."""
+    draw = np.random.default_rng(0)
+    if kind == "ml-1m":
+        lengths = np.clip(draw.normal(27.2 - PREFIX, 5, 3883).round(), 5, 60)
+    else:
+        lengths = np.clip(draw.lognormal(4.4, 0.8, 100_000).round(), 5, 1000)
+    head = " ".join(str(i) for i in range(3, 3 + PREFIX))
+    return [f"{head} " + " ".join(map(str, draw.integers(20, vocab, int(n)))) for n in lengths]
+
+
+def make(options: argparse.Namespace) -> tuple[Backbone, list[str], str]:
+    """The model, the texts and their prompt."""
+    device = hardware.pick_device(options.device)
+    if options.shape:
+        from transformers import LlamaConfig, LlamaModel
+
+        config = LlamaConfig(
+            **dict(zip(_NAMES, SHAPES[options.shape], strict=True)), max_position_embeddings=2048
+        )
+        torch.manual_seed(0)
+        with device:
+            model = LlamaModel(config).to(DTYPES[options.precision]).eval().requires_grad_(False)
+        size = hidden_size(config)
+        backbone = Backbone(model, Numbers(), device, size, 0, 2048, options.shape)
+        return backbone, random_texts(options.texts, config.vocab_size), ""
+    from hllm.data.dataset import Dataset
+    from hllm.items.encoders.hub import find_model
+    from hllm.items.encoders.names import canonical
+    from hllm.items.store.request import make_request
+
+    data = Dataset.load(options.dataset)
+    request = make_request(data.meta["text_fields"], options.model, options.pooling, None, None)
+    texts = sorted({text for text in request.template.render_all(data.items) if text is not None})
+    found = find_model(canonical(options.model))
+    backbone = load_backbone(found.path, options.precision, device, name=options.model)
+    return backbone, texts, request.prompt
+
+
+@torch.inference_mode()
+def plain(backbone: Backbone, texts: list[str], pooling: str, size: int) -> tuple[int, int]:
+    """transformers' own way: sorted by length, padded, tokenised a batch at a time. Real and padded tokens."""
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+    real = computed = 0
+    for first in range(0, len(order), size):
+        ids = backbone.tokenizer(
+            [texts[i] for i in order[first : first + size]], truncation=True, max_length=256
+        )
+        rows = ids["input_ids"]
+        width = max(map(len, rows))
+        inputs = torch.tensor([row + [backbone.pad_id] * (width - len(row)) for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+        mask = mask.to(backbone.device)
+        states = backbone.model(input_ids=inputs.to(backbone.device), attention_mask=mask).last_hidden_state
+        if pooling == "mean":
+            vectors = (states * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
+        else:
+            vectors = states[torch.arange(len(rows)), mask.sum(1) - 1]
+        vectors.float().cpu()
+        real, computed = real + sum(map(len, rows)), computed + inputs.numel()
+    return real, computed
+
+
+def ours(encoder: PackedLanguageModelEncoder, texts: list[str], size: int) -> np.ndarray:
+    """hllm's way, tokenising included: vectors float32 (n, d)."""
+    lengths = encoder.prepare(texts)
+    out = np.zeros((len(texts), encoder.dim), dtype=np.float32)
+    for rows in planned_batches(lengths, np.ones(len(texts), dtype=bool), size, budget=encoder.budget):
+        out[rows] = encoder.encode(rows)
+    return out
+
+
+def ways(options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
+    """A call of each way. Packed attention is a setting of the model, so that way has a model of its own."""
+    backbone, texts, prompt = make(options)
+    texts = texts[:: max(1, len(texts) // options.limit)] if options.limit else texts
+    options.backbone, options.texts_read = backbone, texts
+    padded = PackedLanguageModelEncoder(backbone, options.pooling, prompt)
+    packed = PackedLanguageModelEncoder(make(options)[0], options.pooling, prompt)
+    options.reason = packed.try_packs()
+    packed.budget = options.pack_tokens
+    calls = {
+        "plain sorted batches": lambda: plain(backbone, texts, options.pooling, options.batch_size),
+        "hllm padded": lambda: ours(padded, texts, options.batch_size),
+    }
+    if not options.reason:
+        calls["hllm packed"] = lambda: ours(packed, texts, options.batch_size)
+        one, other = (ours(encoder, texts, options.batch_size) for encoder in (padded, packed))
+        norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+        options.least_cosine = float(((one * other).sum(1) / norms).min())
+    return calls
+
+
+def best(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Seconds of the fastest of `repeats` rounds of each call, after one that is not timed; the calls take turns."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for i in range(repeats + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if i:
+                times[name].append(time.perf_counter() - start)
+    return {name: min(found) for name, found in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("dataset", nargs="?", type=Path)
+    parser.add_argument("--model", default="minilm")
+    parser.add_argument("--shape", choices=SHAPES)
+    parser.add_argument("--texts", choices=("ml-1m", "long"), default="ml-1m")
+    parser.add_argument("--pooling", default="mean", choices=("mean", "last"))
+    parser.add_argument("--precision", default="bf16", choices=DTYPES)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--pack-tokens", type=int, default=PACK_TOKENS)
+    parser.add_argument("--limit", type=int, help="texts to take, evenly")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    options.reason, options.least_cosine = "", None
+    seconds = best(ways(options), options.repeats)
+    backbone, texts = options.backbone, options.texts_read
+    real, computed = plain(backbone, texts, options.pooling, options.batch_size)
+    first = seconds["plain sorted batches"]
+    result = SimpleNamespace(
+        model=options.shape or options.model,
+        precision=options.precision,
+        device=str(backbone.device),
+        hardware=hardware.describe_hardware(),
+        threads=torch.get_num_threads(),
+        texts=len(texts),
+        tokens=real,
+        padding_share=1 - real / computed,
+        least_cosine_packed_padded=options.least_cosine,
+        why_not_packed=options.reason,
+        ways={
+            name: {
+                "seconds": s,
+                "items_per_second": len(texts) / s,
+                "tokens_per_second": real / s,
+                "ratio": first / s,
+            }
+            for name, s in seconds.items()
+        },
+    )
+    for name, row in result.ways.items():
+        print(
+            f"{name:22} {row['seconds']:8.2f} s {row['items_per_second']:9.0f} items/s {row['ratio']:6.2f} x"
+        )
+    print(f"{real:,} tokens, padding {result.padding_share:.1%}, least cosine {options.least_cosine}")
+    if options.out:
+        known = json.loads(options.out.read_text()) if options.out.exists() else []
+        options.out.write_text(json.dumps([*known, vars(result)], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Item embeddings of several fields, each from a store of its own (see `hllm.text.fusion`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hllm import artifacts
+from hllm.errors import ConfigError
+from hllm.items.config import is_store_key
+from hllm.items.embed import ItemEmbeddings, Resolved, resolve
+from hllm.text.fusion import fuse, parse_fusion
+from hllm.text.template import choose_fields
+
+if TYPE_CHECKING:
+    from hllm.data.dataset import Dataset
+
+
+def resolve_fields(
+    dataset: Dataset,
+    fusion: str,
+    item_llm: str,
+    pooling: str | None = "mean",
+    prompt: str | None = None,
+    text_fields: Iterable[str] | None = None,
+    **others: Any,
+) -> Resolved | Fused:
+    """As `hllm.items.embed.resolve`, with fields put together by `fusion` (see `parse_fusion`)."""
+    if fusion == "together":
+        return resolve(dataset, item_llm, pooling, prompt, text_fields, **others)
+    if is_store_key(item_llm):
+        raise ConfigError(
+            f"fusion={fusion} puts several stores together; item_llm={item_llm} is the key of one"
+        )
+    fields = choose_fields(text_fields, dataset.meta.get("text_fields", []))
+    parse_fusion(fusion, len(fields))
+    return Fused([resolve(dataset, item_llm, pooling, prompt, [name], **others) for name in fields], fusion)
+
+
+@dataclass(frozen=True)
+class Fused:
+    """One request a field, looked up and completed like one (`Resolved`)."""
+
+    parts: list[Resolved]
+    fusion: str
+
+    def load(self) -> ItemEmbeddings:
+        """Read the embeddings of every field; errors as of `Resolved.load`."""
+        return self._together(lambda part: part.load())
+
+    def complete(self, *arguments: Any, **options: Any) -> ItemEmbeddings:
+        """Encode what is missing of every field; arguments and errors as of `Resolved.complete`."""
+        return self._together(lambda part: part.complete(*arguments, **options))
+
+    def _together(self, get: Callable[[Resolved], ItemEmbeddings]) -> ItemEmbeddings:
+        found = [get(part) for part in self.parts]
+        specs = [one.spec for one in found]
+        how, weights = parse_fusion(self.fusion, len(found))
+        vectors, has_text = fuse([f.vectors for f in found], [f.has_text for f in found], how, weights)
+        spec = {
+            **specs[0],
+            "fields": [name for s in specs for name in s["fields"]],
+            "fusion": self.fusion,
+            "parts": specs,
+            "dim": vectors.shape[1],
+            "key": artifacts.digest(self.fusion, *(str(s["key"]) for s in specs))[:16],
+        }
+        counts = ("encoded", "reused", "encode_seconds", "seconds", "truncated")
+        stats = {name: sum(f.stats[name] for f in found) for name in counts if name in found[0].stats}
+        stats["without_text"] = int((~has_text[1:]).sum())
+        stats["folder"] = ", ".join(str(f.stats["folder"]) for f in found)
+        return ItemEmbeddings(vectors, has_text, spec, stats)
