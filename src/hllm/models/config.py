@@ -23,11 +23,6 @@ NO_EFFECT: dict[str, dict[str, str]] = {
         "ffn_hidden": "user_model=rechub's feed-forward layer is 4 times d_model wide",
         "max_distance": "user_model=rechub spreads its distances over max_len",
     },
-    "llm": {
-        "mask_prob": "user_model=llm masks no inputs",
-        "max_distance": "user_model=llm has its own positions",
-        "dropout": "user_model=llm has the dropout of its own configuration",
-    },
 }
 
 
@@ -85,6 +80,13 @@ class UsersConfig(Settings):
             reason = found.get("time_embedding", "time_embedding is none, so there are no time buckets")
             found |= dict.fromkeys(("num_time_buckets", "time_bucket_fn"), reason)
         return found
+
+
+_LLM = {
+    "mask_prob": "masks no inputs",
+    "max_distance": "has its own positions",
+    "dropout": "has the dropout of its own configuration",
+}
 
 
 class ScorerConfig(Settings):
