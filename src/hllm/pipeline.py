@@ -233,12 +233,15 @@ class Recommender:
 
     def _say_what_clocks_are_assumed(self, queries: Queries) -> None:
         """Warn once a recommender where a model that reads times is given histories without any."""
-        reads = self.config.users.time_embedding != "none"
+        users = self.config.users
+        biased = users.user_model == "hstu" and users.time_bias
+        reads = biased or users.time_embedding != "none"
         if self._clocks_said or not reads or queries.clock is None or queries.clock.all():
             return
         self._clocks_said = True
+        assumed = "goes without time bias" if biased else "is taken as events of one moment"
         warnings.warn(
-            "this model reads the times of events; a history without times is taken as events of one moment. "
+            f"this model reads the times of events; a history without times {assumed}. "
             "Give times=[[...]] (--times) to get what a known user gets",
             UserWarning,
             stacklevel=4,

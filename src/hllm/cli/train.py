@@ -49,7 +49,8 @@ def train(
         bool, typer.Option("--auto-batch", help="Where memory runs out, halve batch_tokens until it fits.")
     ] = False,
     baselines: Annotated[
-        str | None, typer.Option(help="Baselines to evaluate as well: popularity,markov,random, or none.")
+        str | None,
+        typer.Option(help="Baselines to evaluate as well, by names and commas (ease,item-knn,...), or none."),
     ] = None,
     no_evaluate: Annotated[
         bool, typer.Option("--no-evaluate", help="Train only; `hllm evaluate RUN` evaluates later.")
