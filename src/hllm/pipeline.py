@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from hllm.models.hllm import Network
 from hllm.recommend.frames import to_frame
 from hllm.recommend.left_out import LeftOut
 from hllm.recommend.queries import queries_of_histories, queries_of_titles, queries_of_users
+from hllm.recommend.request import answer, make_request
 from hllm.recommend.session import Session
 from hllm.runs.auto_batch import BatchSize, probe, with_fitting_batch
 from hllm.runs.folder import check_folder
@@ -33,10 +34,13 @@ from hllm.runs.train import checkpoint_rule, train_network
 from hllm.train.trainer import Stopped
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     import polars as pl
 
     from hllm.data.batches.queries import Queries
     from hllm.items.embed import ItemEmbeddings
+    from hllm.recommend.options import RuleOptions
 
 
 @dataclass
@@ -144,6 +148,7 @@ class Recommender:
         exclude: Sequence[Any] = (),
         candidates: str | Sequence[Any] = "interacted",
         unknown: str = "error",
+        **rules: Unpack[RuleOptions],
     ) -> pl.DataFrame:
         """The best `k` items a user: a frame `user_id, item_id, score, rank`, ids as the dataset has them.
 
@@ -157,9 +162,12 @@ class Recommender:
         `unknown` is for users who are unknown or have no history, and for unknown items in a history:
         "error" raises DataError naming all of them, "skip" leaves them out, "popular" gives such users
         the most popular items. What is prepared stays for the next call.
+
+        Further rules, by name: only_items, exclude_seen_since, per_user, at, diversify, diversity (`RuleOptions`).
+        They hold before the best k are taken; where fewer items are allowed there are fewer rows.
         """
         return self.recommend_noted(
-            users, history, times, titles, split, k, keep_seen, exclude, candidates, unknown
+            users, history, times, titles, split, k, keep_seen, exclude, candidates, unknown, rules
         )[0]
 
     def recommend_noted(
@@ -174,6 +182,7 @@ class Recommender:
         exclude: Sequence[Any],
         candidates: str | Sequence[Any],
         unknown: str,
+        rules: Mapping[str, Any] | None = None,
     ) -> tuple[pl.DataFrame, list[str]]:
         """`recommend`, and a line on each kind of what was unknown or empty, and what became of it."""
         _, data = self._ready()
@@ -194,9 +203,8 @@ class Recommender:
             queries, names, empty = queries.take(rest), [names[row] for row in rest], empty[:0]
         self._say_what_clocks_are_assumed(queries)
         chosen = session.candidates(candidates, exclude)
-        return to_frame(
-            session.top(queries, check_k(k), chosen, keep_seen, empty), names, data
-        ), left_out.notes
+        request = make_request(session, queries, names, chosen, keep_seen, rules or {})
+        return to_frame(answer(session, queries, check_k(k), request, empty), names, data), left_out.notes
 
     def _session(self) -> Session:
         """The session of the last call, as long as model, data and settings are the same."""

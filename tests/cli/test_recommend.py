@@ -176,3 +176,19 @@ def test_times_of_a_history(run_folder: Path, tmp_path: Path, fails: Fails) -> N
         assert recommend(run_folder, tmp_path, "--history", "001,006", "--times", times).equals(plain)
     assert "times 0 falls" in fails("recommend", run_folder, "--history", "001,006", "--times", "9,5")
     assert "times belong to history" in fails("recommend", run_folder, "--user", "u002", "--times", "9,5")
+
+
+def test_rules_from_files(run_folder: Path, tmp_path: Path, fails: Fails) -> None:
+    write_text(tmp_path / "only.txt", "001\n002\n003\n004\n")
+    write_text(tmp_path / "never.csv", "item_id\n002\n")
+    write_text(tmp_path / "single.csv", "user_id,item_id,allow\nu003,004,false\n")
+    frame = recommend(
+        run_folder, tmp_path, "--user", "u003", "--user", "u004", "-k", 9, "--keep-seen",
+        "--only-items", tmp_path / "only.txt", "--exclude-items", tmp_path / "never.csv",
+        "--per-user", tmp_path / "single.csv", "--diversify", "genres:1", "--diversity", 0.2,
+    )  # fmt: skip
+    found = {user: set(rows["item_id"]) for (user,), rows in frame.group_by("user_id")}
+    assert found == {"u003": {"001", "003"}, "u004": {"001", "003", "004"}}
+    assert recommend(run_folder, tmp_path, "--exclude-seen-since", "1d", "-k", 40).height > 60 * 30
+    assert "is no duration" in fails("recommend", run_folder, "--exclude-seen-since", "soon")
+    assert "missing.csv" in fails("recommend", run_folder, "--per-user", tmp_path / "missing.csv")

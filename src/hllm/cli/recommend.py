@@ -43,6 +43,28 @@ def recommend(
         str,
         typer.Option(help="Users unknown or without history: skip (and count), error, or popular items."),
     ] = "skip",
+    only_items: Annotated[
+        Path | None, typer.Option(help="Items to choose from: a text file of ids, or a table with item_id.")
+    ] = None,
+    exclude_items: Annotated[Path | None, typer.Option(help="Items nobody gets: a file as above.")] = None,
+    exclude_seen_since: Annotated[
+        str | None,
+        typer.Option(help="30d: items seen longer ago than this may come back (s, min, h, d, w)."),
+    ] = None,
+    per_user: Annotated[
+        Path | None, typer.Option(help="Table user_id,item_id,allow (true, false): lists for single users.")
+    ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(help="Moment of the request, a date or now; by default that of the data's last event."),
+    ] = None,
+    diversify: Annotated[
+        str | None, typer.Option(help="COLUMN:N, at most N items of a value: brand:2.")
+    ] = None,
+    diversity: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Weight of unlikeness (maximal marginal relevance): 0.3."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="File to write: .parquet, .csv, .tsv or .jsonl.")] = None,
     spreadsheet_safe: Annotated[
         bool, typer.Option("--spreadsheet-safe", help="In CSV, put ' before text that begins like a formula.")
@@ -50,15 +72,25 @@ def recommend(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Recommend items: all known users unless --users, --user, --history, --titles or --split says who."""
+    from hllm.data.reading.tablefiles import read_table_file
     from hllm.recommend.frames import check_output, formulas, write_frame
 
     if out is not None:
         check_output(out)
     from hllm.pipeline import Recommender  # after what can be told without torch
 
-    ids: list[Any] | None = [*(_read_users(users) if users else []), *user] or None
+    ids: list[Any] | None = [*(_read_ids(users, "user_id") if users else []), *user] or None
     if users is not None and ids is None:
         raise DataError(f"{users} holds no user id; one a line, or a table with a user_id column")
+    rules = {
+        "only_items": None if only_items is None else _read_ids(only_items, "item_id"),
+        "exclude_seen_since": exclude_seen_since,
+        "per_user": None if per_user is None else read_table_file(per_user),
+        "at": at,
+        "diversify": diversify,
+        "diversity": diversity,
+    }
+    hidden = [] if exclude_items is None else _read_ids(exclude_items, "item_id")
     recommender = Recommender.from_pretrained(run, device)
     frame, notes = recommender.recommend_noted(
         ids,
@@ -68,9 +100,10 @@ def recommend(
         split,
         k,
         keep_seen,
-        (),
+        hidden,
         candidates,
         unknown,
+        rules,
     )
     if notes and not len(frame):
         raise DataError(f"nobody is left to recommend for ({'; '.join(notes)})")
@@ -110,21 +143,21 @@ def _show(recommender: Recommender, frame: Any) -> None:
         console.note(f"{SHOWN_ROWS} of {len(frame):,} rows shown; write all with --out recs.parquet")
 
 
-def _read_users(path: Path) -> list[Any]:
-    """User ids of a file: a table's user_id column, or one id a line."""
+def _read_ids(path: Path, column: str) -> list[Any]:
+    """Ids of a file: that column of a table, or one id a line; each once."""
     from hllm.data.reading.tablefiles import has_ending, read_table_file
     from hllm.data.tables.columns import canonical_ids
 
     if has_ending(path, (".parquet", ".pq", ".csv", ".tsv", ".jsonl", ".ndjson", ".json")):
         frame = read_table_file(path)
-        if "user_id" not in frame.columns:
-            raise DataError(f"{path} has no column user_id (its columns: {', '.join(frame.columns)})")
-        ids = canonical_ids(frame["user_id"], str(path))
+        if column not in frame.columns:
+            raise DataError(f"{path} has no column {column} (its columns: {', '.join(frame.columns)})")
+        ids = canonical_ids(frame[column], str(path))
         return ids.unique(maintain_order=True).to_list()
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as err:
         raise DataError(f"{path} not found") from err
     except (OSError, UnicodeDecodeError) as err:
-        raise DataError(f"{path} is not a readable text file of user ids: {err}") from err
+        raise DataError(f"{path} is not a readable text file of {column.replace('_', ' ')}s: {err}") from err
     return list(dict.fromkeys(line.strip() for line in lines if line.strip()))

@@ -62,6 +62,6 @@ def make_rules(
     return Rules(tokens, keep_seen, (rows, hidden))
 
 
-def tokens_of(dataset: Dataset, exclude: Iterable[Any]) -> np.ndarray:
-    """Tokens int64 of the item ids `exclude`. Raises DataError naming an unknown one."""
-    return np.array([dataset.token_of(item) for item in id_list(exclude, "exclude")], dtype=np.int64)
+def tokens_of(dataset: Dataset, ids: Iterable[Any], name: str = "exclude") -> np.ndarray:
+    """Tokens int64 of item ids, which the caller gave as `name`. Raises DataError naming an unknown one."""
+    return np.array([dataset.token_of(item) for item in id_list(ids, name)], dtype=np.int64)
