@@ -15,6 +15,7 @@ import torch
 from hllm import hardware
 from hllm.artifacts import locked
 from hllm.config import Config, load_config
+from hllm.data.batches.queries import history_queries
 from hllm.data.dataset import Dataset
 from hllm.errors import AmbiguousError, ArtifactError, ConfigError, HLLMError
 from hllm.evaluate.evaluation import evaluate, parse_max_len
@@ -25,6 +26,7 @@ from hllm.recommend.left_out import LeftOut
 from hllm.recommend.queries import queries_of_histories, queries_of_titles, queries_of_users
 from hllm.recommend.request import answer, make_request
 from hllm.recommend.session import Session
+from hllm.recommend.similar import Likeness, Searched, check_weight, text_vector
 from hllm.runs.auto_batch import BatchSize, probe, with_fitting_batch
 from hllm.runs.folder import check_folder
 from hllm.runs.record import RunRecord, new_record
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 
     from hllm.data.batches.queries import Queries
     from hllm.items.embed import ItemEmbeddings
-    from hllm.recommend.options import RuleOptions
+    from hllm.recommend.options import RuleOptions, SearchOptions
 
 
 @dataclass
@@ -148,7 +150,7 @@ class Recommender:
         exclude: Sequence[Any] = (),
         candidates: str | Sequence[Any] = "interacted",
         unknown: str = "error",
-        **rules: Unpack[RuleOptions],
+        **rules: Unpack[SearchOptions],
     ) -> pl.DataFrame:
         """The best `k` items a user: a frame `user_id, item_id, score, rank`, ids as the dataset has them.
 
@@ -164,7 +166,8 @@ class Recommender:
         the most popular items. What is prepared stays for the next call.
 
         Further rules, by name: only_items, exclude_seen_since, per_user, at, diversify, diversity (`RuleOptions`).
-        They hold before the best k are taken; where fewer items are allowed there are fewer rows.
+        They hold before the best k are taken; where fewer items are allowed there are fewer rows. With `text` (and
+        `text_weight`, .5) items are searched for by history and free text together.
         """
         return self.recommend_noted(
             users, history, times, titles, split, k, keep_seen, exclude, candidates, unknown, rules
@@ -190,7 +193,10 @@ class Recommender:
             raise ConfigError("give one of users, history, titles and split")
         if times is not None and history is None:
             raise ConfigError("times belong to history; give history=[[...]] with them")
-        session, left_out = self._session(), LeftOut(unknown)
+        session, left_out = (
+            self._session((rules or {}).get("text"), (rules or {}).get("text_weight")),
+            LeftOut(unknown),
+        )
         if history is not None:
             queries, names = queries_of_histories(data, history, times, left_out)
         elif titles is not None:
@@ -206,14 +212,47 @@ class Recommender:
         request = make_request(session, queries, names, chosen, keep_seen, rules or {})
         return to_frame(answer(session, queries, check_k(k), request, empty), names, data), left_out.notes
 
-    def _session(self) -> Session:
-        """The session of the last call, as long as model, data and settings are the same."""
+    def _session(self, text: Any = None, text_weight: Any = None) -> Session:
+        """The session of the last call, as long as model, data and settings are the same; another with `text`."""
         network, data = self._ready()
+        if text is not None:
+            weight = check_weight(0.5 if text_weight is None else text_weight)
+            vector = text_vector(network, self.record.embeddings, text)
+            return self._session().ranked_by(Searched(network, vector, weight))
         max_len = parse_max_len(self.config.training.max_len)
         kept = self._kept_session
         if kept is None or kept.ranker is not network or kept.data is not data or kept.max_len != max_len:
             self._kept_session = kept = Session(network, data, max_len)
         return kept
+
+    def similar(
+        self,
+        item: Any = None,
+        *,
+        text: str | None = None,
+        k: int = 10,
+        exclude: Sequence[Any] = (),
+        candidates: str | Sequence[Any] = "interacted",
+        **rules: Unpack[RuleOptions],
+    ) -> pl.DataFrame:
+        """The `k` items most like an item, or like a free text: a frame `item_id, score, rank`.
+
+        The score is the cosine of item vectors; a text gets the vector that a new item with it would have. Rules are
+        those of `recommend`. Raises DataError for an unknown item, ConfigError where a run cannot read text.
+        """
+        network, data = self._ready()
+        if (item is None) == (text is None):
+            raise ConfigError("give either an item (--item ID) or a text (--text TEXT)")
+        token = None if item is None else data.token_of(item)
+        if token is None:
+            vector = text_vector(network, self.record.embeddings, text)
+        else:
+            vector = network.table().raw[token]
+        session = self._session().ranked_by(Likeness(network, vector))
+        queries = history_queries([[] if token is None else [token]])  # an item is not like itself
+        chosen = session.candidates(candidates, exclude)
+        request = make_request(session, queries, [0], chosen, False, rules)
+        return to_frame(answer(session, queries, check_k(k), request), [0], data).drop("user_id")
 
     def _say_what_clocks_are_assumed(self, queries: Queries) -> None:
         """Warn once a recommender where a model that reads times is given histories without any."""

@@ -65,6 +65,13 @@ def recommend(
         float | None,
         typer.Option(min=0, max=1, help="Weight of unlikeness (maximal marginal relevance): 0.3."),
     ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(help="Free text to search for, together with the history (needs an item LLM)."),
+    ] = None,
+    text_weight: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Weight of --text against the history; 0.5 by default.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="File to write: .parquet, .csv, .tsv or .jsonl.")] = None,
     spreadsheet_safe: Annotated[
         bool, typer.Option("--spreadsheet-safe", help="In CSV, put ' before text that begins like a formula.")
@@ -89,6 +96,8 @@ def recommend(
         "at": at,
         "diversify": diversify,
         "diversity": diversity,
+        "text": text,
+        "text_weight": text_weight,
     }
     hidden = [] if exclude_items is None else _read_ids(exclude_items, "item_id")
     recommender = Recommender.from_pretrained(run, device)

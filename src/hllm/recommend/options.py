@@ -36,19 +36,30 @@ class RuleOptions(TypedDict, total=False):
     diversity           0 to 1: weight of unlikeness against score in maximal marginal relevance
     """
 
-    only_items: Sequence[Any]
-    exclude_seen_since: str
+    only_items: Sequence[Any] | None
+    exclude_seen_since: str | None
     per_user: Any
     at: Any
-    diversify: str
-    diversity: float
+    diversify: str | None
+    diversity: float | None
+
+
+class SearchOptions(RuleOptions, total=False):
+    """Rules, and a text to search for.
+
+    text         free text that is searched for together with the history, through the run's item LLM
+    text_weight  0 (history alone) to 1 (text alone), .5 by default
+    """
+
+    text: str | None
+    text_weight: float | None
 
 
 def check_options(options: Mapping[str, Any]) -> None:
     """Raise ConfigError for a rule that does not exist, naming the nearest one, and for values that cannot be."""
     for name in options:
-        if name not in RuleOptions.__annotations__:
-            raise ConfigError(unknown("rule", name, RuleOptions.__annotations__))
+        if name not in SearchOptions.__annotations__:
+            raise ConfigError(unknown("rule", name, SearchOptions.__annotations__))
     weight = options.get("diversity")
     if weight is not None and not (isinstance(weight, int | float) and 0 <= weight <= 1):
         raise ConfigError(

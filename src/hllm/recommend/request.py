@@ -84,11 +84,14 @@ def seen_since(queries: Queries, moment: int) -> tuple[np.ndarray, np.ndarray]:
     return rows[recent], tokens[recent]
 
 
-def answer(session: Session, queries: Queries, k: int, request: Request, popular: np.ndarray) -> TopK:
+def answer(
+    session: Session, queries: Queries, k: int, request: Request, popular: np.ndarray | None = None
+) -> TopK:
     """The best `k` of each query under the rules; of the queries `popular` the most popular items."""
+    others = np.zeros(0, np.int64) if popular is None else popular
 
     def fetch(rows: np.ndarray, size: int) -> TopK:
-        return _fetch(session, queries, rows, size, request, popular)
+        return _fetch(session, queries, rows, size, request, others)
 
     everyone = np.arange(len(queries))
     if not request.arrangement:

@@ -35,6 +35,12 @@ class Session:
         self.max_len = max_len
         self._candidates: dict[str, Candidates] = {}
 
+    def ranked_by(self, ranker: Ranker) -> Session:
+        """The same with another ranker; what is prepared is shared."""
+        other = Session(ranker, self.data, self.max_len)
+        other._candidates = self._candidates
+        return other
+
     def candidates(self, which: Any = "interacted", exclude: Iterable[Any] = ()) -> Candidates:
         """Candidates by name (kept) or by ids, without the items `exclude`."""
         found = self._candidates.get(which) if isinstance(which, str) else None
