@@ -21,9 +21,10 @@ from hllm.errors import AmbiguousError, ArtifactError, ConfigError, HLLMError
 from hllm.evaluate.evaluation import evaluate, parse_max_len
 from hllm.evaluate.metrics import DEFAULT_KS, Metrics, check_k, check_ks
 from hllm.models.hllm import Network
+from hllm.recommend.explain import Explanation, explained
 from hllm.recommend.frames import to_frame
 from hllm.recommend.left_out import LeftOut
-from hllm.recommend.queries import queries_of_histories, queries_of_titles, queries_of_users
+from hllm.recommend.queries import queries_of_histories, queries_of_titles, queries_of_users, title_of
 from hllm.recommend.request import answer, make_request
 from hllm.recommend.session import Session
 from hllm.recommend.similar import Likeness, Searched, check_weight, text_vector
@@ -253,6 +254,28 @@ class Recommender:
         chosen = session.candidates(candidates, exclude)
         request = make_request(session, queries, [0], chosen, False, rules)
         return to_frame(answer(session, queries, check_k(k), request), [0], data).drop("user_id")
+
+    def explain(
+        self,
+        user: Any = None,
+        item: Any = None,
+        *,
+        history: Sequence[Any] | None = None,
+        times: Sequence[Any] | None = None,
+        most: int = 100,
+    ) -> Explanation:
+        """Why `item` has its score for a user, or for a history of item ids: what each event adds to it.
+
+        The last `most` events are left out in turn. Raises DataError for who or what is unknown, or an empty history.
+        """
+        _, data = self._ready()
+        if (user is None) == (history is None):
+            raise ConfigError("give either a user (--user ID) or a history (--history ID,ID)")
+        if history is None:
+            query, _ = queries_of_users(data, [user])
+        else:
+            query, _ = queries_of_histories(data, [history], None if times is None else [times])
+        return explained(self._session(), query, item, title_of(data), most)
 
     def _say_what_clocks_are_assumed(self, queries: Queries) -> None:
         """Warn once a recommender where a model that reads times is given histories without any."""

@@ -140,7 +140,7 @@ def _moments(text: str) -> list[Any]:
 
 
 def _show(recommender: Recommender, frame: Any) -> None:
-    from hllm.report.examples import title_of
+    from hllm.recommend.queries import title_of
 
     data = recommender.dataset
     assert data is not None

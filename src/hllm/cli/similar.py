@@ -27,7 +27,7 @@ def similar(
 ) -> None:
     """The items most like --item or --text, by the cosine of item vectors."""
     from hllm.pipeline import Recommender
-    from hllm.report.examples import title_of
+    from hllm.recommend.queries import title_of
 
     recommender = Recommender.from_pretrained(run, device)
     frame = recommender.similar(
