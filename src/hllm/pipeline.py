@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from hllm import hardware
 from hllm.artifacts import locked
@@ -21,6 +20,7 @@ from hllm.errors import AmbiguousError, ArtifactError, ConfigError, HLLMError
 from hllm.evaluate.evaluation import evaluate, parse_max_len
 from hllm.evaluate.metrics import DEFAULT_KS, Metrics, check_k, check_ks
 from hllm.models.hllm import Network
+from hllm.recommend.additions import added_dataset, check_new_items
 from hllm.recommend.explain import Explanation, explained
 from hllm.recommend.frames import to_frame
 from hllm.recommend.left_out import LeftOut
@@ -28,6 +28,7 @@ from hllm.recommend.queries import queries_of_histories, queries_of_titles, quer
 from hllm.recommend.request import answer, make_request
 from hllm.recommend.session import Session
 from hllm.recommend.similar import Likeness, Searched, check_weight, text_vector
+from hllm.recommend.update import extend_source, updated
 from hllm.runs.auto_batch import BatchSize, probe, with_fitting_batch
 from hllm.runs.folder import check_folder
 from hllm.runs.record import RunRecord, new_record
@@ -295,23 +296,39 @@ class Recommender:
 
         `items` is a table with `item_id` and the text columns the model reads. Known ids are refused.
         """
-        from hllm.items.store.new_items import encode_new_items
-        from hllm.recommend.additions import added_dataset, check_new_items
-
         network, data = self._ready()
-        spec = self.record.embeddings
-        if spec is None:
-            raise ConfigError(
-                f"preset {self.config.preset!r} knows items by id alone (item_llm=None); new items need a model "
-                "with text, for example preset hllm-lite"
-            )
         counts: dict[str, int] = {}
         frame = check_new_items(data, items, counts)
-        vectors, has_text = encode_new_items(spec, frame, device)
-        network.source.extend(torch.from_numpy(vectors), torch.from_numpy(has_text))
+        extend_source(network, self.record, frame, device)
         network.eval()
         self.dataset = added_dataset(data, frame, counts)
         return self
+
+    def update(
+        self,
+        interactions: Any,
+        items: Any = None,
+        *,
+        train: bool = False,
+        settings: Mapping[str, Any] | None = None,
+        device: str = "auto",
+        source: Mapping[str, Any] | None = None,
+        progress: bool = True,
+    ) -> dict[str, int]:
+        """Take new events, users and items, without training or with; returns what was new.
+
+        `interactions` is a table user_id, item_id, timestamp, `items` one as for `add_items` (known ones are passed
+        over). Histories grow, new users are known, and events that are there already are not added again. With `train`
+        the model is trained on from its weights on old and new events, `settings` (epochs, learning_rate, ...) changed;
+        held-out events stay held out.
+        """
+        network, data = self._ready()
+        new = updated(
+            network, self.config, data, self.record, interactions, items,
+            train=train, settings=settings, device=device, source=source, progress=progress,
+        )  # fmt: skip
+        self.network, self.config, self.dataset, self.record = new.network, new.config, new.data, new.record
+        return new.counts
 
     def save_pretrained(self, path: Path | str) -> None:
         """Write a run folder: all that recommending needs, and what the run was."""

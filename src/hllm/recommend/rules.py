@@ -52,6 +52,8 @@ def make_rules(
         # Items added after training have no event, and are there to be recommended.
         first_added = dataset.n_catalogue - int(dataset.meta.get("n_added", 0)) + 1
         tokens = np.union1d(tokens, np.arange(first_added, dataset.n_catalogue + 1))
+        if dataset.meta.get("updated"):  # items of the catalogue whose first events came later
+            tokens = np.union1d(tokens, np.unique(dataset.tokens))
     tokens = np.setdiff1d(tokens, tokens_of(dataset, exclude))
     pairs = [
         (row, dataset.token_of(item))

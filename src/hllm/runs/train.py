@@ -40,8 +40,9 @@ def train_network(
     folder: Path | None = None,
     resume: bool = False,
     show: bool = True,
+    start: Network | None = None,
 ) -> tuple[Network, FitResult]:
-    """Train on `data`; the network comes back with its best validation weights.
+    """Train on `data`, from fresh weights or those of `start`; the network comes back with its best validation weights.
 
     With `resume`, a checkpoint in `folder` is continued (there may be none yet); it must be of the
     same configuration and data. Raises ArtifactError where it is not.
@@ -51,7 +52,7 @@ def train_network(
     check_trainable(data, histories)
     config = settled(data, config)
     identity = identity_of(data, config, embeddings)
-    trainer = make_trainer(data, histories, config, embeddings, device, folder, show, identity)
+    trainer = make_trainer(data, histories, config, embeddings, device, folder, show, identity, start)
     if folder is not None:
         check_folder(data, folder)
         if resume and trainer.checkpoint is not None and trainer.checkpoint.is_file():
@@ -72,11 +73,14 @@ def make_trainer(
     folder: Path | None,
     show: bool,
     identity: dict[str, object] | None = None,
+    start: Network | None = None,
 ) -> Trainer:
-    """Everything that a training of `config` on `data` takes, freshly initialised."""
+    """Everything that a training of `config` on `data` takes; the network is `start`, or freshly initialised."""
     config = settled(data, config)
     training, max_len = config.training, parse_max_len(config.training.max_len)
-    network = build_network(data, config, embeddings).to(device)
+    if start is not None:
+        torch.manual_seed(training.seed)  # as building one does
+    network = (start or build_network(data, config, embeddings)).to(device)
     counts = data.train_counts()
     views = make_views(counts, config.objective, longest_batch(histories, config), training.seed, device)
     of_batch = isinstance(views, BatchItems)
