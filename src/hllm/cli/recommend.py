@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hllm.cli import console
-from hllm.errors import DataError
+from hllm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from hllm.pipeline import Recommender
 
-SHOWN_ROWS = 100
+SHOWN_ROWS, SHOWN_NOTES = 100, 3
 
 
 def recommend(
@@ -72,7 +73,13 @@ def recommend(
     text_weight: Annotated[
         float | None, typer.Option(min=0, max=1, help="Weight of --text against the history; 0.5 by default.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="File to write: .parquet, .csv, .tsv or .jsonl.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="File to write: .parquet, .csv, .tsv or .jsonl; or a folder, for Parquet in parts."
+        ),
+    ] = None,
+    part_users: Annotated[int, typer.Option(min=1, help="Users a part, where --out is a folder.")] = 10_000,
     spreadsheet_safe: Annotated[
         bool, typer.Option("--spreadsheet-safe", help="In CSV, put ' before text that begins like a formula.")
     ] = False,
@@ -82,8 +89,13 @@ def recommend(
     from hllm.data.reading.tablefiles import read_table_file
     from hllm.recommend.frames import check_output, formulas, write_frame
 
-    if out is not None:
+    in_parts = out is not None and (out.is_dir() or not out.suffix)
+    if out is not None and not in_parts:
         check_output(out)
+    if in_parts and (history or titles or split):
+        raise ConfigError(
+            f"--out {out} is a folder, which is for users; --history, --titles and --split go to a file"
+        )
     from hllm.pipeline import Recommender  # after what can be told without torch
 
     ids: list[Any] | None = [*(_read_ids(users, "user_id") if users else []), *user] or None
@@ -101,6 +113,18 @@ def recommend(
     }
     hidden = [] if exclude_items is None else _read_ids(exclude_items, "item_id")
     recommender = Recommender.from_pretrained(run, device)
+    options = {
+        "k": k,
+        "keep_seen": keep_seen,
+        "exclude": hidden,
+        "candidates": candidates,
+        "unknown": unknown,
+    }
+    if in_parts:
+        assert out is not None
+        files = [path for path in (per_user, only_items) if path is not None]
+        _write_parts(recommender, out, ids, options, rules, part_users, files)
+        return
     frame, notes = recommender.recommend_noted(
         ids,
         [_parts(text) for text in history] or None,
@@ -125,6 +149,52 @@ def recommend(
         console.result(f"{len(frame):,} recommendations for {frame['user_id'].n_unique():,} users in {out}")
         return
     _show(recommender, frame)
+
+
+def _write_parts(
+    recommender: Recommender,
+    out: Path,
+    ids: list[Any] | None,
+    options: dict[str, Any],
+    rules: dict[str, Any],
+    part_users: int,
+    files: Sequence[Path],
+) -> None:
+    """Parquet in parts; goes on with an interrupted call."""
+    import polars as pl
+
+    from hllm.artifacts import digest_file
+    from hllm.progress import progress
+    from hllm.recommend.parts import write_parts
+
+    data = recommender.dataset
+    assert data is not None
+    users = list(data.user_ids) if ids is None else ids
+    # Somebody unknown may have an id of another type, and all parts have the same.
+    as_text = ids is not None and options["unknown"] == "popular"
+
+    nobody: tuple[None, None, None, None] = (None, None, None, None)  # no histories, times, titles, split
+
+    def some(part: Sequence[Any]) -> tuple[pl.DataFrame, list[str]]:
+        frame, notes = recommender.recommend_noted(part, *nobody, **options, rules=rules)
+        kind = pl.String if as_text else data.users["user_id"].dtype
+        return frame.with_columns(pl.col("user_id").cast(kind)), notes
+
+    plain = {key: value for key, value in rules.items() if key not in ("per_user", "only_items")}
+    asked = {
+        "run": recommender.record.created,
+        "fingerprint": data.fingerprint,
+        **options,
+        **plain,
+        "files": [digest_file(path) for path in files],
+    }
+    with progress("recommend", len(users), "users") as bar:
+        rows, notes = write_parts(out, users, some, asked, part_users, bar.advance)
+    for line in notes[:SHOWN_NOTES]:
+        console.note(line)
+    if len(notes) > SHOWN_NOTES:
+        console.note(f"and so in {len(notes) - SHOWN_NOTES} more parts")
+    console.result(f"{rows:,} recommendations for up to {len(users):,} users in {out}")
 
 
 def _parts(text: str) -> list[str]:
