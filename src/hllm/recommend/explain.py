@@ -137,10 +137,11 @@ def in_words(found: Explanation, who: str, shown: int = 5, time_unit: str = "s")
     reasons = [reason for reason in found.reasons if reason.share > 0][:shown]
     latest = max((r.time for r in found.reasons if r.time is not None), default=None)
     for reason in reasons:
-        when = "the latest event" if reason.place == 1 else f"{reason.place - 1} events before the latest"
+        events = "1 event" if reason.place == 2 else f"{reason.place - 1:,} events"
+        when = "the latest event" if reason.place == 1 else f"{events} before the latest"
         if time_unit != "index" and reason.time is not None and latest is not None and reason.place > 1:
             days = (latest - reason.time) / UNITS_PER_SECOND[time_unit] / 86_400
-            when += f", {days:.1f} days" if days >= 0.05 else ", the same hour"
+            when += f", {days:.1f} days" if days >= 0.05 else ", the same day"
         change = (
             "the only event"
             if reason.change is None
