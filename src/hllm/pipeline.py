@@ -214,6 +214,10 @@ class Recommender:
         request = make_request(session, queries, names, chosen, keep_seen, rules or {})
         return to_frame(answer(session, queries, check_k(k), request, empty), names, data), left_out.notes
 
+    def session(self) -> Session:
+        """Model, dataset and prepared candidates, for what asks more often, or for more, than `recommend`."""
+        return self._session()
+
     def _session(self, text: Any = None, text_weight: Any = None) -> Session:
         """The session of the last call, as long as model, data and settings are the same; another with `text`."""
         network, data = self._ready()

@@ -21,7 +21,8 @@ from hllm.cli import console
 from hllm.errors import HLLMError, unknown
 
 COMMANDS = (
-    "demo", "data", "embed", "train", "evaluate", "recommend", "similar", "explain", "update", "export", "report",
+    "demo", "data", "embed", "train", "evaluate", "recommend", "similar", "explain", "update", "export", "index",
+    "report",
 )  # fmt: skip
 USER_MISTAKE, INTERRUPTED = 2, 130
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
