@@ -16,7 +16,6 @@ import resource
 import statistics
 import tempfile
 import time
-from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ import torch
 from hllm import Dataset, hardware
 from hllm.artifacts import write_json
 from hllm.config import load_config
-from hllm.evaluate.evaluation import evaluate
 from hllm.runs import train as runs
 from hllm.train.trainer import Trainer
 
@@ -112,17 +110,6 @@ def now() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
-def on_a_sample(n: int) -> Any:
-    """`evaluate` on `n` users, drawn once."""
-
-    def sampled(network: Any, data: Dataset, split: str, *args: Any, **options: Any) -> Any:
-        rows = data.queries[split]
-        chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:n])
-        return evaluate(network, replace(data, queries={split: rows[chosen]}), split, *args, **options)
-
-    return sampled
-
-
 def train(folder: Path, epochs: int, valid_users: int, threads: int) -> dict[str, Any]:
     """Train as `hllm train` does, without the evaluation afterwards."""
     torch.set_num_threads(threads)
@@ -134,7 +121,6 @@ def train(folder: Path, epochs: int, valid_users: int, threads: int) -> dict[str
     config = load_config("sasrec", overrides=settings)
     begun = now()
     data = Dataset.load(folder)
-    runs.evaluate = on_a_sample(valid_users)  # type: ignore[assignment]
     with tempfile.TemporaryDirectory(dir=folder.parent) as run:
         _, result = runs.train_network(data, config, None, torch.device("cpu"), Path(run) / "run", show=False)
     end = now()

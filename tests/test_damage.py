@@ -24,8 +24,9 @@ from hllm.errors import HLLMError
 from hllm.items.embed import embed, load_embeddings
 from hllm.pipeline import Recommender
 from hllm.testing import world
-from hllm.train.checkpoint import LAST, Progress, load_checkpoint, save_checkpoint
+from hllm.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from hllm.train.config import TrainingConfig
+from hllm.train.files import LAST
 from hllm.train.optim import Optimizer
 
 # ------------------------------------------------------------------------- kinds of folders

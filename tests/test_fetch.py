@@ -146,7 +146,7 @@ def test_two_at_once_download_once(server: Server, monkeypatch: pytest.MonkeyPat
 
     def slow(request: http.server.BaseHTTPRequestHandler) -> None:
         begun.set()
-        assert go_on.wait(10)
+        assert go_on.wait(600)
         answer(request)
 
     monkeypatch.setattr(server, "answer", slow)
@@ -168,12 +168,12 @@ def test_two_at_once_download_once(server: Server, monkeypatch: pytest.MonkeyPat
         for _ in range(2)
     ]
     workers[0].start()
-    assert begun.wait(10)
+    assert begun.wait(600)
     workers[1].start()
-    assert waited.wait(10)
+    assert waited.wait(600)
     go_on.set()
     for worker in workers:
-        worker.join(10)
+        worker.join(600)
     assert found == [CONTENT, CONTENT]
     assert len(server.ranges) == 1
     assert [f.name for f in fetching.downloads().rglob("set.bin*")] == ["set.bin"]  # and no lock
@@ -218,17 +218,17 @@ def test_an_unreachable_home_costs_little(monkeypatch: pytest.MonkeyPatch, tmp_p
     with pytest.raises(FetchError, match=r"no connection to 127\.0\.0\.1"):
         fetch("http://127.0.0.1:9/x")
     monkeypatch.setattr(fetching, "CONNECT_SECONDS", 0.05)
-    enough = threading.Event()
+    enough, ended = threading.Event(), threading.Event()
 
     def silence(*args: Any, **options: Any) -> None:
-        enough.wait(5)
+        enough.wait(600)
+        ended.set()
         raise OSError("timed out")
 
     monkeypatch.setattr(fetching.socket, "create_connection", silence)
-    start = time.monotonic()
     with pytest.raises(FetchError, match=r"no connection to a\.org within 0\.05 s"):
         fetch("https://a.org/x")
-    assert time.monotonic() - start < 2
+    assert not ended.is_set()  # nobody waited for it
     enough.set()
 
 

@@ -18,6 +18,7 @@ SOURCE = ROOT / "src"
 LAYERS = [
     ["errors"],
     ["settings"],
+    ["arguments"],
     ["items.config", "models.config", "losses.config", "train.config"],  # the sections of the configuration
     ["config", "packing", "artifacts", "fetch", "unpack", "progress", "hardware"],
     ["formats"],

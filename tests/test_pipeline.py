@@ -495,3 +495,13 @@ def test_case_e12_candidates_are_the_users_ids() -> None:
             call(candidates=[1])
         with pytest.raises(ConfigError, match="unknown candidates '12'"):
             call(candidates="12")
+
+
+def test_short_in_a_notebook() -> None:
+    rec = Recommender.from_preset("sasrec", d_model=8, n_layers=1, n_heads=2, epochs=1, max_len=8)
+    assert repr(rec) == "Recommender(preset: sasrec, items: ids alone, state: not trained)"
+    rec.fit(world(20, 15), device="cpu", progress=False)
+    assert repr(rec).startswith(
+        "Recommender(preset: sasrec, items: ids alone, trained on: world, 18 items, best epoch: 1 (ndcg@10 "
+    )
+    assert "<tr><th>preset</th><td>sasrec</td></tr>" in rec._repr_html_()

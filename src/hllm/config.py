@@ -14,6 +14,7 @@ from typing import Any, Self
 import yaml
 from pydantic import Field, model_validator
 
+from hllm.arguments import path, text
 from hllm.errors import ConfigError, nearest, unknown
 from hllm.items.config import ItemsConfig
 from hllm.losses.config import ObjectiveConfig
@@ -50,8 +51,10 @@ class Config(Settings):
                 f"d_model={d_model} with adapter_hidden={adapter_hidden}: without an adapter the item "
                 "vectors' own width is the model's, so both are null, or neither"
             )
-        if self.users.user_model == "gated" and d_model is None:
-            raise ConfigError("user_model='gated' needs a d_model and an adapter_hidden; d_model is null")
+        if d_model is None and (self.users.user_model == "gated" or self._own_llm):
+            raise ConfigError(
+                f"user_model={self.users.user_model!r} needs a d_model and an adapter_hidden; d_model is null"
+            )
         if self.users.user_model == "rechub" and self.training.max_len == "all":
             raise ConfigError(
                 "user_model='rechub' has one vector per position, so max_len is a number, not 'all'"
@@ -67,7 +70,16 @@ class Config(Settings):
             )
         if self.training.id_updates is not None and not self.items.id_embedding:
             self.__dict__["training"] = self.training.model_copy(update={"id_updates": None})
+        if not self.items.live:
+            for name in ("item_llm_learning_rate", "item_llm_weight_decay"):
+                if getattr(self.training, name) is not None:
+                    self.__dict__["training"] = self.training.model_copy(update={name: None})
         return self
+
+    @property
+    def _own_llm(self) -> bool:
+        """Whether the user LLM is shaped by these settings, not by a model's."""
+        return self.users.user_model == "llm" and self.users.user_llm is None
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy with some settings changed, each by any of its names, checked like a new one."""
@@ -99,6 +111,9 @@ def without_effect(config: Config) -> dict[str, str]:
     }
     if not config.items.id_embedding:
         found["training.id_updates"] = "id_embedding is false, so there are no ID rows to update"
+    if not config.items.live:
+        reason = "the item LLM is not trained; train=full or train=lora does"
+        found |= dict.fromkeys(("training.item_llm_learning_rate", "training.item_llm_weight_decay"), reason)
     return found
 
 
@@ -231,6 +246,51 @@ PRESETS["rechub-doc"] = {
     "ema_decay": 0.0,
 }
 
+# ByteDance's HLLM (Chen et al., 2024, arXiv:2409.12740): item LLM and user LLM trained together, values of its
+# released code. Its sequence length is 50 for Books and 10 for PixelRec, which those datasets bring along.
+PRESETS["hllm"] = {
+    "item_llm": "tinyllama",
+    "train": "full",
+    "item_emb_token_n": 1,
+    "max_tokens": 256,
+    "whiten": "none",
+    "adapter_hidden": None,
+    "id_embedding": False,
+    "user_model": "llm",
+    "user_llm": "tinyllama",
+    "d_model": None,
+    "mask_prob": 0.0,
+    "loss": "sampled",
+    "n_negatives": 512,
+    "negatives_by": "uniform",
+    "logq": False,
+    "label_smoothing": 0.0,
+    "max_len": 50,
+    "windows": "pieces",  # its data_split
+    "epochs": 5,
+    "batch_tokens": 1024,
+    "learning_rate": 1e-4,
+    "weight_decay": 0.01,
+    "warmup_ratio": 0.1,
+    "min_lr_ratio": 0.0,
+    "grad_clip": 1.0,
+    "ema_decay": 0.0,
+}
+# Its ablation: one learned vector an item in the same user LLM.
+PRESETS["llama-id"] = {
+    name: value for name, value in PRESETS["hllm"].items()
+    if name not in ("train", "item_emb_token_n", "max_tokens", "whiten", "adapter_hidden")
+} | {"item_llm": None, "id_embedding": True, "d_model": 2048}  # fmt: skip
+# A small item LLM trained with hllm-lite's user model: minutes on a GPU.
+PRESETS["hllm-small"] = {
+    "item_llm": "minilm",
+    "train": "full",
+    "n_layers": 4,
+    "item_llm_learning_rate": 1e-4,
+    "item_llm_weight_decay": 0.01,
+    "ema_decay": 0.0,
+}
+
 
 def load_config(
     preset: str = "hllm-lite", file: Path | str | None = None, overrides: dict[str, Any] | None = None
@@ -240,7 +300,7 @@ def load_config(
     Raises ConfigError for an unknown preset or key (with the nearest valid name), for a value of
     the wrong type or range, and for a setting of the file or the overrides that has no effect.
     """
-    given = {} if file is None else spread(_read_yaml(Path(file)))
+    given = {} if file is None else spread(_read_yaml(path("file", file)))
     given |= spread(overrides or {})
     preset = given.pop("preset", preset)
     if not isinstance(preset, str) or preset not in PRESETS:
@@ -270,12 +330,13 @@ def parse_assignments(pairs: list[str]) -> dict[str, Any]:
     """
     values = {}
     for pair in pairs:
-        key, equals, text = pair.partition("=")
+        text("an assignment", pair)
+        key, equals, written = pair.partition("=")
         if not equals:
             raise ConfigError(f"--set {shown(pair)} is not key=value, for example --set epochs=20")
         key = key.strip()
         name = key if key in SECTIONS else dotted_name(key).rpartition(".")[2]
-        values[name] = _scalar(text)
+        values[name] = _scalar(written)
     return values
 
 

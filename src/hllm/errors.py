@@ -46,7 +46,7 @@ class HLLMError(Exception):
     """Base class of every error that hllm raises on purpose."""
 
     def __str__(self) -> str:
-        return brief(super().__str__())
+        return brief(" ".join(line.strip() for line in super().__str__().splitlines()))
 
 
 class DataError(HLLMError):
@@ -79,7 +79,7 @@ class TrainingError(HLLMError):
 
 def nearest(value: str, choices: Iterable[str]) -> str:
     """Return `" (did you mean 'x'?)"` for the closest of `choices`, or an empty string."""
-    close = difflib.get_close_matches(str(value), list(choices), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(str(value)[:200], list(choices), n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import re
 import shlex
 import sys
 from importlib import metadata
@@ -43,15 +44,23 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def check_device(name: object) -> str:
+    """The name of a device as text; DeviceError unless one could be called so. Needs no torch."""
+    text = str(name)[:100]
+    if re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", text) is None:
+        raise DeviceError(unknown("device", text, ("auto", "cpu", "cuda", "cuda:N")))
+    return text
+
+
 def pick_device(name: str | torch.device = "auto") -> torch.device:
     """Return the torch device called `name`: "auto", "cpu", "cuda" or "cuda:N".
 
     "auto" is the current GPU where there is one, else the CPU. Raises DeviceError with the
     valid choices for an unknown name and for a GPU that is not there.
     """
+    text = check_device(name)
     import torch
 
-    text = str(name)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if text == "auto":
         return torch.device("cuda" if count else "cpu")

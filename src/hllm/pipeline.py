@@ -5,13 +5,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hllm import hardware
+from hllm.arguments import flag, whole
+from hllm.arguments import path as checked_path
 from hllm.artifacts import locked
 from hllm.config import Config, load_config
 from hllm.data.batches.queries import history_queries
@@ -19,11 +21,15 @@ from hllm.data.dataset import Dataset
 from hllm.errors import AmbiguousError, ArtifactError, ConfigError, HLLMError
 from hllm.evaluate.evaluation import evaluate, parse_max_len
 from hllm.evaluate.metrics import DEFAULT_KS, Metrics, check_k, check_ks
+from hllm.items.live_items import LiveItems, live_items
+from hllm.items.source.build import settle
+from hllm.items.trained import TrainedLLM
 from hllm.models.hllm import Network
 from hllm.recommend.additions import added_dataset, check_new_items
 from hllm.recommend.explain import Explanation, explained
 from hllm.recommend.frames import to_frame
 from hllm.recommend.left_out import LeftOut
+from hllm.recommend.only import hidden_items, with_columns
 from hllm.recommend.queries import queries_of_histories, queries_of_titles, queries_of_users, title_of
 from hllm.recommend.request import answer, make_request
 from hllm.recommend.session import Session
@@ -32,7 +38,7 @@ from hllm.recommend.update import extend_source, updated
 from hllm.runs.auto_batch import BatchSize, probe, with_fitting_batch
 from hllm.runs.folder import check_folder
 from hllm.runs.record import RunRecord, new_record
-from hllm.runs.save import read_run, write_run
+from hllm.runs.save import read_run, trained_llm, write_run
 from hllm.runs.settle import settled
 from hllm.runs.train import checkpoint_rule, train_network
 from hllm.train.trainer import Stopped
@@ -47,7 +53,7 @@ if TYPE_CHECKING:
     from hllm.recommend.options import RuleOptions, SearchOptions
 
 
-@dataclass
+@dataclass(repr=False)
 class Recommender:
     """A model with its configuration; after `fit` or `from_pretrained` it recommends.
 
@@ -61,6 +67,7 @@ class Recommender:
     network: Network | None = None
     dataset: Dataset | None = None  # the run's own copy of what recommending needs
     record: RunRecord = field(default_factory=RunRecord)
+    item_llm: TrainedLLM | None = None  # where it was trained too: what reads the texts of new items
     _kept_session: Session | None = field(default=None, init=False, repr=False, compare=False)
     _clocks_said: bool = field(default=False, init=False, repr=False, compare=False)
 
@@ -86,10 +93,16 @@ class Recommender:
         stopped. Raises TrainingError for NaN or collapsed vectors, DeviceError for a missing
         device, ArtifactError where another process is writing `out`.
         """
+        folder, resume = None if out is None else checked_path("out", out), flag("resume", resume)
+        check_dataset(data)
+        if embeddings is not None and not hasattr(embeddings, "spec"):
+            raise ConfigError(
+                f"embeddings is a {type(embeddings).__name__}, not what hllm.embed(data) returns"
+            )
         target = hardware.pick_device(device)
+        embeddings = prepared(data, self.config, embeddings)
         if embeddings is None:
             embeddings = _embeddings(data, self.config, device, progress)
-        folder = None if out is None else Path(out)
         self.config = settled(data, self.config)
         record = new_record(data, self.config, embeddings)
         if folder is not None:
@@ -99,6 +112,10 @@ class Recommender:
                 data, self.config, embeddings, target, folder, resume, progress
             )
             self.record = record.finished(result)
+            live = settle(self.network.source)
+            self.item_llm = None
+            if live is not None and record.embeddings is not None:
+                self.item_llm = TrainedLLM(record.embeddings, live)
             self.dataset = data
             if folder is not None:
                 self.save_pretrained(folder)
@@ -120,6 +137,8 @@ class Recommender:
         Raises ConfigError for another dataset, an unknown split or k.
         """
         network, own = self._ready()
+        if data is not None:
+            check_dataset(data)
         if data is not None and data.fingerprint != own.fingerprint:
             raise ConfigError(
                 f"this model was trained on {own.meta['name']} {own.fingerprint[:12]}, not on "
@@ -130,10 +149,10 @@ class Recommender:
             own,
             split,
             check_ks(k),
-            keep_seen=keep_seen,
+            keep_seen=flag("keep_seen", keep_seen),
             candidates=candidates,
             max_len=self.config.training.max_len,
-            bootstrap=bootstrap,
+            bootstrap=whole("bootstrap", bootstrap, 0),
             name=self.config.preset,
             seeds=(self.config.training.seed,),
             checkpoint=checkpoint_rule(own, self.config.training),
@@ -152,6 +171,8 @@ class Recommender:
         exclude: Sequence[Any] = (),
         candidates: str | Sequence[Any] = "interacted",
         unknown: str = "error",
+        only: Mapping[str, Any] | None = None,
+        columns: Sequence[str] = (),
         **rules: Unpack[SearchOptions],
     ) -> pl.DataFrame:
         """The best `k` items a user: a frame `user_id, item_id, score, rank`, ids as the dataset has them.
@@ -161,7 +182,8 @@ class Recommender:
         by title), `split` ("test": every test user from the history before the held-out item); all known
         users if none is given. Items of the history are left out unless `keep_seen`.
         `candidates="catalogue"` includes items without any event, a list of item ids only those; added
-        items always compete otherwise.
+        items always compete otherwise. `only={"genres": "Comedy"}` keeps the items with that value, or label, in a
+        column of the items; `columns=["title"]` adds columns of the items to the frame.
 
         `unknown` is for users who are unknown or have no history, and for unknown items in a history:
         "error" raises DataError naming all of them, "skip" leaves them out, "popular" gives such users
@@ -172,7 +194,19 @@ class Recommender:
         `text_weight`, .5) items are searched for by history and free text together.
         """
         return self.recommend_noted(
-            users, history, times, titles, split, k, keep_seen, exclude, candidates, unknown, rules
+            users,
+            history,
+            times,
+            titles,
+            split,
+            k,
+            keep_seen,
+            exclude,
+            candidates,
+            unknown,
+            only,
+            columns,
+            rules,
         )[0]
 
     def recommend_noted(
@@ -187,6 +221,8 @@ class Recommender:
         exclude: Sequence[Any],
         candidates: str | Sequence[Any],
         unknown: str,
+        only: Mapping[str, Any] | None = None,
+        columns: Sequence[str] = (),
         rules: Mapping[str, Any] | None = None,
     ) -> tuple[pl.DataFrame, list[str]]:
         """`recommend`, and a line on each kind of what was unknown or empty, and what became of it."""
@@ -210,9 +246,11 @@ class Recommender:
             rest = np.setdiff1d(np.arange(len(queries)), empty)
             queries, names, empty = queries.take(rest), [names[row] for row in rest], empty[:0]
         self._say_what_clocks_are_assumed(queries)
-        chosen = session.candidates(candidates, exclude)
-        request = make_request(session, queries, names, chosen, keep_seen, rules or {})
-        return to_frame(answer(session, queries, check_k(k), request, empty), names, data), left_out.notes
+        hidden = exclude if only is None else hidden_items(data, exclude, only)
+        chosen = session.candidates(candidates, hidden)
+        request = make_request(session, queries, names, chosen, flag("keep_seen", keep_seen), rules or {})
+        top = answer(session, queries, check_k(k), request, empty)
+        return with_columns(to_frame(top, names, data), data, columns), left_out.notes
 
     def session(self) -> Session:
         """Model, dataset and prepared candidates, for what asks more often, or for more, than `recommend`."""
@@ -223,7 +261,7 @@ class Recommender:
         network, data = self._ready()
         if text is not None:
             weight = check_weight(0.5 if text_weight is None else text_weight)
-            vector = text_vector(network, self.record.embeddings, text)
+            vector = text_vector(network, self.record.embeddings, text, llm=self.item_llm)
             return self._session().ranked_by(Searched(network, vector, weight))
         max_len = parse_max_len(self.config.training.max_len)
         kept = self._kept_session
@@ -251,7 +289,7 @@ class Recommender:
             raise ConfigError("give either an item (--item ID) or a text (--text TEXT)")
         token = None if item is None else data.token_of(item)
         if token is None:
-            vector = text_vector(network, self.record.embeddings, text)
+            vector = text_vector(network, self.record.embeddings, text, llm=self.item_llm)
         else:
             vector = network.table().raw[token]
         session = self._session().ranked_by(Likeness(network, vector))
@@ -303,7 +341,7 @@ class Recommender:
         network, data = self._ready()
         counts: dict[str, int] = {}
         frame = check_new_items(data, items, counts)
-        extend_source(network, self.record, frame, device)
+        extend_source(network, self.record, frame, device, self.item_llm)
         network.eval()
         self.dataset = added_dataset(data, frame, counts)
         return self
@@ -329,7 +367,7 @@ class Recommender:
         network, data = self._ready()
         new = updated(
             network, self.config, data, self.record, interactions, items,
-            train=train, settings=settings, device=device, source=source, progress=progress,
+            train=train, settings=settings, device=device, source=source, progress=progress, llm=self.item_llm,
         )  # fmt: skip
         self.network, self.config, self.dataset, self.record = new.network, new.config, new.data, new.record
         return new.counts
@@ -337,13 +375,45 @@ class Recommender:
     def save_pretrained(self, path: Path | str) -> None:
         """Write a run folder: all that recommending needs, and what the run was."""
         network, data = self._ready()
-        write_run(Path(path), network, self.config, data, self.record)
+        self.item_llm = write_run(
+            checked_path("path", path), network, self.config, data, self.record, self.item_llm
+        )
+        if self.item_llm is not None:
+            self.record = replace(self.record, embeddings=self.item_llm.spec)
 
     @classmethod
     def from_pretrained(cls, path: Path | str, device: str = "auto") -> Recommender:
         """Load a run folder. Raises ArtifactError, with the next command, for anything else."""
-        network, config, data, record = read_run(Path(path), hardware.pick_device(device))
-        return cls(config, network, data, record)
+        folder = checked_path("path", path)
+        network, config, data, record = read_run(folder, hardware.pick_device(device))
+        return cls(config, network, data, record, trained_llm(folder, record))
+
+    def __repr__(self) -> str:
+        return f"Recommender({', '.join(f'{name}: {text}' for name, text in self._described().items())})"
+
+    def _repr_html_(self) -> str:
+        """A small table for notebooks."""
+        from html import escape
+
+        cells = "".join(
+            f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>"
+            for name, text in self._described().items()
+        )
+        return f"<table><caption>recommender</caption>{cells}</table>"
+
+    def _described(self) -> dict[str, str]:
+        """What it is, in a few words."""
+        found = {"preset": self.config.preset, "items": self.config.items.item_llm or "ids alone"}
+        if self.network is None or self.dataset is None:
+            return found | {"state": "not trained"}
+        weights = sum(p.numel() for p in self.network.parameters())
+        found["trained on"] = f"{self.dataset.meta['name']}, {self.dataset.n_catalogue:,} items"
+        if self.record.best:
+            value = self.record.best["value"]
+            found["best epoch"] = (
+                f"{self.record.best['epoch']} ({self.config.training.valid_metric} {value:.4f})"
+            )
+        return found | {"weights": f"{weights:,}"}
 
     def _ready(self) -> tuple[Network, Dataset]:
         if self.network is None or self.dataset is None:
@@ -351,6 +421,15 @@ class Recommender:
                 "this recommender is not trained yet: call fit(data), or Recommender.from_pretrained(RUN)"
             )
         return self.network, self.dataset
+
+
+def check_dataset(data: Any) -> None:
+    """ConfigError for anything but a dataset, such as its path or its tables."""
+    if not isinstance(data, Dataset):
+        raise ConfigError(
+            f"data is a {type(data).__name__}, not a dataset; open one by hllm.load_dataset(FOLDER), or make one by "
+            "hllm.Dataset.from_tables(interactions, items)"
+        )
 
 
 def fit_run(
@@ -382,6 +461,15 @@ def fit_run(
     return with_fitting_batch(
         train, lambda size: probe(data, batch.config(config, size), embeddings, target), batch
     )
+
+
+def prepared(
+    data: Dataset, config: Config, embeddings: ItemEmbeddings | None = None
+) -> ItemEmbeddings | None:
+    """`embeddings`, or where the item LLM is trained the texts that it reads: those need no `hllm embed`."""
+    if not config.items.live or isinstance(embeddings, LiveItems):
+        return embeddings
+    return live_items(data, config.items, embeddings)
 
 
 def evaluate_run(

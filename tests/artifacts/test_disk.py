@@ -105,3 +105,18 @@ def test_a_deleted_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             os.getcwd()
     finally:
         tmp_path.mkdir()
+
+
+def test_case_e24_a_place_that_cannot_be_written_is_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "new" / "deep" / "a.csv", tmp_path / "file", tmp_path, Path("here.csv")):
+        artifacts.check_writable(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    for path in (tmp_path / "file" / "a.csv", tmp_path / ("x" * 300)):
+        with pytest.raises(ArtifactError, match="cannot write"):
+            artifacts.check_writable(path)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # a read-only disk; the tests may run as root
+    with pytest.raises(ArtifactError, match=r"Permission denied.*; choose another folder"):
+        artifacts.check_writable(tmp_path / "a.csv")

@@ -47,7 +47,7 @@ def test_case_e18_the_second_is_told_who_writes_until_the_first_is_dead(tmp_path
 def test_case_e18_the_second_waits_for_one_that_ends_soon(tmp_path: Path) -> None:
     with hold(tmp_path) as other:
         threading.Timer(0.3, other.stdin.close).start()  # type: ignore[union-attr]
-        with artifacts.locked(tmp_path, wait=30):
+        with artifacts.locked(tmp_path, wait=600):
             pass
 
 
@@ -66,3 +66,20 @@ def test_it_may_be_nested_but_not_across_threads(tmp_path: Path) -> None:
         thread.start()
         thread.join()
     assert refused == [True] and list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        pass
+    (tmp_path / "checkpoints").mkdir()
+    gone = [tmp_path / f".a.json.{dead.pid}.tmp", tmp_path / "checkpoints" / f".last.{dead.pid}.tmp"]
+    kept = [
+        tmp_path / f".a.json.{os.getppid()}.tmp",  # being written
+        tmp_path / f".mine-{dead.pid}.tmp",
+        tmp_path / ".tmp",
+        tmp_path / f"a.{dead.pid}.tmp",
+    ]
+    for path in (*gone, *kept):
+        path.write_text("half")
+    with artifacts.locked(tmp_path):
+        assert not any(path.exists() for path in gone) and all(path.exists() for path in kept)

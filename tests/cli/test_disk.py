@@ -18,7 +18,7 @@ from hllm.cli import main
 Fails = Callable[..., str]
 
 
-@pytest.mark.parametrize("limit", [200, 3_000, 60_000])
+@pytest.mark.parametrize("limit", [200, 3_000, 40_000])
 def test_case_e19_training_on_a_full_disk(
     tmp_path: Path,
     world_folder: Path,
@@ -125,11 +125,11 @@ def test_case_e18_two_trainings_into_one_folder(
     def other() -> None:
         with artifacts.locked(tmp_path / "run"):
             taken.set()
-            done.wait(60)
+            done.wait(600)
 
     thread: Any = threading.Thread(target=other)
     thread.start()
-    assert taken.wait(60)
+    assert taken.wait(600)
     try:
         assert f"process {os.getpid()} is writing {tmp_path / 'run'} (" in fails(*words, *small)
     finally:

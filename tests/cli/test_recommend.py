@@ -93,7 +93,7 @@ def test_on_the_screen(run_folder: Path, capsys: Capture) -> None:
     assert "100 of 180 rows shown; write all with --out" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl"])
 def test_other_files(run_folder: Path, tmp_path: Path, suffix: str) -> None:
     out = tmp_path / "new folder" / f"recs{suffix}"
     assert main(["recommend", str(run_folder), "--user", "u003", "-k", "2", "--out", str(out)]) == 0
@@ -102,9 +102,43 @@ def test_other_files(run_folder: Path, tmp_path: Path, suffix: str) -> None:
     assert [p.name for p in out.parent.iterdir()] == [out.name]
 
 
+def test_items_left_out_and_columns_added(run_folder: Path, tmp_path: Path) -> None:
+    one = ["--user", "u003", "-k", "40"]
+    everything = recommend(run_folder, tmp_path, *one)
+    first, second, *_ = everything["item_id"]
+    write_text(tmp_path / "not.txt", f"{second}\n")
+    write_text(tmp_path / "not.csv", f"item_id,why\n{second},seen elsewhere\n")
+    for file in ("not.txt", "not.csv"):
+        two = ["--exclude", f"{first}, {first}", "--exclude", tmp_path / file]
+        fewer = recommend(run_folder, tmp_path, *one, *two)
+        assert fewer["item_id"].to_list() == everything["item_id"].to_list()[2:]
+        assert fewer["rank"].to_list() == list(range(1, len(everything) - 1))
+    comedies = recommend(run_folder, tmp_path, *one, "--only", "genres=comedy", "--with", "genres,title")
+    assert comedies.columns == ["user_id", "item_id", "score", "rank", "genres", "title"]
+    assert set(comedies["genres"]) == {"Comedy"} and comedies["title"].null_count() == 0
+    kept = everything.filter(pl.col("item_id").is_in(comedies["item_id"].implode()))
+    assert comedies["item_id"].to_list() == kept["item_id"].to_list()
+    both = recommend(run_folder, tmp_path, *one, "--only", "genres=Comedy", "--only", "genres=Horror")
+    assert len(comedies) < len(both) < len(everything)
+
+
+def test_added_columns_on_the_screen(run_folder: Path, capsys: Capture) -> None:
+    options = ["--user", "u003", "-k", "2", "--with", "genres", "--only", "genres=Comedy"]
+    assert main(["recommend", str(run_folder), *options]) == 0
+    out = capsys.readouterr().out
+    assert "genres" in out and out.count("Comedy") == 2 and "title" not in out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--exclude", "999x"], "unknown item_id '999x'"),
+        (["--exclude", "none.txt"], "none.txt not found"),
+        (["--only", "genres"], "--only 'genres' is not COLUMN=VALUE"),
+        (["--only", "genre=Comedy"], "unknown column of the items 'genre' (did you mean 'genres'?)"),
+        (["--only", "genres=Comdy"], "no item has 'Comdy' in column 'genres' (did you mean 'comedy'?)"),
+        (["--with", "titel"], "unknown column of the items 'titel' (did you mean 'title'?)"),
+        (["--with", "item_id"], "column 'item_id' is there already; other columns: title, genres"),
         (["--user", "ghost"], "unknown user_id 'ghost'"),
         (["--history", "001,999x"], "unknown item_id '999x'"),
         (["--history", ""], "history 0 is empty"),
@@ -144,7 +178,7 @@ def test_files_of_users_that_cannot_be_used(run_folder: Path, tmp_path: Path, fa
 
 def test_wrong_suffixes_fail_before_anything_is_loaded(tmp_path: Path, fails: Fails) -> None:
     line = fails("recommend", tmp_path / "no run", "--out", tmp_path / "recs.xlsx")
-    assert "unknown suffix '.xlsx'; valid: .parquet, .csv, .tsv, .jsonl" in line
+    assert "unknown suffix '.xlsx'; valid: .parquet, .csv, .tsv, .json, .jsonl" in line
 
 
 def test_what_is_no_run(tmp_path: Path, world_folder: Path, fails: Fails) -> None:

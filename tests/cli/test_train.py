@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from hllm.data.dataset import Dataset
 from hllm.data.folder import own_names
 from hllm.evaluate.metrics import Metrics
 from hllm.pipeline import Recommender
+from hllm.testing import world
 from hllm.train import trainer
 from hllm.train.trainer import Stopped
 
@@ -63,7 +65,7 @@ def command(world_folder: Path, small: list[str]) -> Callable[..., list[str]]:
     return make
 
 
-def test_a_run_folder_holds_everything(run_folder: Path) -> None:
+def test_a_run_folder_holds_everything(run_folder: Path, world_folder: Path) -> None:
     assert {p.name for p in run_folder.iterdir()} == FILES
     record = read_json(run_folder / "config.json")
     assert record["config"]["preset"] == "sasrec" and record["config"]["training"]["max_len"] == 12
@@ -74,6 +76,16 @@ def test_a_run_folder_holds_everything(run_folder: Path) -> None:
     metrics = read_json(run_folder / "metrics.json")
     assert set(metrics) == {"validation", "test", "baselines"}
     assert metrics["validation"]["ndcg@10"] == pytest.approx(record["best"]["value"], abs=1e-12)
+    for split in ("validation", "test"):
+        told = metrics[split]["checkpoint"]
+        assert told == {"epoch": record["best"]["epoch"], "rule": "best validation ndcg@10"}
+    by_user = pl.read_parquet(run_folder / "ranks" / "test.parquet")
+    assert by_user.columns == ["user_id", "item_id", "rank", "tied"] and len(by_user) == 60
+    assert (by_user["rank"] <= 10).mean() == pytest.approx(metrics["test"]["hr@10"])
+    assert by_user["tied"].mean() == metrics["test"]["protocol"]["tied_share"]
+    events = pl.read_parquet(world_folder / "interactions.parquet")
+    held_out = events.group_by("user_id", maintain_order=True).last()
+    assert by_user.select("user_id", "item_id").equals(held_out.select("user_id", "item_id"))
     ranks = Metrics.load(run_folder / "ranks" / "test.safetensors")
     assert ranks.values == {k: v for k, v in metrics["test"].items() if "@" in k}
     page = (run_folder / "report.html").read_text(encoding="utf-8")
@@ -91,6 +103,24 @@ def test_text_models_say_which_embeddings_they_take(
     assert "popularity" in out and "markov" in out and "demo | world " in out
     assert "best epoch" in out and str(tmp_path / "run") in out
     assert read_json(tmp_path / "run" / "config.json")["embeddings"]["model"] == "random"
+
+
+def test_a_large_catalogue_is_told_how_it_is_trained(
+    command: Callable[..., list[str]],
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a line, and in the run's configuration; the same command finds the run again."""
+    monkeypatch.setattr("hllm.runs.settle.LAZY_FACTOR", 1)
+    few = {"loss": "sampled", "n_negatives": 1, "batch_tokens": 4, "max_len": 4, "epochs": 1}
+    arguments = command(tmp_path / "run", *(f"--set={key}={value}" for key, value in few.items()))
+    assert main(arguments) == 0
+    err = capsys.readouterr().err
+    assert "each step takes the batch's items and its negatives, not all" in err and "id_updates=lazy" in err
+    assert read_json(tmp_path / "run" / "config.json")["config"]["training"]["id_updates"] == "lazy"
+    assert main(arguments) == 0
+    assert "holds this run, finished" in capsys.readouterr().err
 
 
 def test_settings_from_a_file_then_from_set(
@@ -126,6 +156,31 @@ def test_a_finished_run_is_shown_again(
     assert main(command(run, "--set", "dropout=0.1", "--overwrite")) == 0
     assert read_json(run / "config.json")["config"]["users"]["dropout"] == 0.1
     assert (run / "model.safetensors").read_bytes() != weights
+
+
+def test_a_model_below_a_baseline_is_told_so(
+    command: Callable[..., list[str]], tmp_path: Path, capsys: Capture
+) -> None:
+    run, bad = tmp_path / "run", ["--set", "learning_rate=1e-9", "--set", "epochs=1"]
+    assert main(command(run, *bad)) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("verdict: ")]
+    assert line.startswith("verdict: sasrec is below markov: ") and "test NDCG@10 0." in line
+    assert f'<p class="verdict">{line}</p>' in (run / "report.html").read_text(encoding="utf-8")
+    assert main(["evaluate", str(run), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert line in err.splitlines() and "verdict" not in out
+
+
+def test_a_long_training_on_a_cpu_is_told_before_it_starts(
+    command: Callable[..., list[str]], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hllm.runs.cpu_time.RATE", 100.0)
+    assert main(command(tmp_path / "run")) == 0
+    err = capsys.readouterr().err
+    warning = "warning: preset sasrec is made for a GPU; on this CPU its 3 epochs take about "
+    assert err.index(warning) < err.index("epoch 1/3")
+    assert main(command(tmp_path / "run")) == 0  # finished: only shown
+    assert "made for a GPU" not in capsys.readouterr().err
 
 
 def test_several_seeds(command: Callable[..., list[str]], tmp_path: Path, capsys: Capture) -> None:
@@ -167,7 +222,7 @@ def test_case_d15_ctrl_c_and_kill(
     assert done.stderr.splitlines()[-1].startswith(
         "stopped after step 4 (epoch 2); everything is saved. Go on with"
     )
-    assert "--resume" in done.stderr
+    assert done.stderr.splitlines()[-1].endswith("Go on with the same command")
     done = broken(7, "SIGKILL")
     assert done.returncode == -signal.SIGKILL
     assert "going on from its last checkpoint" in done.stderr
@@ -227,7 +282,7 @@ def test_an_unfinished_run_is_no_run_yet(
 def test_resume_goes_before_overwrite(
     command: Callable[..., list[str]], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After Ctrl-C the advice is the same command and --resume, also where that command had --overwrite."""
+    """After Ctrl-C the advice is the same command, without --overwrite where it had that; or --resume beside it."""
     step = trainer.Trainer._step
 
     def interrupted(self: Any, *arguments: Any) -> Any:
@@ -240,7 +295,7 @@ def test_resume_goes_before_overwrite(
         patch.setattr(trainer.Trainer, "_due", lambda self: True)
         patch.setattr(trainer.Trainer, "_step", interrupted)
         assert main(command(run, "--overwrite")) == 130
-    assert "Go on with the same command and --resume" in capsys.readouterr().err
+    assert "Go on with the same command, without --overwrite" in capsys.readouterr().err
     assert main(command(run, "--overwrite", "--resume")) == 0
     assert "going on from its last checkpoint" in capsys.readouterr().err
 
@@ -402,3 +457,80 @@ def test_baselines_by_name_and_no_evaluation(
     assert not (Path(three) / "metrics.json").exists()
     assert main(["evaluate", three, "--device", "cpu"]) == 0
     assert "unknown baseline 'markow'" in fails(*command, one, "--baselines", "markow")
+
+
+# ---------------------------------------------------------------------- an item LLM trained too
+
+
+@pytest.fixture(scope="module")
+def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from hllm.testing.llms import write_model
+
+    return write_model(tmp_path_factory.mktemp("llm") / "tiny")
+
+
+def live_command(llm: Path, command: Callable[..., list[str]], out: Path, *more: str) -> list[str]:
+    return command(out, "--set", f"item_llm={llm}", *more, preset="hllm-small")
+
+
+def test_an_item_llm_is_trained_by_one_setting(
+    tiny_llm: Path, command: Callable[..., list[str]], tmp_path: Path, capsys: Capture
+) -> None:
+    """No `hllm embed` before; afterwards every command works, and the model embeds another catalogue."""
+    pytest.importorskip("peft")
+    run, other = tmp_path / "run", tmp_path / "other"
+    arguments = live_command(tiny_llm, command, run, "--set", "items.train=lora")
+    assert main(arguments) == 0
+    assert {p.name for p in run.iterdir()} == FILES | {"item_llm"}
+    captured = capsys.readouterr()
+    assert f"item LLM, trained (lora): {tiny_llm}" in captured.err
+    assert "Writing" not in captured.err
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "effective rank" in page and "graph, chunks of 16,384 tokens" in page
+    assert "trained with the user model (lora)" in (run / "README.md").read_text(encoding="utf-8")
+    assert main(arguments) == 0  # finished: only shown again
+    assert main(["evaluate", str(run), "--split", "test"]) == 0
+    assert main(["recommend", str(run), "-k", "2", "--user", "u001"]) == 0
+    world(seed=1, string_ids=True).save(other)
+    capsys.readouterr()
+    assert main(["embed", str(other), "--item-llm", str(run), "--device", "cpu"]) == 0
+    assert f"{run} from folder" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_killed_live_training_goes_on(
+    tiny_llm: Path, command: Callable[..., list[str]], tmp_path: Path, run_python: Callable[..., Any]
+) -> None:
+    arguments = live_command(tiny_llm, command, tmp_path / "killed", "--set", "items.train=full")
+    killed = run_python("-c", BREAKING.format(step=2, signal="SIGKILL"), *arguments)
+    assert killed.returncode == -signal.SIGKILL
+    assert main([*arguments, "--resume"]) == 0
+    straight = live_command(tiny_llm, command, tmp_path / "straight", "--set", "items.train=full")
+    assert main(straight) == 0
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("killed", "straight")]
+    assert files[0] == files[1]
+
+
+def test_a_live_run_starts_from_a_frozen_one(
+    tiny_llm: Path, command: Callable[..., list[str]], tmp_path: Path, fails: Fails, world_folder: Path
+) -> None:
+    assert (
+        main(
+            [
+                "embed",
+                str(world_folder),
+                "--item-llm",
+                str(tiny_llm),
+                "--device",
+                "cpu",
+                "--precision",
+                "fp32",
+            ]
+        )
+        == 0
+    )
+    frozen = live_command(tiny_llm, command, tmp_path / "frozen", "--set", "items.train=frozen")
+    assert main(frozen) == 0
+    live = live_command(tiny_llm, command, tmp_path / "live", "--init-from", str(tmp_path / "frozen"))
+    assert main(live) == 0
+    assert "no run at" in fails(*live[:-1], str(tmp_path / "nothing"), "--overwrite")

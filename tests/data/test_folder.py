@@ -458,7 +458,7 @@ for _ in range(10):
     writers = [
         subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "d"), n], env=environment) for n in "56"
     ]
-    assert [writer.wait(120) for writer in writers] == [0, 0]
+    assert [writer.wait(600) for writer in writers] == [0, 0]
     assert Dataset.load(tmp_path / "d").n_candidates in (5, 6)
     assert len(contents(tmp_path / "d")) == 10
 

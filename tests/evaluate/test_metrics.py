@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from hllm.evaluate.metrics import (
     summarise,
 )
 from hllm.evaluate.tables import notes, text
+from hllm.testing import world
 
 
 def make_metrics(
@@ -177,3 +180,36 @@ def test_document_layout() -> None:
     assert document["test"]["protocol"]["split"] == "test"
     assert document["test"]["n_users"] == 1
     assert document["baselines"]["test"]["popularity"]["hr@1"] == 0.0
+
+
+def test_a_frame_of_the_metrics() -> None:
+    metrics = make_metrics([1, 3, 0, 12], name="sasrec")
+    frame = metrics.to_frame()
+    assert frame.columns == ["model", "split", "metric", "value", "low", "high"]
+    rows = {row["metric"]: row for row in frame.to_dicts()}
+    assert rows.keys() == metrics.values.keys()
+    for name, row in rows.items():
+        assert (row["model"], row["split"], row["value"]) == ("sasrec", "test", metrics[name])
+        assert (row["low"], row["high"]) == metrics.intervals[name]
+    without = make_metrics([1], bootstrap=0).to_frame()
+    assert without["low"].null_count() == len(without) and without.schema == frame.schema
+
+
+def test_ranks_with_the_users_ids(tmp_path: Path) -> None:
+    data = world(4, 12, string_ids=True)
+    metrics = replace(make_metrics([1, 3, 0, 12]), tied=np.array([True, False, False, True]))
+    metrics.save(tmp_path / "ranks.safetensors")
+    for found in (metrics, Metrics.load(tmp_path / "ranks.safetensors")):
+        frame = found.ranks_frame(data)
+        wanted = {"user_id": "u000", "item_id": data.item_ids[0], "rank": 1, "tied": True}
+        assert frame.to_dicts()[0] == wanted
+        assert frame["rank"].to_list() == [1, 3, None, 12]
+    assert replace(metrics, tied=None).ranks_frame(data)["tied"].null_count() == 4
+
+
+def test_short_in_a_notebook() -> None:
+    metrics = make_metrics([1, 3, 0, 12], name="<b>", dataset="a & b")
+    assert repr(metrics) == f"Metrics(<b> on a & b test: ndcg@1 {metrics['ndcg@1']:.4f}, hr@1 0.2500)"
+    page = metrics._repr_html_()
+    assert "<caption>&lt;b&gt; on a &amp; b, test</caption>" in page and "<th>ndcg@10</th>" in page
+    assert "<b>" not in page and f"{metrics['mrr@1']:.4f} [" in page

@@ -5,18 +5,17 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     BertConfig,
     BertModel,
     LlamaConfig,
     LlamaModel,
-    PreTrainedTokenizerFast,
     T5Config,
     T5Model,
 )
 
 from hllm.data.dataset import Dataset
+from hllm.testing.llms import byte_tokenizer as make_tokenizer
 
 TITLES = [
     "Up",
@@ -30,15 +29,6 @@ TITLES = [
     "Tampopo",
 ]
 GENRES = ["Animation", "Crime", "Crime", "Horror", None, "Comedy", "Crime", "War", "Comedy"]
-
-
-def make_tokenizer(**options) -> PreTrainedTokenizerFast:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {"<pad>": 0, "<eos>": 1, **{letter: i + 2 for i, letter in enumerate(alphabet)}}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options)
 
 
 def write_model(folder: Path, kind: str = "llama", seed: int = 0, **options) -> Path:
@@ -58,8 +48,8 @@ def write_model(folder: Path, kind: str = "llama", seed: int = 0, **options) -> 
     return folder
 
 
-@pytest.fixture
-def byte_tokenizer():
+@pytest.fixture(name="byte_tokenizer")
+def _byte_tokenizer():
     return make_tokenizer
 
 

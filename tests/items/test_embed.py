@@ -361,7 +361,7 @@ def slow(*arguments):
     written.append(1)
     if len(written) == 3:
         print("three batches", flush=True)
-        time.sleep(60)
+        time.sleep(600)
 store.write_shard = slow
 from hllm.data.dataset import Dataset
 from hllm.items.embed import embed

@@ -16,7 +16,8 @@ from hllm.artifacts import read_tensors
 from hllm.config import load_config
 from hllm.errors import TrainingError
 from hllm.items.embed import ItemEmbeddings
-from hllm.losses.sampled import draw, history_keys, sampled_softmax
+from hllm.losses.sampled import draw, history_keys, sampled_softmax, similar_share
+from hllm.packing import ItemView
 from hllm.runs.folder import run_state
 from hllm.runs.train import train_network
 from hllm.testing import chain
@@ -199,3 +200,27 @@ def test_training_on_identical_items_stops_with_the_reason(
     checkpoint = tmp_path / "run" / "checkpoints" / "last.safetensors"
     assert not checkpoint.exists() or not [k for k in read_tensors(checkpoint)[0] if k.startswith("best.")]
     assert run_state(tmp_path / "run") == "unfinished"
+
+
+@pytest.mark.parametrize("limit", [0.2, 0.9])
+def test_negatives_too_like_the_target_are_left_out(problem: dict[str, Tensor], limit: float) -> None:
+    """ByteDance's rule, by cosine; the target's own item stays out by identity as ever."""
+    p, items = problem, F.normalize(problem["items"].detach(), dim=1)
+    cosines = items[p["targets"].clamp(min=0)] @ items[p["columns"].clamp(min=0)].T
+    expected = naive(p["queries"], p["items"], p["targets"], p["columns"], None, cosines > limit)
+    wanted = torch.autograd.grad(expected, (p["queries"], p["items"]))
+    loss = sampled_softmax(p["queries"], p["items"], p["targets"], p["columns"], drop_similar=limit, chunk=5)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(loss, (p["queries"], p["items"])), wanted)
+    assert not torch.isclose(loss, sampled_softmax(p["queries"], p["items"], p["targets"], p["columns"]))
+
+
+def test_case_d14_identical_vectors_leave_nothing_to_compete() -> None:
+    """By identity the loss is log 512; by likeness it is 0, and every negative is reported as masked."""
+    items, columns = torch.ones(512, 4), torch.arange(1, 512)
+    queries, targets = torch.randn(3, 4), torch.zeros(3, dtype=torch.long)
+    assert float(sampled_softmax(queries, items, targets, columns)) == pytest.approx(math.log(512))
+    assert float(sampled_softmax(queries, items, targets, columns, drop_similar=0.99)) == 0.0
+    view = ItemView(torch.arange(512), targets, targets, 512, negatives=columns)
+    assert similar_share(items, view, 0.99) == 1.0
+    assert similar_share(torch.eye(512), view, 0.99) == 0.0

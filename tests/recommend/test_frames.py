@@ -55,7 +55,7 @@ def test_what_is_written_reads_back(data: Dataset, tmp_path: Path, suffix: str) 
 
 @pytest.mark.parametrize("name", ["recs.xlsx", "recs", "recs.parquet.bak"])
 def test_unknown_suffixes(data: Dataset, tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match=r"valid: \.parquet, \.csv, \.tsv, \.jsonl"):
+    with pytest.raises(ConfigError, match=r"valid: \.parquet, \.csv, \.tsv, \.json, \.jsonl"):
         check_output(tmp_path / name)
     with pytest.raises(ConfigError):
         write_frame(tmp_path / name, to_frame(TOP, ["a", "b"], data))

@@ -61,6 +61,7 @@ def test_items_like_a_text(texts: Recommender) -> None:
     assert frame["item_id"][0] == 14 and frame["score"][0] == pytest.approx(1, abs=1e-5)
     assert texts.similar(14, k=2)["item_id"].to_list() == frame["item_id"].to_list()[1:]
     after = texts.network.state_dict()
+    assert not any(module.training for module in texts.network.modules())
     assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
 
 
@@ -88,5 +89,6 @@ def test_search_by_text_and_taste(texts: Recommender) -> None:
     for bad in (2, "much", True):
         with pytest.raises(ConfigError, match="text_weight="):
             texts.recommend(history=[[10]], text=text, text_weight=bad)  # type: ignore[arg-type]
+    assert texts.network is not None and not texts.network.training
     with pytest.raises(ConfigError, match="in words"):
         texts.similar(text="  ")

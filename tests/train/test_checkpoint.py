@@ -13,13 +13,11 @@ from hllm.artifacts import read_tensors
 from hllm.errors import ArtifactError
 from hllm.train.checkpoint import (
     Progress,
-    best_path,
-    drop_other_bests,
     load_checkpoint,
-    read_identity,
     save_checkpoint,
 )
 from hllm.train.config import TrainingConfig
+from hllm.train.files import best_path, drop_other_bests, read_identity
 from hllm.train.optim import Optimizer, WeightAverage
 
 IDENTITY = {"config": {"seed": 1}, "dataset": "f00d", "embeddings": None}

@@ -19,7 +19,7 @@ from hllm.errors import ArtifactError, TrainingError
 from hllm.items.embed import embed
 from hllm.pipeline import Recommender
 from hllm.runs.folder import run_state
-from hllm.train.health import check_loss, check_vectors, mean_cosine, spaced_rows
+from hllm.train.health import check_loss, check_vectors, effective_rank, mean_cosine, spaced_rows
 from hllm.train.trainer import Trainer
 
 
@@ -119,11 +119,12 @@ def test_patience_does_not_count_before_there_is_a_best(
     assert result.best_epoch >= 3
 
 
-def flat_until(first: int) -> Callable[[Trainer, int, Any], None]:
+def flat_until(first: int) -> Callable[[Trainer, int, Any], dict[str, float]]:
     """A health check that finds user vectors flat before epoch `first`."""
 
-    def check(self: Trainer, epoch: int, plan: Any) -> None:
+    def check(self: Trainer, epoch: int, plan: Any) -> dict[str, float]:
         self.state.flat_validations = self.state.flat_validations + 1 if epoch < first else 0
+        return {}
 
     return check
 
@@ -169,3 +170,12 @@ def test_nan_weights_are_not_validated(
     monkeypatch.setattr(Trainer, "_finish_epoch", broken)
     with pytest.raises(TrainingError, match=f"{kind} vectors are not finite in epoch 1"):
         train(ema_decay=0.0)
+
+
+def test_effective_rank() -> None:
+    """One direction beside the mean has rank 1; d equal ones have rank d."""
+    line = torch.tensor([[1.0, 1.0, 0, 0], [1.0, -1.0, 0, 0]]).repeat(8, 1)
+    assert effective_rank(line) == pytest.approx(1.0, abs=1e-6)
+    sphere = torch.cat((torch.eye(4), -torch.eye(4)))
+    assert effective_rank(sphere) == pytest.approx(4.0, abs=1e-6)
+    assert effective_rank(torch.ones(5, 4)) == pytest.approx(1.0, abs=0.1)

@@ -74,6 +74,21 @@ def test_averaged_weights_come_and_go() -> None:
     assert torch.equal(network.weight, raw)
 
 
+def test_validating_copies_no_weights() -> None:
+    """Raw and averaged weights change places; lazy rows have their caught-up values, and go on from where they were."""
+    network = nn.ModuleDict({"ids": Ids(9, 4, torch.arange(10) > 0), "head": nn.Linear(4, 4, bias=False)})
+    optimizer = Optimizer(network, TrainingConfig(), lazy=True)
+    average = WeightAverage(optimizer.parameters, 0.9)
+    head, ids = network.get_parameter("head.weight"), network.get_parameter("ids.weight")
+    places = head.data_ptr(), ids.data_ptr()
+    with evaluation_weights(average, optimizer):
+        assert head.data_ptr() == average.average[0].data_ptr()
+        assert ids.data_ptr() not in (places[1], optimizer.lazy[0].rows.average.data_ptr())
+    assert (
+        (head.data_ptr(), ids.data_ptr()) == places == (places[0], optimizer.lazy[0].rows.weight.data_ptr())
+    )
+
+
 def test_what_is_saved_is_the_average(train: Callable[..., Any]) -> None:
     """With averaging the weights differ from those without, which are the trained ones themselves."""
     with_average, _ = train(ema_decay=0.9, epochs=1)

@@ -23,7 +23,7 @@ from hllm.runs.folder import run_state
 from hllm.runs.train import make_trainer
 from hllm.testing import chain
 from hllm.train import trainer as module
-from hllm.train.checkpoint import best_path
+from hllm.train.files import best_path
 from hllm.train.optim import Optimizer, learning_rate
 from hllm.train.trainer import FitResult, Stopped, Trainer
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hllm.artifacts.disk import disk_errors, disk_problem
+from hllm.artifacts.disk import check_writable, disk_errors, disk_problem
 from hllm.artifacts.files import (
     atomic,
     copy_file,
@@ -42,6 +42,7 @@ __all__ = [
     "atomic",
     "check_file",
     "check_manifest",
+    "check_writable",
     "copy_file",
     "digest",
     "digest_array",

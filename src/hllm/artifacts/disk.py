@@ -86,6 +86,16 @@ def disk_errors(doing: str) -> Iterator[None]:
         raise ArtifactError(f"cannot {doing}: {problem}") from err
 
 
+def check_writable(path: Path) -> None:
+    """ArtifactError, before long work, where nothing could be written at `path`; makes nothing itself."""
+    with disk_errors(f"write {path}"):
+        there = next(p for p in (path, *path.absolute().parents) if p.exists())
+        if not there.is_dir() and there != path:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+        if not os.access(there, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
+
+
 def _number(err: BaseException) -> int | None:
     """The system's number of a disk's or path's error."""
     if isinstance(err, ConnectionError | TimeoutError):

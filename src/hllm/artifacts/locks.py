@@ -57,7 +57,8 @@ def held(path: Path, wait: float) -> Iterator[bool]:
 def locked(folder: Path | str, wait: float | None = None) -> Iterator[None]:
     """Be the only writer of `folder`, which is made where it is missing, and goes if nothing is written.
 
-    Raises Busy, an ArtifactError that names the other writer, where there still is one after `wait`
+    What a process that was killed while writing has left there, or one folder below, is removed. Raises Busy, an
+    ArtifactError that names the other writer, where there still is one after `wait`
     seconds (2 by default), and ArtifactError where the folder cannot be written. May be nested.
     """
     folder = Path(folder)
@@ -79,6 +80,7 @@ def locked(folder: Path | str, wait: float | None = None) -> Iterator[None]:
         if first:
             with disk_errors(f"write {folder}"):
                 writer.write_text(json.dumps(_me()), encoding="utf-8")
+            _remove_unfinished(folder)
         yield
     finally:
         if first:
@@ -88,6 +90,29 @@ def locked(folder: Path | str, wait: float | None = None) -> Iterator[None]:
         if is_new:
             with suppress(OSError):  # something was written
                 folder.rmdir()
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove temporary files (`artifacts.atomic`) whose process is gone."""
+    for pattern in (".*.tmp", "*/.*.tmp"):
+        for path in folder.glob(pattern):
+            process = path.suffixes[-2][1:] if len(path.suffixes) > 1 else ""
+            if process.isdecimal() and path.is_file() and not _is_alive(int(process)):
+                with suppress(OSError):
+                    path.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    """Whether a process of this machine still runs; False on Windows, which keeps files that are in use."""
+    if os.name != "posix":
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def _me() -> dict[str, object]:

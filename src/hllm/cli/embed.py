@@ -20,11 +20,14 @@ def embed(
     item_llm: Annotated[
         str,
         typer.Option(
-            help="Short name (smollm2-135m, tinyllama, ...), hub name, model folder or .gguf file; "
+            help="Short name (smollm2-135m, tinyllama, ...), hub name, model folder, .gguf file, or a run whose "
+            "item LLM was trained; "
             "or a control without a language model: tfidf, random."
         ),
     ] = "smollm2-135m",
-    pooling: Annotated[str, typer.Option(help="mean (for hllm-lite) or last (the reference's).")] = "mean",
+    pooling: Annotated[
+        str | None, typer.Option(help="mean (for hllm-lite; if absent) or last (the reference's).")
+    ] = None,
     prompt: Annotated[
         str | None, typer.Option(help="Text before the fields; official prompt if absent.")
     ] = None,
@@ -34,7 +37,9 @@ def embed(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
     batch_size: Annotated[int, typer.Option(help="Items a forward pass.")] = 64,
-    max_tokens: Annotated[int, typer.Option(help="Tokens of an item's text beside the prompt.")] = 256,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of an item's text beside the prompt; 256 if absent.")
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that the model's repository brings.")
     ] = False,
@@ -76,6 +81,8 @@ def train_command(dataset: Path, spec: dict[str, Any], fields: list[str] | None)
     from hllm.text.template import OFFICIAL_PROMPT
 
     settings = {"item_llm": spec["model"]}
+    if spec.get("item_emb_token_n"):  # its vectors are named by their store alone
+        return shlex.join(["hllm", "train", str(dataset), "--set", f"item_llm={spec['key']}"])
     if spec["source"] != "control":
         settings |= {"pooling": spec["pooling"], "prompt": json.dumps(spec["prompt"])}
     defaults = {name: ItemsConfig.model_fields[name].default for name in settings}

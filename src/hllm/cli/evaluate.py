@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from hllm.cli import console
-from hllm.errors import ConfigError
+from hllm.errors import ConfigError, unknown
 
 
 def evaluate(
@@ -32,14 +32,28 @@ def evaluate(
         _evaluate_files(recs, truth, k, as_json)
         return
     assert run is not None
-    from hllm.evaluate.metrics import as_document
+    from hllm.evaluate.metrics import as_document, check_ks
     from hllm.evaluate.tables import table
+    from hllm.evaluate.verdict import verdict
+    from hllm.hardware import check_device
+    from hllm.runs.folder import read_record
+
+    check_device(device)
+    check_ks(k)
+    if split not in ("validation", "test"):
+        raise ConfigError(unknown("split", split, ("validation", "test")))
+    read_record(run)  # the last that can be told without torch
     from hllm.pipeline import Recommender, evaluate_run
 
     recommender = Recommender.from_pretrained(run, device)
     own, others = evaluate_run(recommender, [split], k=k, keep_seen=keep_seen, candidates=candidates)
+    if line := verdict(
+        own[split].name, split, own[split].values, {n: m.values for n, m in others[split].items()}
+    ):
+        console.note(line)
     if as_json:
-        console.result(json.dumps(as_document(own, others), allow_nan=False))
+        document = as_document(own, others, recommender.record.best.get("epoch"))
+        console.result(json.dumps(document, allow_nan=False))
         return
     console.output().print(table([own[split], *others[split].values()]))
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hllm.pipeline import Recommender
 
 SHOWN_ROWS, SHOWN_NOTES = 100, 3
+TABLES = (".parquet", ".pq", ".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 
 
 def recommend(
@@ -44,6 +45,18 @@ def recommend(
         str,
         typer.Option(help="Users unknown or without history: skip (and count), error, or popular items."),
     ] = "skip",
+    exclude: Annotated[
+        list[str], typer.Option(help="Not these items: ID,ID, or a file of ids. Any number of times.")
+    ] = [],  # noqa: B006
+    only: Annotated[
+        list[str],
+        typer.Option(
+            help="COLUMN=VALUE: only items with this value or label, as genres=Comedy. Each must fit."
+        ),
+    ] = [],  # noqa: B006
+    with_: Annotated[
+        str | None, typer.Option("--with", help="Columns of the items to add, as title,genres.")
+    ] = None,
     only_items: Annotated[
         Path | None, typer.Option(help="Items to choose from: a text file of ids, or a table with item_id.")
     ] = None,
@@ -76,7 +89,7 @@ def recommend(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="File to write: .parquet, .csv, .tsv or .jsonl; or a folder, for Parquet in parts."
+            help="File to write: .parquet, .csv, .tsv, .json or .jsonl; or a folder, for Parquet in parts."
         ),
     ] = None,
     part_users: Annotated[int, typer.Option(min=1, help="Users a part, where --out is a folder.")] = 10_000,
@@ -87,7 +100,9 @@ def recommend(
 ) -> None:
     """Recommend items: all known users unless --users, --user, --history, --titles or --split says who."""
     from hllm.data.reading.tablefiles import read_table_file
+    from hllm.hardware import check_device
     from hllm.recommend.frames import check_output, formulas, write_frame
+    from hllm.runs.folder import read_record
 
     in_parts = out is not None and (out.is_dir() or not out.suffix)
     if out is not None and not in_parts:
@@ -96,11 +111,12 @@ def recommend(
         raise ConfigError(
             f"--out {out} is a folder, which is for users; --history, --titles and --split go to a file"
         )
-    from hllm.pipeline import Recommender  # after what can be told without torch
-
+    check_device(device)
     ids: list[Any] | None = [*(_read_ids(users, "user_id") if users else []), *user] or None
-    if users is not None and ids is None:
-        raise DataError(f"{users} holds no user id; one a line, or a table with a user_id column")
+    chosen, columns = _pairs(only), _parts(with_ or "")
+    excluded = [part for text in exclude for part in _ids_or_file(text)]
+    if exclude_items is not None:
+        excluded += _read_ids(exclude_items, "item_id")
     rules = {
         "only_items": None if only_items is None else _read_ids(only_items, "item_id"),
         "exclude_seen_since": exclude_seen_since,
@@ -111,14 +127,18 @@ def recommend(
         "text": text,
         "text_weight": text_weight,
     }
-    hidden = [] if exclude_items is None else _read_ids(exclude_items, "item_id")
+    read_record(run)  # the last that can be told without torch
+    from hllm.pipeline import Recommender
+
     recommender = Recommender.from_pretrained(run, device)
     options = {
         "k": k,
         "keep_seen": keep_seen,
-        "exclude": hidden,
+        "exclude": excluded,
         "candidates": candidates,
         "unknown": unknown,
+        "only": chosen,
+        "columns": columns,
     }
     if in_parts:
         assert out is not None
@@ -133,9 +153,11 @@ def recommend(
         split,
         k,
         keep_seen,
-        hidden,
+        excluded,
         candidates,
         unknown,
+        chosen,
+        columns,
         rules,
     )
     if notes and not len(frame):
@@ -197,10 +219,6 @@ def _write_parts(
     console.result(f"{rows:,} recommendations for up to {len(users):,} users in {out}")
 
 
-def _parts(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
 def _moments(text: str) -> list[Any]:
     """Times as numbers, or as the dates they are."""
     parts = _parts(text)
@@ -210,33 +228,68 @@ def _moments(text: str) -> list[Any]:
 
 
 def _show(recommender: Recommender, frame: Any) -> None:
+    """The first rows, with the columns that the frame has beside its own, else with titles."""
     from hllm.recommend.queries import title_of
 
     data = recommender.dataset
     assert data is not None
-    name = title_of(data)
-    rows = [[u, r, i, name(i), s] for u, i, s, r in frame.head(SHOWN_ROWS).iter_rows()]
-    text = [[str(u), str(r), str(i), title, s] for u, r, i, title, s in rows]
-    console.table(None, ["user_id", "rank", "item_id", "title", "score"], text, text_columns=4)
+    name, columns, rows = title_of(data), frame.columns[4:], []
+    for user, item, score, rank, *more in frame.head(SHOWN_ROWS).iter_rows():
+        shown = ["" if value is None else str(value) for value in more] if columns else [name(item)]
+        rows.append([str(user), str(rank), str(item), *shown, score])
+    names = ["user_id", "rank", "item_id", *(columns or ["title"]), "score"]
+    console.table(None, names, rows, text_columns=len(names) - 1)
     if len(frame) > SHOWN_ROWS:
         console.note(f"{SHOWN_ROWS} of {len(frame):,} rows shown; write all with --out recs.parquet")
 
 
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _pairs(texts: Sequence[str]) -> dict[str, list[str]] | None:
+    """`COLUMN=VALUE` of --only; values of one column are alternatives."""
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        column, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--only {text!r} is not COLUMN=VALUE, for example --only genres=Comedy")
+        found.setdefault(column.strip(), []).append(value)
+    return found or None
+
+
+def _ids_or_file(text: str) -> list[Any]:
+    """Item ids of --exclude: those of a file, where there is one of that name, or else the text's own."""
+    from hllm.data.reading.tablefiles import has_ending
+
+    path = Path(text)
+    try:
+        is_file = path.exists() or has_ending(path, (*TABLES, ".txt"))
+    except (OSError, ValueError):  # too long for a name
+        is_file = False
+    return _read_ids(path, "item_id") if is_file else _parts(text)
+
+
 def _read_ids(path: Path, column: str) -> list[Any]:
-    """Ids of a file: that column of a table, or one id a line; each once."""
+    """Ids of a file: a table's `column`, or one id a line. DataError for a file without any."""
     from hllm.data.reading.tablefiles import has_ending, read_table_file
     from hllm.data.tables.columns import canonical_ids
 
-    if has_ending(path, (".parquet", ".pq", ".csv", ".tsv", ".jsonl", ".ndjson", ".json")):
+    if has_ending(path, TABLES):
         frame = read_table_file(path)
         if column not in frame.columns:
             raise DataError(f"{path} has no column {column} (its columns: {', '.join(frame.columns)})")
-        ids = canonical_ids(frame[column], str(path))
-        return ids.unique(maintain_order=True).to_list()
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError as err:
-        raise DataError(f"{path} not found") from err
-    except (OSError, UnicodeDecodeError) as err:
-        raise DataError(f"{path} is not a readable text file of {column.replace('_', ' ')}s: {err}") from err
-    return list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+        ids = canonical_ids(frame[column], str(path)).unique(maintain_order=True).to_list()
+    else:
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except FileNotFoundError as err:
+            raise DataError(f"{path} not found") from err
+        except (OSError, ValueError) as err:
+            raise DataError(f"{path} is not a readable text file of ids: {err}") from err
+        ids = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not ids:
+        raise DataError(
+            f"{path} holds no {column.replace('_', ' ')}; one a line, or a table with a {column} column"
+        )
+    return ids

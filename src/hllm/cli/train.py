@@ -11,6 +11,8 @@ import typer
 from hllm.cli import console
 
 if TYPE_CHECKING:
+    import torch
+
     from hllm.config import Config
     from hllm.data.dataset import Dataset
     from hllm.items.embed import ItemEmbeddings
@@ -24,13 +26,22 @@ def train(
     config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
     set_: Annotated[list[str], typer.Option("--set", help="key=value, any number of times.")] = [],  # noqa: B006
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where an interrupted training stopped.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with an interrupted training, as the same command does anyway: before --overwrite.",
+        ),
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over, whatever --out holds.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start over, whatever run --out holds.")
+    ] = False,
     seeds: Annotated[
         int, typer.Option(min=1, help="Train this many seeds, into OUT/seed-0, OUT/seed-1, ...")
     ] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    init_from: Annotated[
+        Path | None, typer.Option(help="A run of this dataset, whose weights training starts from.")
+    ] = None,
     no_capture: Annotated[
         bool, typer.Option("--no-capture", help="On a GPU, run each step plainly, not as a CUDA graph.")
     ] = False,
@@ -46,15 +57,19 @@ def train(
 ) -> None:
     """Train a model on a dataset, then evaluate it and the baselines.
 
-    The same command goes on after an interruption; a finished run is only shown again.
+    After an interruption the same command goes on where it stopped; a finished run is only shown again.
     """
     from hllm import hardware
     from hllm.config import load_config, parse_assignments
     from hllm.data.dataset import Dataset
+    from hllm.runs.folder import read_record
 
-    hardware.pick_device(device)  # a wrong one fails before anything is said or written
+    hardware.check_device(device)  # mistakes are answered before torch is imported, where that is possible
     data = Dataset.load(dataset)
     given = parse_assignments(set_) | ({"capture": False} if no_capture else {})
+    if init_from is not None:
+        read_record(init_from)  # it is a run
+        given["init_from"] = str(init_from.resolve())
     chosen = load_config(preset, config, _with_dataset_default(data, preset, config, given))
     folder = out or Path("runs") / f"{dataset.resolve().name}-{chosen.preset}"
     options: dict[str, Any] = {
@@ -80,30 +95,31 @@ def train_one(
     resume: bool = False,
     overwrite: bool = False,
     auto_batch: bool = False,
-    go_on: str = "the same command and --resume",
+    go_on: str | None = None,
     embeddings: ItemEmbeddings | None = None,
     baselines: bool | Sequence[str] = True,
     evaluated: bool = True,
 ) -> dict[str, Any]:
     """Train, or continue, or just show, one run; returns its metrics document.
 
-    `go_on`: what to type after Ctrl-C. `embeddings`: those to train on, if they are loaded already.
+    `go_on`: what to type after Ctrl-C (None: the same command). `embeddings`: those to train on, if loaded already.
     `baselines`, `evaluated`: as in `finish_run`.
     """
+    from hllm.runs.folder import run_state, saved_identity
+
+    state = run_state(folder)
+    embeddings = embeddings or _embeddings(data, config)  # the last that is told without torch
+
     from hllm.hardware import pick_device
     from hllm.items.store.request import describe_spec
     from hllm.pipeline import Recommender, fit_run
-    from hllm.runs.auto_batch import BatchSize, memory_needed, memory_warning
-    from hllm.runs.folder import run_state, saved_identity
+    from hllm.runs.auto_batch import BatchSize
     from hllm.runs.record import check_identity, identity_of
-    from hllm.runs.settle import choices, settled
-    from hllm.runs.train import validation_users
+    from hllm.runs.settle import settled
 
-    target = pick_device(device)  # a mistake is answered before anything is told or done
-    state = run_state(folder)
+    target = pick_device(device)
     if overwrite and not (resume and state == "unfinished"):
         state = "new"
-    embeddings = embeddings or _embeddings(data, config)
     config = settled(data, config)
     batch = BatchSize(config.training.batch_tokens, auto_batch, console.note)
     if state != "new":
@@ -112,7 +128,11 @@ def train_one(
     if state != "new" and (saved := saved_identity(folder)) is not None:
         check_identity(folder, saved, identity_of(data, config, embeddings))
     if embeddings is not None:
-        console.note(f"item embeddings: {describe_spec(embeddings.spec)} (store {embeddings.spec['key']})")
+        what = describe_spec(embeddings.spec)
+        if config.items.live:
+            console.note(f"item LLM, trained ({config.items.train}): {what}")
+        else:
+            console.note(f"item embeddings: {what} (store {embeddings.spec['key']})")
     if state == "finished":
         console.note(f"{folder} holds this run, finished; --overwrite trains it again")
         recommender = Recommender.from_pretrained(folder, device)
@@ -121,18 +141,38 @@ def train_one(
         console.note(f"{folder} holds an interrupted run; going on from its last checkpoint")
     elif resume:
         console.note(f"nothing to resume in {folder}: training from the start")
-    if line := choices(data, config):
-        console.note(line)
-    needed = memory_needed(data, config, embeddings)
-    if warning := memory_warning(target, needed, f"--auto-batch, or {batch.advice}"):
-        console.note(f"warning: {warning}")
-    if data.queries["validation"].size and (n := validation_users(data, config.training)) is not None:
-        console.note(f"validation while training: {n:,} users, drawn by the seed (setting valid_users)")
     going_on = state == "unfinished"
+    _say_what_comes(data, config, embeddings, target, going_on, f"--auto-batch, or {batch.advice}")
+    if go_on is None:
+        go_on = "the same command, without --overwrite" if overwrite and not resume else "the same command"
     recommender = fit_run(
         data, config, folder, embeddings, batch, device=device, resume=going_on, go_on=go_on
     )
     return finish_run(recommender, folder, baselines, evaluated)
+
+
+def _say_what_comes(
+    data: Dataset,
+    config: Config,
+    embeddings: ItemEmbeddings | None,
+    target: torch.device,
+    going_on: bool,
+    advice: str,
+) -> None:
+    """What the configuration chose by itself, and warnings of too little memory or too slow a machine."""
+    from hllm.runs.auto_batch import memory_needed, memory_warning
+    from hllm.runs.cpu_time import cpu_warning
+    from hllm.runs.settle import choices
+    from hllm.runs.train import validation_users
+
+    if line := choices(data, config):
+        console.note(line)
+    if data.queries["validation"].size and (n := validation_users(data, config.training)) is not None:
+        console.note(f"validation while training: {n:,} users, drawn by the seed (setting valid_users)")
+    if warning := memory_warning(target, memory_needed(data, config, embeddings), advice):
+        console.note(f"warning: {warning}")
+    if target.type == "cpu" and not going_on and (warning := cpu_warning(data, config, embeddings)):
+        console.note(f"warning: {warning}")
 
 
 def finish_run(
@@ -142,7 +182,9 @@ def finish_run(
 
     `baselines`: names, or all or none. Unless `evaluated`, nothing is, and the document is empty.
     """
+    from hllm.artifacts import read_jsonl
     from hllm.evaluate.tables import table
+    from hllm.evaluate.verdict import verdict
     from hllm.pipeline import evaluate_run
     from hllm.report.results import write_results
 
@@ -152,7 +194,14 @@ def finish_run(
         document = write_results(recommender, folder, own, others)
         for split, metrics in own.items():
             console.output().print(table([metrics, *others[split].values()]))
+        judged = "test" if "test" in own else next(iter(own), "")
+        values = {name: metrics.values for name, metrics in others.get(judged, {}).items()}
+        if judged and (line := verdict(own[judged].name, judged, own[judged].values, values)):
+            console.result(line)
     record = recommender.record
+    plans = [row["item_llm_plan"] for row in read_jsonl(folder / "history.jsonl") if "item_llm_plan" in row]
+    if plans:
+        console.note(f"gradients of the item LLM: {' -> '.join(dict.fromkeys(plans))}")
     memory = f", {record.peak_gpu_memory_gib} GiB of GPU memory" if record.peak_gpu_memory_gib else ""
     console.result(
         f"best epoch {record.best['epoch']}, {record.seconds:.1f} s of training and validation{memory}; run in {folder}"
@@ -213,10 +262,14 @@ def _baselines(names: str | None) -> bool | list[str]:
 
 
 def _embeddings(data: Dataset, config: Config) -> ItemEmbeddings | None:
-    """The embeddings to train on, which must be there already."""
+    """The embeddings to train on, which must be there already; a trained item LLM reads texts instead."""
     items = config.items
     if items.item_llm is None:
         return None
+    if items.live:
+        from hllm.pipeline import prepared
+
+        return prepared(data, config)
     from hllm.items.embed import load_embeddings
 
     return load_embeddings(data, items.item_llm, items.pooling, items.prompt, items.text_fields)

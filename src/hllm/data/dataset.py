@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from hllm import artifacts
+from hllm.arguments import path as checked_path
 from hllm.artifacts import Manifest
 from hllm.data import folder
 from hllm.data.tables.schema import ITEM_ID, UNITS_PER_SECOND, USER_ID, Tables, to_tables
@@ -123,7 +124,7 @@ class Dataset:
         Raises ArtifactError for a missing, foreign, unfinished or damaged folder, and one whose
         files do not belong together.
         """
-        path = Path(path)
+        path = checked_path("path", path)
         meta, files, arrays = folder.open_dataset(path)
         data = cls._assemble(path, meta, arrays, {}, files)
         if not files:  # of an earlier hllm
@@ -152,7 +153,7 @@ class Dataset:
         ArtifactError when `path` holds anything else. Two runs write identical bytes.
         """
         frames = {name: getattr(self, name) for name in folder.TABLES}
-        folder.write_dataset(path, self.meta, self._arrays(), frames)
+        folder.write_dataset(checked_path("path", path), self.meta, self._arrays(), frames)
         return Dataset.load(path)
 
     def copy_to(self, path: Path | str) -> None:

@@ -83,7 +83,7 @@ def check_target(target: Path | str) -> None:
     target = Path(target)
     with artifacts.disk_errors(f"write {target}"):
         if not target.exists():
-            return
+            return artifacts.check_writable(target)
         if not target.is_dir():
             raise ArtifactError(f"{target} is a file; choose a folder for the dataset")
         if is_dataset(target) or _is_unfinished(target) or not own_names(target):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hllm import artifacts
+from hllm.arguments import path as checked_path
 from hllm.data.build import DatasetOptions, check_options
 from hllm.data.dataset import Dataset
 from hllm.data.folder import check_target, is_dataset
@@ -66,7 +67,7 @@ def load_dataset(name_or_path: str | Path, **options: Any) -> Dataset:
     Data sets by name live in the cache, prepared with the defaults; with `options` (see
     `prepare`) the dataset is made in memory instead. Raises as `prepare` and `Dataset.load` do.
     """
-    path = Path(name_or_path)
+    path = checked_path("name_or_path", name_or_path)
     source = None if is_dataset(path) else _known(str(name_or_path))
     if source is None:
         if options:

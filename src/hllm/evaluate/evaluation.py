@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from hllm.arguments import one_of
 from hllm.data.batches.queries import eval_queries
-from hllm.errors import ConfigError, DataError, unknown
+from hllm.errors import ConfigError, DataError
 from hllm.evaluate.metrics import DEFAULT_KS, EvalProtocol, Metrics, check_ks, metric_names, summarise
 from hllm.evaluate.ranking import (
     BATCH_USERS,
@@ -110,6 +111,7 @@ def evaluate(
         ),
         ks=ks,
         slices=slices(dataset, queries, ranks, bootstrap) if details else {},
+        tied=tied,
     )
 
 
@@ -140,9 +142,7 @@ def sample_of(queries: Queries, n: int | None, seed: int = 0) -> Queries:
 
 
 def _queries(dataset: Dataset, split: str) -> Queries:
-    if split not in dataset.queries:
-        raise ConfigError(unknown("split", split, dataset.queries))
-    queries = eval_queries(dataset, split)
+    queries = eval_queries(dataset, one_of("split", split, dataset.queries))
     if not len(queries):
         counts = ", ".join(f"{key} {n:,}" for key, n in _skipped(dataset, split).items() if n)
         raise DataError(

@@ -12,6 +12,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hllm.arguments import path, whole
+from hllm.artifacts import disk_errors
 from hllm.data.reading.tablefiles import is_untyped, read_table_file
 from hllm.data.tables.columns import canonical_ids, without_missing
 from hllm.data.tables.frames import to_polars
@@ -19,7 +21,7 @@ from hllm.data.tables.identifiers import check_shared, whole_ids
 from hllm.data.tables.schema import ITEM_ID, USER_ID
 from hllm.errors import DataError, nearest
 from hllm.evaluate.lists import ListMetrics, evaluate_pairs
-from hllm.evaluate.metrics import DEFAULT_KS
+from hllm.evaluate.metrics import DEFAULT_KS, check_ks
 
 if TYPE_CHECKING:
     import polars as pl
@@ -37,10 +39,11 @@ def evaluate_files(
     counted. Raises DataError for files or columns that cannot be used, and for users or items of
     which the two files share none.
     """
+    paths = {str(given): path(name, given) for name, given in (("recs", recs), ("truth", truth))}
     names = (str(recs), str(truth))
-    paths = {name: Path(name) for name in names}
-    frames = [read_table_file(path) for path in (Path(recs), Path(truth))]
-    untyped = [name for name, path in paths.items() if is_untyped(path)]
+    with disk_errors("read the tables"):
+        frames = [read_table_file(path) for path in paths.values()]
+    untyped = [name for name, file in paths.items() if is_untyped(file)]
     return evaluate_frames(frames[0], frames[1], ks, bootstrap, names, untyped)
 
 
@@ -58,6 +61,7 @@ def evaluate_frames(
     """
     import polars as pl
 
+    ks, bootstrap = check_ks(ks), whole("bootstrap", bootstrap, 0)
     recs, truth = to_polars(recs), to_polars(truth)
     for frame, name in zip((recs, truth), names, strict=True):
         for column in (USER_ID, ITEM_ID):

@@ -19,12 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hllm.arguments import whole
 from hllm.artifacts import read_tensors, write_tensors
 from hllm.errors import ArtifactError, ConfigError, unknown
 from hllm.evaluate.significance import bootstrap_means, interval
 
 if TYPE_CHECKING:
+    import polars as pl
     from rich.console import RenderableType
+
+    from hllm.data.dataset import Dataset
 
 DEFAULT_KS = (10, 50, 200)
 REPEATED_SHARE_ADVICE = 0.01  # above it, the seen filter decides too much: advise --keep-seen
@@ -40,7 +44,7 @@ GAINS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 def parse_metric(name: str) -> tuple[str, int]:
     """Split `ndcg@10` into its kind and k. Raises ConfigError for anything else."""
-    match = re.fullmatch(r"([a-z]+)@([1-9]\d*)", name)
+    match = re.fullmatch(r"([a-z]+)@([1-9]\d{0,17})", name) if isinstance(name, str) else None
     if match is None or match[1] not in GAINS:
         raise ConfigError(unknown("metric", name, [f"{kind}@10" for kind in GAINS]) + ", with any k")
     return match[1], int(match[2])
@@ -48,9 +52,7 @@ def parse_metric(name: str) -> tuple[str, int]:
 
 def check_k(k: Any) -> int:
     """The number of items `k`. Raises ConfigError unless it is whole (numpy's too) and positive."""
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise ConfigError(f"k={k!r}: must be a whole number from 1")
-    return int(k)
+    return whole("k", k)
 
 
 def check_ks(ks: Any) -> tuple[int, ...]:
@@ -121,13 +123,14 @@ class EvalProtocol:
     skipped: dict[str, int] = field(default_factory=dict)  # users who could not be evaluated, by reason
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Metrics:
     """Result of `evaluate`. `metrics["ndcg@10"]` is a value; printing it shows a table.
 
     values     metric -> mean over users
     intervals  metric -> 95% bootstrap interval over users
     users, targets, ranks   int64 (Q,): dataset row, held-out token and its rank (0 = not ranked)
+    tied       bool (Q,): another candidate has exactly the held-out item's score; None of files of before
     slices     breakdown -> groups of users with their NDCG, see evaluate/slices.py
     """
 
@@ -140,10 +143,11 @@ class Metrics:
     protocol: EvalProtocol
     ks: tuple[int, ...] = DEFAULT_KS
     slices: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    tied: np.ndarray | None = None
 
     def __getitem__(self, name: str) -> float:
         """A value by name. Every k can be asked for: the ranks are kept."""
-        if name not in self.values:
+        if not isinstance(name, str) or name not in self.values:
             return summarise(self.ranks, self.users, [name])[0][name]
         return self.values[name]
 
@@ -198,11 +202,44 @@ class Metrics:
             "slices": self.slices,
         }
 
+    def to_frame(self) -> pl.DataFrame:
+        """A row a metric: `model, split, metric, value, low, high`, the last two the 95% interval or null."""
+        import polars as pl
+
+        pairs = [self.intervals.get(name, (None, None)) for name in self.values]
+        floats = {
+            "value": self.values.values(),
+            "low": (low for low, _ in pairs),
+            "high": (h for _, h in pairs),
+        }
+        names = {"model": self.name, "split": self.protocol.split}
+        frame = pl.DataFrame(
+            {key: pl.Series(list(column), dtype=pl.Float64) for key, column in floats.items()}
+        )
+        known = [pl.lit(value).alias(key) for key, value in names.items()]
+        return frame.select(*known, pl.Series("metric", list(self.values), dtype=pl.String), *floats)
+
+    def ranks_frame(self, dataset: Dataset) -> pl.DataFrame:
+        """A row a held-out event: `user_id, item_id, rank` (null: not ranked), `tied`; ids as the user has them."""
+        import polars as pl
+
+        ranks = pl.Series("rank", self.ranks, dtype=pl.Int64)
+        tied = [None] * len(ranks) if self.tied is None else self.tied
+        return pl.DataFrame(
+            [
+                dataset.users["user_id"].gather(self.users),
+                dataset.items["item_id"].gather(self.targets - 1),
+                ranks.set(ranks == 0, None),
+                pl.Series("tied", tied, dtype=pl.Boolean),
+            ]
+        )
+
     def save(self, path: Path | str) -> None:
         """Write the ranks of every user, with everything else, as one safetensors file."""
         import torch
 
         arrays = {"users": self.users, "targets": self.targets, "ranks": self.ranks}
+        arrays |= {} if self.tied is None else {"tied": self.tied}
         header = {**self.to_dict(), "format": "hllm-ranks", "name": self.name, "ks": list(self.ks)}
         write_tensors(path, {key: torch.from_numpy(np.array(a)) for key, a in arrays.items()}, header)
 
@@ -223,6 +260,7 @@ class Metrics:
             protocol=protocol,
             ks=tuple(header["ks"]),
             slices=header["slices"],
+            tied=tensors["tied"].numpy() if "tied" in tensors else None,
         )
 
     def __rich__(self) -> RenderableType:
@@ -235,15 +273,36 @@ class Metrics:
 
         return text([self])
 
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name} {self[name]:.4f}" for name in self.shown()[:2])
+        return f"Metrics({self.name or 'model'} on {self.protocol.dataset} {self.protocol.split}: {shown})"
+
+    def _repr_html_(self) -> str:
+        """A small table for notebooks, the result line below."""
+        from html import escape
+
+        cells = [f"<tr><th>{name}</th><td>{self._with_interval(name)}</td></tr>" for name in self.shown()]
+        caption = f"{self.name or 'model'} on {self.protocol.dataset}, {self.protocol.split}"
+        return (
+            f"<table><caption>{escape(caption)}</caption>{''.join(cells)}</table>"
+            f"<small>{escape(self.result_line())}</small>"
+        )
+
 
 def as_document(
-    results: Mapping[str, Metrics], baselines: Mapping[str, Mapping[str, Metrics]] | None = None
+    results: Mapping[str, Metrics],
+    baselines: Mapping[str, Mapping[str, Metrics]] | None = None,
+    epoch: int | None = None,
 ) -> dict[str, Any]:
     """The layout of `metrics.json` and `evaluate --json`: a run's own values under its split's name.
 
-    `{"test": {"ndcg@10": ...}, "baselines": {"test": {"popularity": {"ndcg@10": ...}}}}`
+    `{"test": {"ndcg@10": ..., "checkpoint": {"epoch": 7, "rule": "best validation ndcg@10"}}, "baselines": {"test":
+    {"popularity": {"ndcg@10": ...}}}}`; `epoch` is that of the weights.
     """
-    document: dict[str, Any] = {split: metrics.to_dict() for split, metrics in results.items()}
+    document: dict[str, Any] = {
+        split: {**metrics.to_dict(), "checkpoint": {"epoch": epoch, "rule": metrics.protocol.checkpoint}}
+        for split, metrics in results.items()
+    }
     document["baselines"] = {
         split: {name: metrics.to_dict() for name, metrics in named.items()}
         for split, named in (baselines or {}).items()

@@ -15,7 +15,8 @@ class ItemsConfig(Settings):
     """Where item vectors come from.
 
     `item_llm` is a short name, a hub name, a folder, "tfidf", "random", the key of a store, or None
-    for a model without text.
+    for a model without text. `train` says what of it is trained with the user model: nothing (its vectors
+    are read from the store), low-rank additions to its weights, or all of it.
     """
 
     item_llm: str | None = "smollm2-135m"
@@ -27,6 +28,20 @@ class ItemsConfig(Settings):
     # Width of the adapter's hidden layer; None: no adapter, text vectors are item vectors.
     adapter_hidden: int | None = Field(default=512, ge=1, le=2**20)
     id_embedding: bool = True
+    train: Literal["frozen", "lora", "full"] = "frozen"
+    item_llm_init: Literal["pretrained", "scratch"] = "pretrained"  # scratch: its shape alone
+    # Learned tokens appended to every text, whose states are the vector (ByteDance's [ITEM]); 0: pooling.
+    item_emb_token_n: int = Field(default=0, ge=0, le=64)
+    right_aligned: bool = False  # position ids end at the longest text's, as ByteDance's do
+    max_tokens: int = Field(default=256, ge=1, le=2**20)  # of a text, beside the prompt
+    lora_rank: int = Field(default=16, ge=1, le=2**16)
+    lora_alpha: int = Field(default=32, ge=1, le=2**20)
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    @property
+    def live(self) -> bool:
+        """Whether each training step runs the item LLM."""
+        return self.train != "frozen" or self.item_emb_token_n > 0
 
     @model_validator(mode="after")
     def _some_vector(self) -> Self:
@@ -38,6 +53,10 @@ class ItemsConfig(Settings):
         if self.item_llm is None and not self.id_embedding:
             raise ConfigError(
                 "item_llm=None with id_embedding=False leaves items without any vector; set one of them"
+            )
+        if self.train == "lora" and self.item_llm_init == "scratch":
+            raise ConfigError(
+                "train=lora adds to pretrained weights, which item_llm_init=scratch has none of; use train=full"
             )
         return self
 
@@ -53,15 +72,36 @@ class ItemsConfig(Settings):
                 "whiten_rank": "whiten",
                 "adapter_hidden": "adapt",
             }
-            return {name: no_text + verb for name, verb in verbs.items()}
+            no_model = dict.fromkeys(_LIVE, "item_llm is null, so there is no item LLM to train")
+            return {name: no_text + verb for name, verb in verbs.items()} | no_model
         # The controls `tfidf` and `random` do not pool either, but stand in for a language model in the
         # same command, so `pooling` and `prompt` beside them are let pass.
         if is_store_key(self.item_llm):
             reason = f"item_llm={self.item_llm} is the key of a store, which says it already"
             found |= dict.fromkeys(("pooling", "prompt", "text_fields"), reason)
+            found |= dict.fromkeys(_LIVE, f"{reason}; to train its model, name that")
+        elif self.item_llm in CONTROLS:
+            found |= dict.fromkeys(_LIVE, f"item_llm={self.item_llm} is no language model")
+        elif not self.live:
+            reason = (
+                "the item LLM is frozen and its vectors are read from the store; train=full or lora runs it"
+            )
+            found |= dict.fromkeys(("item_llm_init", "right_aligned", "max_tokens"), reason)
+        if self.item_emb_token_n:
+            found.setdefault("pooling", "item_emb_token_n reads its learned tokens; 0 pools the text's")
+        if self.train != "lora":
+            for name in ("lora_rank", "lora_alpha", "lora_dropout"):
+                found.setdefault(name, f"train={self.train} has no low-rank adapters; train=lora does")
         if self.whiten != "whiten":
             found["whiten_rank"] = f"whiten={self.whiten} keeps every dimension; a rank needs whiten=whiten"
         return found
+
+
+CONTROLS = ("tfidf", "random")  # stand in for a language model; nothing in them can be trained
+_LIVE = (
+    "train", "item_llm_init", "item_emb_token_n", "right_aligned", "max_tokens",
+    "lora_rank", "lora_alpha", "lora_dropout",
+)  # fmt: skip
 
 
 def is_store_key(name: str) -> bool:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hllm import hardware
-from hllm.errors import AmbiguousError, ArtifactError, ConfigError, DataError
+from hllm.arguments import text, whole
+from hllm.errors import AmbiguousError, ArtifactError, DataError
 from hllm.items.config import is_store_key
+from hllm.items.encoders.hub import trained_settings
 from hllm.items.encoders.kinds import make_encoder
-from hllm.items.encoders.names import is_local
+from hllm.items.encoders.names import canonical, is_local
 from hllm.items.encoders.precision import auto_precision, check_precision
 from hllm.items.store.encode import complete_store
 from hllm.items.store.request import Request, describe_request, describe_spec, make_request
@@ -68,26 +70,26 @@ class ItemEmbeddings:
 def embed(
     dataset: Dataset,
     item_llm: str = "smollm2-135m",
-    pooling: str = "mean",
+    pooling: str | None = None,
     prompt: str | None = None,
     text_fields: Sequence[str] | None = None,
     device: str = "auto",
     precision: str = "auto",
     batch_size: int = 64,
     progress: bool = True,
-    max_tokens: int = MAX_TOKENS,
+    max_tokens: int | None = None,
     trust_remote_code: bool = False,
 ) -> ItemEmbeddings:
     """Embed the text of every item of `dataset`, encoding only what its store does not hold yet.
 
     item_llm      a short name (smollm2-135m, tinyllama, ...), a hub name, a local folder or GGUF file,
-                  or a control: "tfidf" (TF-IDF and SVD), "random"
-    pooling       "mean" over all tokens, or the "last" token
-    prompt        None: the official one; "" for none
+                  a run whose item LLM was trained, or a control: "tfidf" (TF-IDF and SVD), "random"
+    pooling       "mean" over all tokens, or the "last" token. None: as a run's item LLM was trained, else "mean"
+    prompt        None: the run's, else the official one; "" for none
     text_fields   None: the dataset's own, in their order
     precision     "fp32", "bf16", "fp16" or "auto": what this dataset's embeddings of the model already
                   have, else bf16 where the hardware is fast at it
-    max_tokens    longer texts are cut (and counted); tokens of the prompt not included
+    max_tokens    longer texts are cut (and counted); tokens of the prompt not included. None: the run's, or 256
 
     Ctrl-C loses at most one batch, a killed process the last few seconds. Raises ConfigError for an
     invalid choice, FetchError if the model is nowhere to be had, DataError if no item has text or a
@@ -95,6 +97,8 @@ def embed(
     process writes the same store or the model cannot be used.
     """
     asked = None if check_precision(precision) == "auto" else precision
+    if max_tokens is None:
+        max_tokens = int(trained_settings(canonical(item_llm)).get("max_tokens", MAX_TOKENS))
     wanted = resolve(dataset, item_llm, pooling, prompt, text_fields, asked, max_tokens, must_exist=True)
     return wanted.complete(device, batch_size, progress, trust_remote_code)
 
@@ -117,7 +121,7 @@ def load_embeddings(
 def resolve(
     dataset: Dataset,
     item_llm: str,
-    pooling: str = "mean",
+    pooling: str | None = "mean",
     prompt: str | None = None,
     text_fields: Iterable[str] | None = None,
     precision: str | None = None,
@@ -129,12 +133,13 @@ def resolve(
     Raises ConfigError for an invalid choice; a local model folder may be gone unless it `must_exist`.
     """
     specs = list_specs(dataset.embeddings_dir)
+    text("item_llm", item_llm)
     if is_store_key(item_llm):
         found = [spec for spec in specs if spec["key"] == item_llm]
         request = Request.of(found[0]) if found else None
         return Resolved(dataset, request, found, specs, f"store {item_llm}")
-    if max_tokens is not None and max_tokens < 1:
-        raise ConfigError(f"max_tokens={max_tokens} must be at least 1")
+    if max_tokens is not None:
+        max_tokens = whole("max_tokens", max_tokens)
     names = dataset.meta.get("text_fields", [])
     request = make_request(names, item_llm, pooling, prompt, text_fields, precision, max_tokens, must_exist)
     found = [spec for spec in specs if request.matches(spec)]
@@ -170,9 +175,8 @@ class Resolved:
         trust_remote_code: bool = False,
     ) -> ItemEmbeddings:
         """Encode what is missing, then read the embeddings; arguments and errors as of `embed`."""
-        if batch_size < 1:
-            raise ConfigError(f"batch_size={batch_size} must be at least 1")
-        start, target = time.perf_counter(), hardware.pick_device(device)
+        batch_size = whole("batch_size", batch_size)
+        start, device = time.perf_counter(), hardware.check_device(device)
         if self.request is None:
             self._finished()  # raises: what to run cannot be told from a key
         request = self.request
@@ -184,6 +188,7 @@ class Resolved:
             raise DataError(
                 f"none of the {len(keys):,} items has text in the fields {', '.join(request.fields)}"
             )
+        target = hardware.pick_device(device)  # after what is told without torch
         spec, model = self._specify(request, texts, target, trust_remote_code)
         store = self._store(spec)
 
@@ -277,6 +282,7 @@ class Resolved:
             "precision": request.precision,
             "max_tokens": request.max_tokens,
             "catalogue": fingerprint if request.kind.of_catalogue else None,
+            **request.trained,
         }
         made_with = {"device": str(device), "versions": hardware.describe_versions()}
         return {"key": spec_key(spec), **spec, "made_with": made_with}

@@ -22,12 +22,17 @@ class ObjectiveConfig(Settings):
     negatives_by: Literal["counts", "uniform"] = "counts"  # sampled: drawn by training events, or evenly
     logq: bool = True  # in_batch, sampled: scores are corrected for how often an item is a negative
     mask_history: bool = False  # in_batch, sampled: the user's own items are no negatives
+    # sampled, in_batch: negatives whose item is closer to the target than this cosine are left out. ByteDance's
+    # is .99; vectors that collapse then have no negatives, and a loss of 0 (train/health.py looks for it).
+    drop_similar: float | None = Field(default=None, gt=0, le=1)
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
 
     def without_effect(self) -> dict[str, str]:
         if self.loss in ("cross_entropy", "nce"):
             reason = f"loss={self.loss} competes with every item; in_batch and sampled choose negatives"
-            return dict.fromkeys(("n_negatives", "negatives_by", "logq", "mask_history"), reason)
+            return dict.fromkeys(
+                ("n_negatives", "negatives_by", "logq", "mask_history", "drop_similar"), reason
+            )
         found = {"label_smoothing": f"it spreads over every item, which loss={self.loss} never sees"}
         if self.loss == "in_batch":
             found["negatives_by"] = "loss=in_batch draws none: its negatives are the batch's own targets"

@@ -19,6 +19,7 @@ def in_batch(
     seen: Tensor | None = None,
     chunk: int | None = None,
     count: Tensor | None = None,
+    drop_similar: float | None = None,
 ) -> Tensor:
     """Mean cross entropy of each target against the targets of other users of the batch.
 
@@ -26,7 +27,7 @@ def in_batch(
     negatives are the batch's targets as often as they occur there; the position's own item never
     is one, nor any target of its own user (protocol.md, "Negatives"). So popular items are
     negatives more often, which `log_q` (M,), the log of their share of training events, corrects
-    for (Yi et al., 2019). `seen` and `count` as in `sampled_softmax`.
+    for (Yi et al., 2019). `seen`, `count` and `drop_similar` as in `sampled_softmax`.
 
     n_negatives   take at most so many targets, drawn evenly anew each time; None: all T of them,
                   at a cost of T * T scores
@@ -48,4 +49,5 @@ def in_batch(
         seen=seen,
         chunk=chunk,
         count=count,
+        drop_similar=drop_similar,
     )

@@ -47,6 +47,7 @@ def make_objective(config: ObjectiveConfig) -> Objective:
                 log_q=view.log_q,
                 seen=seen,
                 count=batch.n_targets,
+                drop_similar=config.drop_similar,
             )
         assert view.negatives is not None
         return sampled_softmax(
@@ -58,6 +59,7 @@ def make_objective(config: ObjectiveConfig) -> Objective:
             users=users,
             seen=seen,
             count=batch.n_targets,
+            drop_similar=config.drop_similar,
         )
 
     return with_negatives

@@ -7,9 +7,11 @@ competes with the same K columns, less those that are its own item.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hllm.losses.cross_entropy import CHUNK_LOGITS, divisor, matmul_wide, slices
+from hllm.packing import ItemView
 
 
 def sampled_softmax(
@@ -24,6 +26,7 @@ def sampled_softmax(
     seen: Tensor | None = None,
     chunk: int | None = None,
     count: Tensor | None = None,
+    drop_similar: float | None = None,
 ) -> Tensor:
     """Mean cross entropy of each position's target against the negatives `columns`.
 
@@ -37,6 +40,8 @@ def sampled_softmax(
     users         int64 (T,) user of each position; needed by the next two
     column_users  int64 (K,): no column counts against a position of its own user
     seen          int64 (N,), sorted, from `history_keys`: nor does an item of the user's history
+    drop_similar  nor does one whose cosine to the position's target is greater (ByteDance's HLLM, .99). When
+                  all vectors collapse nothing is left to compete, and the loss is 0
     count         scalar tensor, as in `cross_entropy`: targets of the whole batch; None: those here
 
     Under autocast matrix products take bf16 operands with float32 accumulators. At most `chunk`
@@ -47,14 +52,14 @@ def sampled_softmax(
         chunk = max(1, CHUNK_LOGITS // max(1, columns.shape[0]))
     assert log_q is None or log_q.shape == items.shape[:1], "log_q has one entry for each row of items"
     return _SampledSoftmax.apply(
-        queries, items, targets, columns, log_q, users, column_users, seen, chunk, count
+        queries, items, targets, columns, log_q, users, column_users, seen, chunk, count, drop_similar
     )
 
 
 class _SampledSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]
-        ctx, queries, items, targets, columns, log_q, users, column_users, seen, chunk, count
+        ctx, queries, items, targets, columns, log_q, users, column_users, seen, chunk, count, drop_similar
     ):
         device, wide = queries.device.type, queries.dtype
         narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else wide
@@ -75,6 +80,8 @@ class _SampledSoftmax(torch.autograd.Function):
                     hit = hit - log_q[t]
                 row_users = None if users is None else users[part]
                 out = left_out(t, columns, row_users, column_users, seen, items.shape[0])
+                if drop_similar is not None:
+                    out |= too_similar(own, negatives, drop_similar)
                 scores.masked_fill_(out, float("-inf"))
                 log_norm = torch.logaddexp(hit, torch.logsumexp(scores, dim=1))
                 total += (log_norm - hit) @ valid
@@ -97,7 +104,25 @@ class _SampledSoftmax(torch.autograd.Function):
         grad_queries, grad_items, count = ctx.saved_tensors
         scale = grad / count
         grad_items = None if grad_items is None else grad_items * scale
-        return (grad_queries * scale, grad_items) + (None,) * 8
+        return (grad_queries * scale, grad_items) + (None,) * 9
+
+
+def too_similar(targets: Tensor, negatives: Tensor, limit: float) -> Tensor:
+    """bool (C, K): the cosine of a target (C, d) and a negative (K, d) is greater than `limit`."""
+    unit = F.normalize(targets.float(), dim=1)
+    return unit @ F.normalize(negatives.float(), dim=1).T > limit
+
+
+def similar_share(classes: Tensor, view: ItemView, limit: float, rows: int = 512) -> float:
+    """Share of the view's drawn negatives, other items than the target, that `drop_similar` leaves out, over its
+    first `rows` targets. `classes` (M, d) are the vectors of the view's items."""
+    targets = view.targets[view.targets >= 0][:rows]
+    columns = targets if view.negatives is None else view.negatives
+    others = targets.unsqueeze(1) != columns.unsqueeze(0)
+    if not bool(others.any()):
+        return 0.0
+    dropped = too_similar(classes[targets], classes[columns], limit) & others
+    return float(dropped.sum() / others.sum())
 
 
 def left_out(

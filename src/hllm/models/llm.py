@@ -19,7 +19,9 @@ from hllm.errors import ArtifactError, ConfigError, unknown
 from hllm.items.encoders.backbones import quiet
 from hllm.items.encoders.packed_attention import pack_rows
 from hllm.items.encoders.packed_model import PackedModel
+from hllm.models.config import UsersConfig
 from hllm.packing import Rows
+from hllm.settings import heads_of
 
 INITS = ("pretrained", "scratch")
 
@@ -27,8 +29,12 @@ INITS = ("pretrained", "scratch")
 class LLMUserModel(nn.Module):
     """`model`: a transformers decoder without head; `width` w: of the item vectors.
 
+    fixed_shapes  False: packs are planned on the host, so a step cannot be captured
+
     Raises ConfigError for a model whose tokens see later ones: it would read what it is to predict.
     """
+
+    fixed_shapes = False
 
     def __init__(self, model: nn.Module, width: int) -> None:
         super().__init__()
@@ -45,12 +51,44 @@ class LLMUserModel(nn.Module):
         self.into: nn.Module = nn.Identity() if width == dim else _linear(width, dim, like.device)
         self.out: nn.Module = nn.Identity() if width == dim else _linear(dim, width, like.device)
 
+    def config(self) -> dict[str, Any]:
+        """What `load_llm` rebuilds the model from, before weights are loaded."""
+        config: dict[str, Any] = self.backbone.model.config.to_dict()  # type: ignore[union-attr,operator]
+        return config
+
     def forward(self, x: Tensor, layout: Rows, signals: Any = None) -> Tensor:
         """Hidden states (T, w) of item vectors (T, w); `layout` says whose they are. Times are not read."""
         pack = pack_rows(layout)
         embeds = self.into(x).to(next(self.backbone.parameters()).dtype)
         hidden = self.backbone(pack, embeds=embeds)  # (T, dim)
         return self.out(hidden.to(x.dtype))
+
+
+def make_llm(users: UsersConfig, width: int, shape: dict[str, Any] | None = None) -> LLMUserModel:
+    """The user LLM that a configuration asks for: a model by name or folder, or a llama of its own shape.
+
+    shape   its configuration, of a run whose weights are loaded afterwards: nothing is looked for
+    """
+    if shape is not None:
+        return LLMUserModel(load_llm(shape, "scratch"), width)
+    if users.user_llm is not None:
+        from hllm.items.encoders.hub import find_model
+        from hllm.items.encoders.names import canonical
+
+        return LLMUserModel(load_llm(find_model(canonical(users.user_llm)).path, users.user_llm_init), width)
+    heads = heads_of(width, users.n_heads)
+    own = {
+        "model_type": "llama",
+        "vocab_size": 32,  # words are not read; the few here try out whether the model can be packed
+        "hidden_size": width,
+        "num_hidden_layers": users.n_layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "intermediate_size": users.ffn_hidden or -(-8 * width // 3 // 32) * 32,
+        "max_position_embeddings": 2**16,
+        "pad_token_id": None,
+    }
+    return LLMUserModel(load_llm(own, "scratch"), width)
 
 
 def load_llm(

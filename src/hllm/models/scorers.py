@@ -16,9 +16,9 @@ from hllm.models.config import ScorerConfig
 
 
 class CosineScorer(nn.Module):
-    """score = cos(hidden, item) / temperature, bounded below by 0.01 where it is learned.
+    """score = cos(hidden, item) / temperature; a learned one stays between 0.01 and 1.
 
-    The bound is CLIP's (Radford et al., 2021).
+    The lower bound is CLIP's (Radford et al., 2021), both are ByteDance's.
     """
 
     MAX_SCALE = 100.0
@@ -31,7 +31,7 @@ class CosineScorer(nn.Module):
         """Hidden states (n, d) to queries (n, d), float32 or wider, scaled by 1 / temperature."""
         scale: Tensor = self.log_scale
         if scale.requires_grad:
-            scale = scale.clamp(max=math.log(self.MAX_SCALE))
+            scale = scale.clamp(0.0, math.log(self.MAX_SCALE))
         return F.normalize(_at_least_float32(hidden), dim=-1) * scale.exp()
 
     def item(self, vectors: Tensor) -> Tensor:

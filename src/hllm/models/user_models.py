@@ -7,12 +7,13 @@ initialisation. To add one: write it, add its settings to models/config.py, and 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from hllm.models.config import ScorerConfig, UsersConfig
 from hllm.models.gated import GatedUserModel
+from hllm.models.llm import make_llm
 from hllm.models.rechub import RechubUserModel
 from hllm.packing import Rows, Signals
 
@@ -27,18 +28,26 @@ class UserModel(Protocol):
     def __call__(self, x: Tensor, rows: Rows, signals: Signals) -> Tensor: ...
 
 
-Maker = Callable[[UsersConfig, ScorerConfig, int, "int | None"], UserModel]
+Maker = Callable[[UsersConfig, ScorerConfig, int, "int | None", "dict[str, Any] | None"], UserModel]
 
 USER_MODELS: dict[str, Maker] = {
-    "gated": lambda users, scorer, width, max_len: GatedUserModel(users, width),
-    "rechub": lambda users, scorer, width, max_len: RechubUserModel(users, scorer, width, max_len),
+    "gated": lambda users, scorer, width, max_len, shape: GatedUserModel(users, width),
+    "rechub": lambda users, scorer, width, max_len, shape: RechubUserModel(users, scorer, width, max_len),
+    "llm": lambda users, scorer, width, max_len, shape: make_llm(users, width, shape),
 }
 
 
-def make_user_model(users: UsersConfig, scorer: ScorerConfig, width: int, max_len: int | None) -> UserModel:
+def make_user_model(
+    users: UsersConfig,
+    scorer: ScorerConfig,
+    width: int,
+    max_len: int | None,
+    shape: dict[str, Any] | None = None,
+) -> UserModel:
     """The user model that a configuration names, freshly initialised.
 
     width    of the item vectors
     max_len  longest history it will see, None = any
+    shape    a user LLM's own configuration, where a finished run is rebuilt
     """
-    return USER_MODELS[users.user_model](users, scorer, width, max_len)
+    return USER_MODELS[users.user_model](users, scorer, width, max_len, shape)

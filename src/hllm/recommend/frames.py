@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hllm.artifacts import atomic, write_table
+from hllm.artifacts import atomic, check_writable, write_table
 from hllm.data.tables.schema import ITEM_ID, USER_ID
 from hllm.errors import ConfigError
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hllm.evaluate.ranking import TopK
 
 FEW = 10_000  # rows, up to which Python's lists are faster than a query of polars
-WRITERS = (".parquet", ".csv", ".tsv", ".jsonl")
+WRITERS = (".parquet", ".csv", ".tsv", ".json", ".jsonl")
 FORMULA = r"^[=+\-@\t\r]"  # what a spreadsheet takes for a formula
 
 
@@ -39,9 +39,10 @@ def to_frame(top: TopK, names: Sequence[Any], data: Dataset) -> pl.DataFrame:
 
 
 def check_output(path: Path) -> None:
-    """Raise ConfigError unless the suffix of `path` is one that `write_frame` knows."""
+    """Raise ConfigError unless the suffix of `path` is one that `write_frame` knows, and can be written."""
     if path.suffix not in WRITERS:
         raise ConfigError(f"--out {path}: unknown suffix {path.suffix!r}; valid: {', '.join(WRITERS)}")
+    check_writable(path)
 
 
 def formulas(frame: pl.DataFrame) -> int:
@@ -53,7 +54,7 @@ def formulas(frame: pl.DataFrame) -> int:
 
 
 def write_frame(path: Path, frame: pl.DataFrame, spreadsheet_safe: bool = False) -> None:
-    """Write recommendations by suffix: Parquet, CSV, TSV or JSON lines.
+    """Write recommendations by suffix: Parquet, CSV, TSV, JSON (a list of rows) or JSON lines.
 
     With `spreadsheet_safe`, text in CSV and TSV that begins like a formula gets an apostrophe before
     it, as spreadsheets have it for text; the ids are then no longer the user's to the letter.
@@ -69,5 +70,7 @@ def write_frame(path: Path, frame: pl.DataFrame, spreadsheet_safe: bool = False)
     with atomic(path) as temporary:
         if path.suffix == ".jsonl":
             frame.write_ndjson(temporary)
+        elif path.suffix == ".json":
+            frame.write_json(temporary)
         else:
             frame.write_csv(temporary, separator="\t" if path.suffix == ".tsv" else ",")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,6 +113,4 @@ def _tokens(session: Session) -> np.ndarray:
 def _faiss() -> Any:
     if find_spec("faiss") is None:
         raise ConfigError("an index needs faiss: pip install 'hllm[ann]'")
-    import faiss
-
-    return faiss
+    return import_module("faiss")  # of the distribution faiss-cpu

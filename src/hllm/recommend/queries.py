@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hllm.arguments import one_of
 from hllm.data.batches.queries import Queries, eval_queries, history_queries, last_queries
 from hllm.data.tables.values import clean_text, id_list
-from hllm.errors import ConfigError, DataError, nearest, unknown
+from hllm.errors import DataError, nearest
 from hllm.recommend.left_out import LeftOut
 from hllm.recommend.times import times_of
 
@@ -31,9 +32,7 @@ def queries_of_users(
     """
     left_out = left_out or LeftOut()
     if split is not None:
-        if split not in data.queries:
-            raise ConfigError(unknown("split", split, data.queries))
-        queries = eval_queries(data, split)
+        queries = eval_queries(data, one_of("split", split, data.queries))
         names = [data.user_ids[row] for row in queries.users]
     elif users is None:
         queries, names = last_queries(data, np.arange(data.n_users)), list(data.user_ids)

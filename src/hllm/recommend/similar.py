@@ -19,10 +19,17 @@ from hllm.packing import Batch, last_positions
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from hllm.items.trained import TrainedLLM
     from hllm.models.hllm import ItemTable, Network
 
 
-def text_vector(network: Network, spec: Mapping[str, Any] | None, text: Any, device: str = "auto") -> Tensor:
+def text_vector(
+    network: Network,
+    spec: Mapping[str, Any] | None,
+    text: Any,
+    device: str = "auto",
+    llm: TrainedLLM | None = None,
+) -> Tensor:
     """Vector (w,) of a free text: as of a new item whose first text field it is, made by the run's item LLM.
 
     spec  of the run's item embeddings. Raises ConfigError where the run has no item LLM, or one whose vectors belong
@@ -43,7 +50,7 @@ def text_vector(network: Network, spec: Mapping[str, Any] | None, text: Any, dev
     fields = list(spec["fields"])
     texts = {name: [text if name == fields[0] else None] for name in fields}
     frame = pl.DataFrame(texts, dict.fromkeys(fields, pl.String))
-    vectors, has_text = encode_new_items(spec, frame, device)
+    vectors, has_text = encode_new_items(spec, frame, device) if llm is None else llm.encode(frame, device)
     source = _shallow(network.source)
     with torch.no_grad():
         source.extend(torch.from_numpy(vectors), torch.from_numpy(has_text))
@@ -66,6 +73,7 @@ class Likeness(nn.Module):
         super().__init__()
         self.network = network
         self.register_buffer("vector", F.normalize(vector.float(), dim=0))
+        self.eval()  # what ranks in training mode is put back into it, and the network with it
 
     def table(self) -> ItemTable:
         return self.network.table()
@@ -89,7 +97,8 @@ class Searched(nn.Module):
     def __init__(self, network: Network, vector: Tensor, weight: float) -> None:
         super().__init__()
         self.network, self.weight = network, weight
-        self.register_buffer("vector", network.model.scorer.query(vector.unsqueeze(0))[0])
+        self.register_buffer("vector", network.model.scorer.query(vector.unsqueeze(0))[0].detach())
+        self.eval()  # as above
 
     def table(self) -> ItemTable:
         return self.network.table()

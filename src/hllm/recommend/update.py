@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from hllm.data.dataset import Dataset
+    from hllm.items.trained import TrainedLLM
     from hllm.models.hllm import Network
 
 SHARE = 4  # training goes on for this part of the epochs that the run was trained for
@@ -54,6 +55,7 @@ def updated(
     device: str = "auto",
     source: Mapping[str, Any] | None = None,
     progress: bool = True,
+    llm: TrainedLLM | None = None,
 ) -> Updated:
     """The run with new `interactions` in its histories and new `items` in its catalogue. `network` is changed.
 
@@ -66,7 +68,7 @@ def updated(
         raise ConfigError(f"settings {', '.join(settings)} are for training; give train=True (--train)")
     target = next(iter(network.state_dict().values())).device
     events = read_events(data, interactions)
-    data, n_items = _with_items(network, data, record, events, items, train, device)
+    data, n_items = _with_items(network, data, record, events, items, train, device, llm)
     found = grown(data, events)
     counts = _counts(found, n_items)
     now = datetime.datetime.now(datetime.UTC).isoformat()
@@ -105,6 +107,7 @@ def _with_items(
     items: Any,
     train: bool,
     device: str,
+    llm: TrainedLLM | None,
 ) -> tuple[Dataset, int]:
     """The dataset, and the source of `network`, with those of `items` that are new; and how many they are."""
     import polars as pl
@@ -132,11 +135,13 @@ def _with_items(
     if by_id:
         network.source.extend(None, torch.zeros(len(frame), dtype=torch.bool))
     else:
-        extend_source(network, record, frame, device)
+        extend_source(network, record, frame, device, llm)
     return added_dataset(data, frame, counts), len(frame)
 
 
-def extend_source(network: Network, record: RunRecord, frame: pl.DataFrame, device: str) -> None:
+def extend_source(
+    network: Network, record: RunRecord, frame: pl.DataFrame, device: str, llm: TrainedLLM | None = None
+) -> None:
     """Append the items of `frame` to the source, by their texts. Raises ConfigError for a run without text."""
     from hllm.items.store.new_items import encode_new_items
 
@@ -146,5 +151,5 @@ def extend_source(network: Network, record: RunRecord, frame: pl.DataFrame, devi
             "this run knows items by id alone (item_llm=None); new items need a model with text, for example "
             "preset hllm-lite"
         )
-    vectors, has_text = encode_new_items(spec, frame, device)
+    vectors, has_text = encode_new_items(spec, frame, device) if llm is None else llm.encode(frame, device)
     network.source.extend(torch.from_numpy(vectors), torch.from_numpy(has_text))

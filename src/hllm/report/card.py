@@ -60,5 +60,8 @@ def _items_line(record: dict[str, Any]) -> str:
     model = str(spec["model"])
     if spec["source"] != "control":
         model += f" (from {spec['source']}, {spec['pooling']} pooling, {spec['precision']})"
+    ids = ", plus learned ID embeddings" if config["id_embedding"] else ""
+    if config.get("train", "frozen") != "frozen":
+        return f"Item vectors: {model}, trained with the user model ({config['train']}); it lies in `item_llm`{ids}."
     how = ", through a learned adapter" if config["adapter_hidden"] else ""
-    return f"Item vectors: {model}, frozen{how}{', plus learned ID embeddings' if config['id_embedding'] else ''}."
+    return f"Item vectors: {model}, frozen{how}{ids}."

@@ -9,6 +9,7 @@ from typing import Any
 from hllm.artifacts import read_json, read_jsonl
 from hllm.config import by_short_name
 from hllm.errors import ArtifactError
+from hllm.evaluate.verdict import verdict
 from hllm.progress import duration
 from hllm.report.data import Breakdown, ExampleUser, ModelResult, ReportData, Series, ShownItem, Slice
 
@@ -35,20 +36,25 @@ def collect(run: Path | str) -> ReportData:
     config, dataset = record.get("config", {}), record.get("dataset", {})
     name = config.get("preset", "run")
     own = metrics.get(split, {})
+    history = read_jsonl(run / "history.jsonl")
     results = _results(name, own, metrics.get("baselines", {}).get(split, {}))
     return ReportData(
         title=f"{name} on {dataset.get('name', 'a dataset')}",
         subtitle=_subtitle(record),
         split=split,
         highlights=_highlights(results, own, dataset),
-        curves=_curves(read_jsonl(run / "history.jsonl"), config, record.get("best", {})),
+        curves=_curves(history, config, record.get("best", {})),
         results=results,
         result_line=own.get("result_line", ""),
+        verdict=verdict(name, split, results[0].metrics, {r.name: r.metrics for r in results[1:]}) or ""
+        if results and results[0].is_run
+        else "",
         breakdowns=_breakdowns(own.get("slices", {})),
         users=_examples(run / EXAMPLES),
         facts={
             "Dataset": _flat(dataset),
             "Item embeddings": _flat(record.get("embeddings") or {}),
+            "Item vectors": _flat(_health(history, record.get("best", {}))),
             "Hardware": _flat(record.get("hardware", {})),
             "Versions": _flat(record.get("versions", {})),
             "Configuration": _flat(config),
@@ -121,6 +127,20 @@ def _curves(
         rows = [r for r in history if isinstance(r.get(key), int | float) and "epoch" in r]
         curves.append(Series(name, [r["epoch"] for r in rows], [float(r[key]) for r in rows], marked))
     return curves
+
+
+HEALTH = {
+    "item_cosine": "mean cosine between items",
+    "item_effective_rank": "effective rank",
+    "masked_negatives": "share of negatives left out by drop_similar",
+    "item_llm_plan": "gradients of the item LLM",
+}
+
+
+def _health(history: list[dict[str, Any]], best: Mapping[str, Any]) -> dict[str, Any]:
+    """How far the item vectors of the best epoch are from collapsing, as training saw them."""
+    row = next((r for r in history if r.get("epoch") == best.get("epoch")), {})
+    return {label: row[key] for key, label in HEALTH.items() if key in row}
 
 
 def _breakdowns(slices: Mapping[str, Iterable[Mapping[str, Any]]]) -> list[Breakdown]:

@@ -77,6 +77,7 @@ class ReportData:
     curves: list[Series] = field(default_factory=list)
     results: list[ModelResult] = field(default_factory=list)
     result_line: str = ""
+    verdict: str = ""  # where a baseline does better
     breakdowns: list[Breakdown] = field(default_factory=list)
     users: list[ExampleUser] = field(default_factory=list)
     facts: dict[str, dict[str, str]] = field(default_factory=dict)  # section -> name -> value

@@ -18,6 +18,7 @@ def render_report(data: ReportData) -> str:
         "main",
         element("h1", data.title),
         element("p", data.subtitle, class_="soft") if data.subtitle else None,
+        element("p", data.verdict, class_="verdict") if data.verdict else None,
         _highlights(data),
         _results(data),
         _curves(data),

@@ -2,6 +2,7 @@
 
 config.json          what the run is; written last, so that its presence means "finished"
 model.safetensors    weights of the best validation epoch
+item_llm/            the trained item LLM, where there is one: an ordinary transformers folder
 data/                histories, splits and catalogue: all that recommending needs
 history.jsonl        one line an epoch
 checkpoints/         what an interrupted training goes on from
@@ -15,17 +16,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hllm.artifacts import read_document, read_json
+from hllm.artifacts import disk_errors, read_document, read_json
 from hllm.config import make_config
 from hllm.data.folder import own_names, remove_dataset
 from hllm.errors import ArtifactError, ConfigError
-from hllm.train.checkpoint import LAST, drop_other_bests, read_identity
+from hllm.items.encoders.hub import ITEM_LLM
+from hllm.train.files import LAST, drop_other_bests, read_identity
 
 if TYPE_CHECKING:
     from hllm.data.dataset import Dataset
 
 FORMAT, VERSION = "hllm-run", 2
-OURS = {"config.json", "model.safetensors", "data", "history.jsonl", "checkpoints"}
+OURS = {"config.json", "model.safetensors", "data", "history.jsonl", "checkpoints", ITEM_LLM}
 AGAIN = "train again, with --overwrite"
 MADE_LATER = {"metrics.json", "ranks", "report.html", "examples.json", "README.md"}
 
@@ -39,8 +41,9 @@ def check_folder(data: Dataset, folder: Path) -> None:
 
 def run_state(folder: Path) -> str:
     """ "new", "unfinished" or "finished"; ArtifactError for a folder that is not a run's."""
-    if not folder.exists():
-        return "new"
+    with disk_errors(f"use {folder}"):
+        if not folder.exists():
+            return "new"
     if not folder.is_dir():
         raise ArtifactError(f"{folder} is a file; choose a folder for the run with --out")
     if is_run(folder):
@@ -120,7 +123,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not is_run(folder):
         if folder.is_dir() and (folder / "checkpoints" / LAST).is_file():
             raise ArtifactError(
-                f"the training in {folder} is not finished; go on with the same hllm train command and --resume"
+                f"the training in {folder} is not finished; go on with the same hllm train command"
             )
         if (folder / "dataset.json").is_file():
             raise ArtifactError(

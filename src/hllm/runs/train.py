@@ -14,6 +14,7 @@ from hllm.data.batches.training import TrainLoader
 from hllm.data.dataset import Dataset
 from hllm.errors import DataError
 from hllm.evaluate.evaluation import evaluate, parse_max_len
+from hllm.items.sound import check_vectors
 from hllm.losses.objective import make_objective
 from hllm.losses.views import BatchItems, make_views
 from hllm.models.hllm import Network
@@ -21,8 +22,9 @@ from hllm.runs.build import build_network
 from hllm.runs.folder import as_of_now, check_folder, clear_run
 from hllm.runs.record import check_identity, identity_of
 from hllm.runs.settle import longest_batch, settled
-from hllm.train.checkpoint import read_identity
+from hllm.runs.warm_start import start_from
 from hllm.train.config import TrainingConfig
+from hllm.train.files import read_identity
 from hllm.train.trainer import FitResult, Trainer
 
 if TYPE_CHECKING:
@@ -50,6 +52,8 @@ def train_network(
     data.verify()
     histories = data.train_histories()
     check_trainable(data, histories)
+    if embeddings is not None and not config.items.live:
+        check_vectors(embeddings.vectors, embeddings.has_text, data.item_ids)
     config = settled(data, config)
     identity = identity_of(data, config, embeddings)
     trainer = make_trainer(data, histories, config, embeddings, device, folder, show, identity, start)
@@ -80,9 +84,17 @@ def make_trainer(
     training, max_len = config.training, parse_max_len(config.training.max_len)
     if start is not None:
         torch.manual_seed(training.seed)  # as building one does
-    network = (start or build_network(data, config, embeddings)).to(device)
+        network = start.to(device)
+    else:
+        network = build_network(data, config, embeddings, device)
+        if training.init_from is not None:
+            start_from(network, Path(training.init_from), data)
     counts = data.train_counts()
-    views = make_views(counts, config.objective, longest_batch(histories, config), training.seed, device)
+    # A step of a live source costs what it encodes: never more than the loss needs.
+    sampled = config.objective.loss in ("sampled", "in_batch")
+    whole = False if config.items.live and sampled else None
+    most = longest_batch(histories, config)
+    views = make_views(counts, config.objective, most, training.seed, device, whole)
     of_batch = isinstance(views, BatchItems)
     loader = TrainLoader(
         histories,
@@ -110,6 +122,7 @@ def make_trainer(
         device=device,
         runtime=config.runtime,
         lazy=training.id_updates == "lazy",
+        drop_similar=config.objective.drop_similar,
         folder=folder,
         identity=identity,
         show=show,

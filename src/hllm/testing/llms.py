@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,6 +43,28 @@ def tiny(kind: str, seed: int = 0, dropout: float = 0.0, dtype: torch.dtype = to
     capped = {"attn_implementation": "eager"} if kind == "gemma2" else {}
     model = tf.AutoModel.from_config(config, **capped)
     return (model.get_encoder() if kind == "t5" else model).to(dtype).eval()
+
+
+def byte_tokenizer(**options: Any) -> tf.PreTrainedTokenizerFast:
+    """A tokenizer that knows every text: a token a byte, behind "<pad>" (0) and "<eos>" (1)."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {"<pad>": 0, "<eos>": 1, **{letter: i + 2 for i, letter in enumerate(alphabet)}}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options)
+
+
+def write_model(
+    folder: Path, kind: str = "llama", seed: int = 0, dropout: float = 0.0, **options: Any
+) -> Path:
+    """A model of `kind` with its tokenizer (`options`) as a transformers folder."""
+    model = tiny(kind, seed, dropout)
+    model.save_pretrained(folder)
+    byte_tokenizer(**({"pad_token": "<pad>", "eos_token": "<eos>"} | options)).save_pretrained(folder)
+    return folder
 
 
 def exact_norms(monkeypatch: Any) -> None:

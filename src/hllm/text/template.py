@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hllm.arguments import text
 from hllm.errors import ConfigError, DataError, unknown
 
 if TYPE_CHECKING:
@@ -62,7 +63,13 @@ def choose_fields(asked: Iterable[str] | None, text_fields: Iterable[str]) -> tu
     Raises DataError if there are none, ConfigError for an empty or repeating choice. Whether an asked
     field is a column is told by `Template.render_all`, which has the table.
     """
-    fields = tuple(text_fields if asked is None else asked)
+    fields = tuple(text_fields)
+    if asked is not None:
+        if isinstance(asked, str) or not isinstance(asked, Iterable):
+            raise ConfigError(
+                f"text_fields={asked!r}: must be a list of texts, for example ['title', 'genres']"
+            )
+        fields = tuple(text("text_fields", name) for name in asked)
     if asked is None and not fields:
         raise DataError(
             "the dataset has no text fields, so its items cannot be embedded; prepare it with an items table "

@@ -10,8 +10,6 @@ is made anew from the dataset and its embeddings. Its header tells whose run it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hllm.artifacts import read_metadata, read_tensors, write_tensors
+from hllm.artifacts import read_tensors, write_tensors
 from hllm.errors import ArtifactError
+from hllm.items.source.live import LiveText
+from hllm.train.files import advice
 from hllm.train.optim import Optimizer, WeightAverage
-
-LAST = "last.safetensors"
 
 
 @dataclass
@@ -47,6 +45,13 @@ def trained(network: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]
     """The parameters that training changes, by name, those updated lazily included."""
     lazy = {id(part.weight) for part in optimizer.lazy}
     return {name: p for name, p in network.named_parameters() if p.requires_grad or id(p) in lazy}
+
+
+def fitted(network: nn.Module) -> dict[str, Tensor]:
+    """What was fitted on the first vectors of a live item LLM: later it could not be fitted again."""
+    live = (f"{name}.whitening." for name, part in network.named_modules() if isinstance(part, LiveText))
+    prefixes = tuple(live)
+    return {name: b for name, b in network.named_buffers() if prefixes and name.startswith(prefixes)}
 
 
 def save_checkpoint(
@@ -76,9 +81,12 @@ def _state(network: nn.Module, optimizer: Optimizer, average: WeightAverage | No
     tensors = {f"model.{name}": value.detach() for name, value in trained(network, optimizer).items()}
     for parameter in optimizer.parameters:
         for key, value in optimizer.dense.state.get(parameter, {}).items():
-            tensors[f"optim.{key}.{names[parameter]}"] = value
+            tensors[f"optim.{key}.{names[parameter]}"] = torch.as_tensor(
+                value
+            )  # 8-bit states count in integers
     for i, part in enumerate(optimizer.lazy):
         tensors |= {f"lazy.{i}.{key}": value for key, value in part.rows.state_dict().items()}
+    tensors |= {f"fitted.{name}": value for name, value in fitted(network).items()}
     if average is not None:
         pairs = zip(average.parameters, average.average, strict=True)
         tensors |= {f"ema.{names[parameter]}": value for parameter, value in pairs}
@@ -89,30 +97,11 @@ def _state(network: nn.Module, optimizer: Optimizer, average: WeightAverage | No
     return {k: v.clone() if v.ndim == 0 else v for k, v in tensors.items()}
 
 
-def read_identity(path: Path) -> dict[str, Any]:
-    """What a checkpoint's run was: its configuration and data. Only the header is read."""
-    with _advice():
-        metadata = read_metadata(path)
-        if "identity" not in metadata:
-            raise ArtifactError(f"cannot read {path}: it is no checkpoint")
-    identity: dict[str, Any] = metadata["identity"]
-    return identity
-
-
-@contextmanager
-def _advice() -> Iterator[None]:
-    """Say what to do about a checkpoint that cannot be read."""
-    try:
-        yield
-    except ArtifactError as err:
-        raise ArtifactError(f"{err}; start the training over with the same command and --overwrite") from err
-
-
 def load_checkpoint(
     path: Path, network: nn.Module, optimizer: Optimizer, average: WeightAverage | None
 ) -> Progress:
     """Restore everything but the best weights, in place. Raises ArtifactError where the model is another one."""
-    with _advice():
+    with advice():
         tensors, metadata = read_tensors(path)
     progress = Progress(**metadata["progress"])
     if progress.finished:
@@ -127,7 +116,10 @@ def load_checkpoint(
     for key in {name.split(".", 1)[0] for name in part("optim.")}:
         for name, value in part(f"optim.{key}.").items():
             # AdamW's fused form wants its step counters beside the weights.
-            optimizer.dense.state[parameters[name]][key] = value.to(device)
+            counts = key == "step" and not value.is_floating_point()
+            optimizer.dense.state[parameters[name]][key] = int(value) if counts else value.to(device)
+    for name, value in fitted(network).items():
+        value.copy_(part("fitted.")[name])
     for i, lazy in enumerate(optimizer.lazy):
         lazy.rows.load_state_dict({key: value.to(device) for key, value in part(f"lazy.{i}.").items()})
     if average is not None:
@@ -153,15 +145,3 @@ def load_trained(path: Path, parameters: dict[str, nn.Parameter], values: dict[s
                 f"{tuple(parameter.shape)} here"
             )
         parameter.copy_(values[name])
-
-
-def best_path(folder: Path, epoch: int) -> Path:
-    """Where the trained weights of `epoch` lie, if they are the best."""
-    return folder / f"best-{epoch}.safetensors"
-
-
-def drop_other_bests(folder: Path, epoch: int | None) -> None:
-    """Remove best weights that the last checkpoint no longer names."""
-    for path in folder.glob("best-*.safetensors"):
-        if epoch is None or path != best_path(folder, epoch):
-            path.unlink(missing_ok=True)

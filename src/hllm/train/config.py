@@ -23,11 +23,18 @@ class TrainingConfig(Settings):
     windows: Literal["random", "pieces", "every"] = "random"
     # How often an epoch goes over the data, each time in other windows.
     passes: int = Field(default=1, ge=1, le=10_000)
-    optimizer: Literal["adamw", "adam"] = "adamw"  # adam: weight_decay is an L2 penalty on every weight
+    # adam: weight_decay is an L2 penalty on every weight; adamw8bit: moments in 8 bits, by bitsandbytes.
+    optimizer: Literal["adamw", "adam", "adamw8bit"] = "adamw"
     epochs: Epochs = 40
     batch_tokens: int = Field(default=8192, ge=1, le=INT_MAX)
     learning_rate: float = Field(default=2e-3, gt=0, le=1e3)
     weight_decay: float = Field(default=0.15, ge=0, le=1e3)
+    # Of the item LLM (its adapters and item tokens too) and of the user model, where they differ.
+    item_llm_learning_rate: float | None = Field(default=None, gt=0, le=1e3)
+    item_llm_weight_decay: float | None = Field(default=None, ge=0, le=1e3)
+    user_learning_rate: float | None = Field(default=None, gt=0, le=1e3)
+    user_weight_decay: float | None = Field(default=None, ge=0, le=1e3)
+    init_from: str | None = None  # a run of the same dataset, whose weights training starts from
     warmup_ratio: float = Field(default=0.05, ge=0, le=1)
     min_lr_ratio: float = Field(default=0.01, ge=0, le=1)
     grad_clip: float | None = Field(default=1.0, gt=0)  # None: gradients are not clipped
@@ -56,6 +63,9 @@ class Runtime(Settings):
 
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # of matrix products in training
     capture: bool = True  # on a GPU, replay the step as a CUDA graph
+    # How a trained item LLM's gradients are computed: by free memory, or one of items/source/caching.py's ways.
+    item_gradients: Literal["auto", "graph", "checkpoint", "cache"] = "auto"
+    item_chunk_tokens: int = Field(default=16_384, ge=1, le=INT_MAX)  # text tokens run at once, at most
     checkpoint_share: float = Field(
         default=0.02, gt=0, le=1
     )  # of the time, spent on writing checkpoints at most

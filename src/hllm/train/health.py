@@ -13,6 +13,7 @@ from hllm.errors import TrainingError
 # Mean pairwise cosine above which vectors count as one direction. User vectors of a healthy run reach
 # .999 while it still learns what is popular: what they share ranks the items, what they differ in follows.
 COLLAPSED = 0.9999
+MASKED = 0.9  # share of negatives left out for likeness above which too few compete
 
 
 def mean_cosine(vectors: Tensor) -> float:
@@ -23,6 +24,26 @@ def mean_cosine(vectors: Tensor) -> float:
         return 1.0
     total = float(unit.sum(0).square().sum())
     return (total - float(unit.square().sum())) / (n * (n - 1))
+
+
+def effective_rank(vectors: Tensor) -> float:
+    """exp of the entropy of the normalised singular values of centred unit rows (Roy and Vetterli, 2007):
+    between 1 (one direction) and d (all of them alike)."""
+    unit = F.normalize(vectors.detach().double(), dim=1)
+    unit = unit - unit.mean(0)
+    values = torch.linalg.eigvalsh(unit.T @ unit).clamp(min=0).sqrt()
+    share = values / values.sum().clamp(min=1e-300)
+    return math.exp(float(torch.special.entr(share).sum()))
+
+
+def check_masked(share: float, limit: float, epoch: int) -> None:
+    """Raise TrainingError if `drop_similar` leaves out nearly all negatives: the loss then goes to 0 unlearned."""
+    if share > MASKED:
+        raise TrainingError(
+            f"item vectors have collapsed in epoch {epoch}: drop_similar={limit:g} leaves out {share:.1%} of the "
+            "negatives, so the loss falls to 0 and nothing is learned. Set drop_similar=null, which compares by "
+            "identity, or use whiten=whiten, or a smaller learning_rate"
+        )
 
 
 def check_loss(loss: float, step: int) -> None:

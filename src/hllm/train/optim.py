@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hllm.errors import ConfigError
 from hllm.items.source.ids import Ids
+from hllm.items.source.live import LiveText
 from hllm.train.config import TrainingConfig
 from hllm.train.lazy_rows import LazyRows
 
@@ -55,6 +58,7 @@ class Optimizer:
 
     Vectors and scalars (norms, biases, temperature) do not decay. `optimizer="adam"`: Adam as torch-rechub uses it,
     weight decay a penalty on every weight. `lazy`: id embeddings are updated by rows (train/lazy_rows.py).
+    Item LLM and user model may have rates and decays of their own; all follow the one schedule.
     """
 
     def __init__(self, network: nn.Module, training: TrainingConfig, lazy: bool = False) -> None:
@@ -67,26 +71,27 @@ class Optimizer:
         # On CUDA the rate lives in a tensor, so that a captured step sees it change.
         rate = torch.tensor(training.learning_rate, device=device) if cuda else training.learning_rate
         self.rate = training.learning_rate
-        if training.optimizer == "adam":
-            decay = training.weight_decay
-            self.dense: torch.optim.Optimizer = torch.optim.Adam(
-                self.parameters, lr=rate, weight_decay=decay, fused=True, capturable=cuda
-            )
-            return
         groups = [
-            {"params": [p for p in self.parameters if p.ndim >= 2], "weight_decay": training.weight_decay},
-            {"params": [p for p in self.parameters if p.ndim < 2], "weight_decay": 0.0},
+            {**group, "lr": torch.tensor(group["lr"], device=device) if cuda else group["lr"]}
+            for group in parameter_groups(network, self.parameters, training)
         ]
-        self.dense = torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=True, capturable=cuda)
+        self.shares = [float(group["lr"]) / training.learning_rate for group in groups]
+        self.dense: torch.optim.Optimizer
+        if training.optimizer == "adam":
+            self.dense = torch.optim.Adam(groups, lr=rate, fused=True, capturable=cuda)
+        elif training.optimizer == "adamw8bit":
+            self.dense, self.capturable = _adamw_8bit(groups, training.learning_rate, device), False
+        else:
+            self.dense = torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=True, capturable=cuda)
 
     def set_rate(self, rate: float) -> None:
-        """Set the learning rate of every weight."""
+        """Set the learning rate; components with one of their own follow in proportion."""
         self.rate = rate
-        for group in self.dense.param_groups:
+        for group, share in zip(self.dense.param_groups, self.shares, strict=True):
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
+                group["lr"].fill_(rate * share)
             else:
-                group["lr"] = rate
+                group["lr"] = rate * share
 
     def release(self) -> None:
         """End training: the network holds nothing of the optimiser any more."""
@@ -112,6 +117,46 @@ class Optimizer:
         norm = torch.nn.utils.get_total_norm(grads)
         scale = (limit / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(grads, scale)
+
+
+def parameter_groups(
+    network: nn.Module, parameters: Sequence[nn.Parameter], training: TrainingConfig
+) -> list[dict[str, Any]]:
+    """Groups `params`, `lr`, `weight_decay` of the item LLM, the user model and the rest; only AdamW spares
+    vectors and scalars from decay."""
+    rates = {
+        "item": (training.item_llm_learning_rate, training.item_llm_weight_decay),
+        "user": (training.user_learning_rate, training.user_weight_decay),
+        "rest": (None, None),
+    }
+    owner = {
+        id(p): "item" for m in network.modules() if isinstance(m, LiveText) for p in m.encoder.parameters()
+    }
+    user_model = getattr(getattr(network, "model", None), "user_model", None)
+    if isinstance(user_model, nn.Module):
+        owner |= {id(p): "user" for p in user_model.parameters()}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for p in parameters:
+        rate, decay = rates[owner.get(id(p), "rest")]
+        decay = training.weight_decay if decay is None else decay
+        if p.ndim < 2 and training.optimizer != "adam":
+            decay = 0.0
+        groups.setdefault((rate or training.learning_rate, decay), []).append(p)
+    return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
+
+
+def _adamw_8bit(groups: list[dict[str, Any]], rate: float, device: torch.device) -> torch.optim.Optimizer:
+    """AdamW with moments in blocks of 8 bits (Dettmers et al., 2022)."""
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as err:
+        raise ConfigError("optimizer=adamw8bit needs the package bitsandbytes; use optimizer=adamw") from err
+    if device.type != "cuda":
+        raise ConfigError(f"optimizer=adamw8bit runs on a GPU, not on {device}; use optimizer=adamw")
+    optimizer: torch.optim.Optimizer = AdamW8bit(
+        [{**group, "lr": float(group["lr"])} for group in groups], lr=rate, betas=BETAS
+    )
+    return optimizer
 
 
 def learning_rate(training: TrainingConfig, progress: float) -> float:

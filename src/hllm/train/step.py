@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from hllm.items.source.live import LiveText
 from hllm.losses.objective import Objective
 from hllm.models.hllm import Network
 from hllm.packing import Batch, ItemView
@@ -38,6 +39,11 @@ def autocast(runtime: Runtime, device: torch.device) -> AbstractContextManager[o
         return nullcontext()
     # A captured graph must cast the weights itself, hence no cast cache.
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+
+
+def gradient_plans(network: Network) -> list[str]:
+    """How the gradients of trained item LLMs are computed, as the last step did."""
+    return [str(m.plan) for m in network.source.modules() if isinstance(m, LiveText) and m.plan is not None]
 
 
 class TrainStep:

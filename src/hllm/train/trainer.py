@@ -16,29 +16,35 @@ from hllm.artifacts import read_tensors, write_jsonl, write_tensors
 from hllm.data.batches.training import Plan, TrainLoader
 from hllm.errors import TrainingError
 from hllm.losses.objective import Objective
+from hllm.losses.sampled import similar_share
 from hllm.losses.views import Views
 from hllm.models.hllm import Network
 from hllm.packing import Batch
 from hllm.progress import Bar, progress
 from hllm.train.captured import PaddedShape, capture
 from hllm.train.checkpoint import (
-    LAST,
     Progress,
-    best_path,
-    drop_other_bests,
     load_checkpoint,
     load_trained,
     save_checkpoint,
     trained,
 )
 from hllm.train.config import Runtime, TrainingConfig
-from hllm.train.health import check_loss, check_vectors, spaced_rows
+from hllm.train.files import LAST, best_path, drop_other_bests
+from hllm.train.health import (
+    check_loss,
+    check_masked,
+    check_vectors,
+    effective_rank,
+    mean_cosine,
+    spaced_rows,
+)
 from hllm.train.interrupt import Interruption, interruptible
 from hllm.train.optim import Optimizer, WeightAverage, evaluation_weights, learning_rate
-from hllm.train.step import Step, TrainStep
+from hllm.train.step import Step, TrainStep, gradient_plans
 
 CHECKPOINT_SECONDS = 15.0  # between two checkpoints at least; more where writing one takes long (`Runtime`)
-SAVE_RATE = 400 << 20  # bytes of a checkpoint a second: what the first is expected to take
+SAVE_RATE = 200 << 20  # bytes of a checkpoint a second: what the first is expected to take
 FLAT_VALIDATIONS = 3  # in a row, with all user vectors in one direction, before training stops
 LOSS_CHECK_STEPS = 50  # looking at the loss waits for the device, so not every step
 
@@ -64,6 +70,7 @@ class Trainer:
     """Trains `network` on a loader's batches, validating with `validate(network)`.
 
     lazy       id embeddings are updated by rows
+    drop_similar  the objective's, whose effect on the negatives is watched
     folder     where `history.jsonl` and `checkpoints/` go; None keeps nothing on disk
     identity   what a checkpoint must share to be resumed
     """
@@ -80,6 +87,7 @@ class Trainer:
         device: torch.device,
         runtime: Runtime | None = None,
         lazy: bool = False,
+        drop_similar: float | None = None,
         folder: Path | None = None,
         identity: dict[str, Any] | None = None,
         show: bool = True,
@@ -95,6 +103,7 @@ class Trainer:
         self.identity = identity or {}
         self.show = show
         self.device = device
+        self.drop_similar = drop_similar
         self.optimizer = Optimizer(network, training, lazy)
         decay = training.ema_decay
         self.average = WeightAverage(self.optimizer.parameters, decay) if decay else None
@@ -110,10 +119,15 @@ class Trainer:
 
     def _captured_shape(self) -> PaddedShape | None:
         """The shape to capture a step at; None where steps run as they are."""
-        if self.device.type != "cuda" or not self.runtime.capture:
+        user_model = self.network.model.user_model
+        if (
+            self.device.type != "cuda"
+            or not self.runtime.capture
+            or not getattr(user_model, "fixed_shapes", True)
+        ):
             return None
         shape = PaddedShape(self.loader)
-        return shape if shape.fits_a_mask(getattr(self.network.model.user_model, "n_heads", 1)) else None
+        return shape if shape.fits_a_mask(getattr(user_model, "n_heads", 1)) else None
 
     @property
     def checkpoint(self) -> Path | None:
@@ -244,6 +258,8 @@ class Trainer:
                 training, (state.epoch + 1 - 1 / max(n_steps, 1)) / training.epochs
             ),
         }
+        if plans := gradient_plans(self.network):
+            row["item_llm_plan"] = plans[0]
         state.epoch += 1
         state.step_in_epoch, state.loss_sum = 0, 0.0
         if state.epoch % training.eval_every == 0 or state.epoch == training.epochs:
@@ -259,7 +275,7 @@ class Trainer:
         """Validate the averaged weights; keep them if they are the best so far."""
         self.network.eval()
         with evaluation_weights(self.average, self.optimizer):
-            self._check_health(epoch, plan)
+            health = self._check_health(epoch, plan)
             values = self.validate(self.network)
             value = values[self.training.valid_metric]
             better = self.state.best_value is None or value > self.state.best_value
@@ -269,7 +285,7 @@ class Trainer:
             elif self.state.best_epoch is not None:  # before there is a best one, patience does not count
                 self.state.stale_epochs += 1
         self.network.eval()  # its item table was of these weights
-        return values
+        return values | health
 
     def _kept_weights(self) -> dict[str, Tensor]:
         """The trained weights as `evaluation_weights` has put them, in memory of their own on the CPU."""
@@ -289,10 +305,20 @@ class Trainer:
         load_trained(path, trained(self.network, self.optimizer), best)
 
     @torch.no_grad()
-    def _check_health(self, epoch: int, plan: Plan) -> None:
+    def _check_health(self, epoch: int, plan: Plan) -> dict[str, float]:
+        """Stop where vectors have collapsed; else what tells how far from it they are."""
         classes = spaced_rows(torch.from_numpy(self.views.classes)).to(self.device)
-        check_vectors(self.network.table().raw[classes], "item", epoch)
-        batch = self.loader.assemble(plan.windows.take(plan.slices[0])).to(self.device)
+        table = self.network.table()
+        vectors = table.raw[classes]
+        check_vectors(vectors, "item", epoch)
+        health = {"item_cosine": mean_cosine(vectors), "item_effective_rank": effective_rank(vectors)}
+        batch = self.loader.assemble(plan.windows.take(plan.slices[0]))
+        if self.drop_similar is not None:
+            view = self.views.view(batch, (epoch, 0))
+            share = similar_share(table.scored[view.tokens], view, self.drop_similar)
+            check_masked(share, self.drop_similar, epoch)
+            health["masked_negatives"] = share
+        batch = batch.to(self.device)
         queries = self.network.query(batch)
         try:
             check_vectors(queries, "user", epoch)
@@ -306,3 +332,4 @@ class Trainer:
                 raise
         else:
             self.state.flat_validations = 0
+        return health

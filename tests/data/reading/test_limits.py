@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import time
 import zipfile
 from pathlib import Path
 
@@ -96,16 +95,16 @@ def test_case_e22_deep_items_are_refused(tmp_path, text):
     assert len(str(caught.value)) < 400
 
 
-def test_case_e22_tables_of_too_many_columns(tmp_path):
+def test_case_e22_tables_of_too_many_columns(tmp_path, monkeypatch):
     wide = pl.DataFrame({"item_id": [1, 2, 3]}).with_columns(
         [pl.lit(1).alias(f"c{i}") for i in range(20_000)]
     )
     events = pl.DataFrame({"user_id": [1, 1, 1], "item_id": [1, 2, 3], "timestamp": [1, 2, 3]})
-    start = time.monotonic()
-    for table in (wide, wide.to_pandas(), wide.to_arrow()):
+    tables = (wide, wide.to_pandas(), wide.to_arrow())
+    monkeypatch.setattr(pl, "from_pandas", None)  # it is told before any column is read
+    for table in tables:
         with pytest.raises(DataError, match="the table has 20,001 columns, and the limit is 10,000"):
             Dataset.from_tables(events, table)
-    assert time.monotonic() - start < 10
     (tmp_path / "i.csv").write_text(EVENTS)
     wide.write_parquet(tmp_path / "w.parquet")
     with pytest.raises(DataError, match=r"w\.parquet has 20,001 columns"):

@@ -1,5 +1,3 @@
-import time
-
 import pytest
 import torch
 
@@ -10,10 +8,8 @@ from hllm.items.encoders import precision
 CPU = torch.device("cpu")
 
 
-def test_the_measurement_is_short_and_positive():
-    start = time.perf_counter()
+def test_the_measurement_is_positive():
     assert precision.measure_bf16() > 0
-    assert time.perf_counter() - start < 5
 
 
 def test_a_hopeless_bf16_is_given_up_after_something_tiny(monkeypatch):

@@ -77,11 +77,21 @@ def test_an_item_without_text_gets_the_learned_vector() -> None:
 
 def test_tiles_cover_every_token_without_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "TILE", 3)
+    monkeypatch.setattr("hllm.items.source.joined.TILE", 3)
     source = make()
     tiles = list(source.tiles())
     assert [len(vectors) for vectors in tiles] == [3, 3, 1]
     assert not tiles[0].requires_grad
     torch.testing.assert_close(torch.cat(tiles), source.encode(torch.arange(N + 1)))
+
+
+def test_a_table_of_ids_alone_is_their_weight() -> None:
+    """A catalogue of learned vectors is not held twice while it is ranked; anything else is laid out tile by tile."""
+    ids = Ids(7, 3, torch.arange(8) > 0)
+    assert Sum({"ids": ids}).every().data_ptr() == ids.weight.data_ptr()
+    both = Sum({"ids": ids, "more": Ids(7, 3, torch.arange(8) > 0)})
+    assert torch.equal(both.every(), both.encode(torch.arange(8)))
+    assert not both.every().requires_grad and not ids.every().requires_grad
 
 
 def test_added_items_are_made_as_the_others_were() -> None:

@@ -133,7 +133,7 @@ from pathlib import Path
 from hllm.items.store.shards import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 

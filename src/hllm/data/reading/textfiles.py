@@ -122,7 +122,7 @@ def check_encoding(encoding: str | None) -> str | None:
         return None
     try:
         return codecs.lookup(encoding).name
-    except LookupError as err:
+    except (LookupError, ValueError) as err:  # ValueError: NUL, or half a character
         raise ConfigError(
             f"unknown encoding {encoding!r}; valid: utf-8, latin-1, cp1252, utf-16, "
             "and what else Python knows"

@@ -69,7 +69,10 @@ def column_of(name: str, values: Iterable[Any]) -> pl.Series:
     plain = [_plain(value) for value in values]
     try:
         column = pl.Series(name, plain, strict=True)
-    except Exception:  # polars has several classes of its own, and OverflowError
+    except (
+        Exception,
+        pl.exceptions.PanicException,
+    ):  # polars has several classes of its own, and OverflowError
         column = None
     if column is None or column.dtype == pl.Object:
         present = [value for value in plain if value is not None]

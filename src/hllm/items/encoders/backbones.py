@@ -39,22 +39,32 @@ class Backbone:
 
 
 def load_backbone(
-    path: Path, precision: str, device: torch.device, trust_remote_code: bool = False, name: str = ""
+    path: Path,
+    precision: str,
+    device: torch.device,
+    trust_remote_code: bool = False,
+    name: str = "",
+    init: str = "pretrained",
 ) -> Backbone:
     """Load the model in `path` in evaluation mode, in `precision` ("fp32", "bf16", "fp16").
+
+    init="scratch" takes the shape and tokenizer alone; weights are random.
 
     An encoder-decoder is used through its encoder. Raises ConfigError if the model needs its own
     code and `trust_remote_code` is false, ArtifactError if transformers cannot load it.
     """
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     name = name or str(path)
     with quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-            model = AutoModel.from_pretrained(
-                path, dtype=DTYPES[precision], trust_remote_code=trust_remote_code
-            )
+            if init == "scratch":
+                model = AutoModel.from_config(AutoConfig.from_pretrained(path), dtype=DTYPES[precision])
+            else:
+                model = AutoModel.from_pretrained(
+                    path, dtype=DTYPES[precision], trust_remote_code=trust_remote_code
+                )
         except Exception as err:  # each architecture fails in its own way
             if "trust_remote_code" in str(err):
                 raise ConfigError(

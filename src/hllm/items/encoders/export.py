@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from hllm import artifacts
+from hllm.items.encoders.backbones import quiet
+from hllm.items.encoders.hub import ITEM_TOKENS
 from hllm.items.encoders.packed import PackedEncoder
 
-ITEM_TOKENS = "item_tokens.safetensors"
 _ST_POOLING = {"mean": "mean_tokens", "last": "lasttoken", "cls": "cls_token"}
 
 
@@ -36,8 +37,10 @@ def save_item_llm(
     model: Any = encoder.backbone.model
     before = model.config._attn_implementation
     model.config._attn_implementation_internal = None  # ours is no setting of the model's
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     try:
-        model.save_pretrained(folder, state_dict={k: v.detach().cpu().contiguous() for k, v in state.items()})
+        with quiet():
+            model.save_pretrained(folder, state_dict=tensors)
     finally:
         model.config._attn_implementation_internal = before
     tokenizer.save_pretrained(folder)

@@ -12,12 +12,16 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hllm import artifacts
 from hllm.errors import ConfigError, FetchError, HLLMError
 from hllm.items.encoders import gguf
 from hllm.items.encoders.names import SHORT_NAMES, is_local
 
+ITEM_LLM = "item_llm"  # the folder of a run's trained item LLM
+ITEM_TOKENS = "item_tokens.safetensors"  # learned tokens of a trained item LLM, beside its weights
+ITEM_LLM_SETTINGS = "hllm.json"  # how it was trained to read texts: pooling, prompt, learned tokens
 CONNECT_TIMEOUT = 5.0  # seconds: an unreachable hub must cost little
 _WEIGHTS = re.compile(r"(model|pytorch_model)([-_.]\d+-of-\d+)?\.(safetensors|bin)")
 # Of several formats in one folder transformers reads the first of these, and nothing of the others.
@@ -131,6 +135,15 @@ def find_model(
     )
 
 
+def trained_settings(name: str) -> dict[str, Any]:
+    """How the item LLM of the run or folder with this canonical `name` reads texts; {} for any other model."""
+    for path in (Path(name) / ITEM_LLM, Path(name)) if is_local(name) else ():
+        if (path / ITEM_LLM_SETTINGS).is_file():
+            settings = artifacts.read_json(path / ITEM_LLM_SETTINGS)
+            return dict(settings) if isinstance(settings, dict) else {}
+    return {}
+
+
 def _reason(err: Exception) -> str:
     text = str(err).strip() or type(err).__name__
     return text if isinstance(err, HLLMError) else " ".join(text.split())[:160].rstrip(".")
@@ -195,6 +208,8 @@ def _packaged_model(package: Package) -> ModelFolder:
 
 
 def _local_model(path: Path) -> ModelFolder:
+    if (path / ITEM_LLM / "config.json").is_file():  # a run: the item LLM that it trained
+        path = path / ITEM_LLM
     if path.is_dir() and (path / "config.json").is_file():
         _check_complete(path)
         return ModelFolder(path, "folder", None, weights_digest(path))
@@ -243,7 +258,7 @@ def weights_digest(path: Path) -> str:
     known = [n for n in names if n in _TOKENIZER + _SETTINGS]
     if not any(n in _TOKENIZER for n in known):
         known += [n for n in names if _OTHER_TOKENIZER.fullmatch(n) and n not in known]
-    chosen = _weights(path) + known
+    chosen = _weights(path) + known + [ITEM_TOKENS] * (ITEM_TOKENS in names)
     return artifacts.digest(*(part for n in chosen for part in (n, _file_digest(path / n))))
 
 

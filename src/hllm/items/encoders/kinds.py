@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from hllm.items.encoders.backbones import Backbone
     from hllm.items.encoders.hub import ModelFolder
     from hllm.items.encoders.text import Encoder
+
+POOLINGS = ("mean", "last")  # from the states of a text's tokens to one vector, see `pooling.py`
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,23 @@ def _language_model(
 
     assert model is not None
     backbone = load_backbone(model.path, spec["precision"], device, trust_remote_code, spec["model"])
+    if spec.get("item_emb_token_n") or spec.get("right_aligned"):
+        return _trained(spec, model, backbone)
     return LanguageModelEncoder(backbone, spec["pooling"], spec["prompt"], spec["max_tokens"])
+
+
+def _trained(spec: Mapping[str, Any], model: ModelFolder, backbone: Backbone) -> Encoder:
+    """The encoder of a run's item LLM that reads its vectors at learned tokens, or counts positions from the right."""
+    from hllm.items.encoders.export import copy_item_tokens
+    from hllm.items.encoders.packed_text import PackedTextEncoder
+    from hllm.items.source.live_build import live_encoder, text_limit
+
+    prompt, n = spec["prompt"], spec.get("item_emb_token_n", 0)
+    encoder, _ = live_encoder(
+        backbone, [], spec["pooling"], prompt, spec["max_tokens"], n, spec.get("right_aligned", False)
+    )
+    copy_item_tokens(encoder, model.path)
+    return PackedTextEncoder(backbone, encoder, text_limit(backbone, prompt, spec["max_tokens"], n))
 
 
 def _tfidf(*_: Any) -> Encoder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-POOLINGS = ("mean", "last")
+from hllm.items.encoders.kinds import POOLINGS
 
 
 def pool(hidden: Tensor, mask: Tensor, how: str) -> Tensor:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from hllm import artifacts, hardware
-from hllm.errors import ConfigError, unknown
+from hllm.arguments import one_of
+
+if TYPE_CHECKING:
+    import torch
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 FILE = "precision.json"  # in the embeddings folder: the choice of each kind of processor met so far
@@ -22,9 +24,7 @@ _WORTH = 1.2  # bf16 must be this much faster to be worth its rounding
 
 def check_precision(precision: str) -> str:
     """`precision`, or ConfigError with the valid ones."""
-    if precision not in ("auto", *PRECISIONS):
-        raise ConfigError(unknown("precision", precision, ("auto", *PRECISIONS)))
-    return precision
+    return one_of("precision", precision, ("auto", *PRECISIONS))
 
 
 def auto_precision(device: torch.device, folder: Path) -> str:
@@ -54,6 +54,8 @@ def measure_bf16() -> float:
 
     Stops early where bf16 is hopeless; takes well under a second otherwise.
     """
+    import torch
+
     speedup, generator = 1.0, torch.Generator().manual_seed(0)
     for rows in _SIZES:
         x, w = (torch.randn(n, 576, generator=generator) for n in (rows, 1536))
@@ -65,6 +67,8 @@ def measure_bf16() -> float:
 
 
 def _best_time(x: torch.Tensor, w: torch.Tensor, repeats: int = 4) -> float:
+    import torch
+
     times = []
     for _ in range(repeats):
         start = time.perf_counter()

@@ -66,6 +66,8 @@ def tokenise(backbone: Backbone, texts: list[str], limit: int) -> tuple[list[lis
 
 def token_ids(backbone: Backbone, texts: list[str], **options: Any) -> list[list[int]]:
     """Ids of each text as the tokenizer gives them, at least one a text."""
+    if not texts:
+        return []
     tokenizer = backbone.tokenizer
     tokenizer.truncation_side = "right"
     encoded = tokenizer(texts, return_attention_mask=False, verbose=False, **options)["input_ids"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,20 +16,31 @@ from hllm.items.source.joined import Concat, Sum
 from hllm.items.source.text_table import TextTable
 from hllm.items.source.whitening import Whitening
 
+if TYPE_CHECKING:
+    from hllm.items.source.live import LiveText
+
 
 def make_source(
-    items: ItemsConfig, d_model: int | None, trained: Tensor, raw: Tensor | None, has_text: Tensor | None
+    items: ItemsConfig,
+    d_model: int | None,
+    trained: Tensor,
+    raw: Tensor | None,
+    has_text: Tensor | None,
+    live: Callable[[], ItemSource] | None = None,
 ) -> Sum:
     """The source that a configuration asks for, freshly initialised.
 
     trained   bool (n_items + 1,): tokens with a training event
     raw       float32 (n_items + 1, d_text) text vectors, row = token, or None for ids alone
     has_text  bool (n_items + 1,)
+    live      makes the text part in the frozen table's place (live_build.py's `make_live`)
 
     Whitening is fitted on the items that have text and occur in training. Raises DataError where there are none.
     """
     parts: dict[str, ItemSource] = {}
-    if raw is not None:
+    if live is not None:
+        parts["text"] = live()
+    elif raw is not None:
         assert has_text is not None
         whitening = Whitening.fit(raw[trained & has_text], items.whiten, items.whiten_rank)
         table = whitening.transform(raw, has_text)
@@ -37,6 +49,19 @@ def make_source(
         assert d_model is not None  # config.py: without an adapter there are no ids
         parts["ids"] = Ids(len(trained) - 1, d_model, trained)
     return Sum(parts)
+
+
+def settle(source: ItemSource) -> LiveText | None:
+    """Put the frozen table of a live part's vectors in its place; returns the live part, None if there is none."""
+    from hllm.items.source.live import LiveText
+
+    if isinstance(source, Sum):
+        for name, part in source.parts.items():
+            if isinstance(part, LiveText):
+                source.parts[name] = part.settled()
+                source.static = all(p.static for p in source.sources)
+                return part
+    return None
 
 
 def empty_source(spec: dict[str, Any]) -> ItemSource:
@@ -65,6 +90,10 @@ def empty_source(spec: dict[str, Any]) -> ItemSource:
             spec["width"],
             spec["hidden"],
         )
+    if kind == "live_text":
+        from hllm.items.source.live_build import empty_live
+
+        return empty_live(spec)
     raise ArtifactError(
         f"the run's item source is of kind {kind!r}, which this hllm does not know; update hllm"
     )

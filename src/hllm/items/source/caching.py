@@ -176,6 +176,12 @@ class Plan:
     chunk_tokens: int
     keep_tokens: int
 
+    def __str__(self) -> str:
+        kept = (
+            f", {self.keep_tokens:,} tokens' graphs kept" if self.mode == "cache" and self.keep_tokens else ""
+        )
+        return f"{self.mode}, chunks of {self.chunk_tokens:,} tokens{kept}"
+
     def smaller(self, checkpoints: bool) -> Plan:
         """The next plan that takes less memory."""
         if self.mode == "graph" and checkpoints:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hllm.items.source.base import ItemSource, Lease
+from hllm.items.source.base import TILE, ItemSource, Lease
 
 
 class Joined(ItemSource):
@@ -45,6 +45,12 @@ class Joined(ItemSource):
 
     def every(self) -> Tensor:
         return self.sources[0].every() if len(self.parts) == 1 else super().every()
+
+    @torch.no_grad()
+    def tiles(self) -> Iterator[Tensor]:
+        """Vectors of every token, each part's made in its own way."""
+        for vectors in zip(*(part.every().split(TILE) for part in self.sources), strict=True):
+            yield self.join(vectors)
 
     def lease(self, tokens: Tensor) -> Lease:
         leases = [part.lease(tokens) for part in self.sources]

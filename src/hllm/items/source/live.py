@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hllm import hardware
 from hllm.errors import ConfigError, DeviceError, unknown
+from hllm.items.encoders.backbones import Backbone
 from hllm.items.encoders.packed import PackedEncoder
 from hllm.items.encoders.tokens import Ragged
 from hllm.items.source.base import ItemSource, Lease
@@ -34,6 +35,7 @@ from hllm.items.source.caching import (
     set_random_state,
 )
 from hllm.items.source.lora import add_lora
+from hllm.items.source.text_table import TextTable
 from hllm.items.source.whitening import Whitening
 
 log = logging.getLogger(__name__)
@@ -53,7 +55,9 @@ class LiveText(ItemSource):
                   are trained with each of them
     mode          "auto" (by free memory, cheapest first), "graph", "checkpoint" or "cache" (caching.py)
     chunk_tokens  text tokens run at once, at most; out of memory halves it for good
+    backbone      the loaded model with its tokenizer, where texts may be added or the model saved later
     plan          (attribute) what the last lease did
+    bf16          (attribute) whether the item LLM runs in bf16 outside of training too
 
     Raises ConfigError for an unknown `train` or `mode`, and for "lora" without peft.
     """
@@ -70,6 +74,7 @@ class LiveText(ItemSource):
         mode: str = "auto",
         chunk_tokens: int = 16_384,
         lora: dict[str, Any] | None = None,
+        backbone: Backbone | None = None,
     ) -> None:
         super().__init__()
         if train not in TRAIN:
@@ -88,7 +93,7 @@ class LiveText(ItemSource):
         if train == "lora":
             add_lora(encoder.backbone.model, **self.lora)
         self.plan: Plan | None = None
-        self.chunk_tokens = chunk_tokens
+        self.chunk_tokens, self.backbone, self.bf16 = chunk_tokens, backbone, False
         self._lengths: tuple[int, Tensor] = (-1, torch.zeros(0))
 
     text_ids: Tensor
@@ -112,6 +117,13 @@ class LiveText(ItemSource):
         if self._lengths[0] != version or len(self._lengths[1]) != self.n_items + 1:
             self._lengths = version, self.texts.lengths.cpu()
         return self._lengths[1]
+
+    def train(self, mode: bool = True) -> LiveText:
+        """Switch dropout; a frozen item LLM never drops anything."""
+        super().train(mode)
+        if self.train_what == "frozen":
+            self.encoder.backbone.eval()
+        return self
 
     def encode(self, tokens: Tensor) -> Tensor:
         """Vectors (n, width) of `tokens` int64 (n,), with gradient: one plain graph."""
@@ -263,43 +275,59 @@ class LiveText(ItemSource):
     @torch.no_grad()
     def tiles(self) -> Iterator[Tensor]:
         """Vectors of every token from 0 on, in order, (m, width) at a time, without gradient or dropout."""
-        yield self.table()
+        yield from self.settled().tiles()
 
-    @torch.no_grad()
     def table(self) -> Tensor:
         """Vectors (n_items + 1, width) of every token, each text run once, without gradient or dropout."""
-        return self._every(self._run, self._without_text(self.n_items + 1))
+        return torch.cat(list(self.tiles()))
+
+    @torch.no_grad()
+    def settled(self) -> TextTable:
+        """The frozen source of today's vectors: what ranking reads, and what a finished run keeps."""
+        raw, has_text = self.raw_table(), (self.lengths() > 0).to(self.device)
+        rows = raw if self.whitening is None else self.whitening.transform(raw, has_text)
+        table = TextTable(rows, has_text, self.whitening)
+        if self.adapter is not None:
+            table.adapter, table.no_text, table.width = self.adapter, self.no_text, self.width
+        return table
 
     @torch.no_grad()
     def raw_table(self) -> Tensor:
         """Pooled vectors (n_items + 1, dim) before whitening; zero for items without text."""
+        training, budget = self.training, NO_GRAD_CHUNKS * self.chunk_tokens
+        self.eval()
+        try:
+            while True:
+                try:
+                    return self._pooled(budget)
+                except Exception as err:
+                    if not hardware.is_out_of_memory(err) or budget <= int(self.lengths().max()):
+                        raise
+                    budget //= 2
+                    log.warning("out of memory: the catalogue is encoded in chunks of %d tokens", budget)
+                hardware.release_memory()
+        finally:
+            self.train(training)
 
-        def run(tokens: Tensor) -> Tensor:
-            lengths = self.lengths()[tokens]
-            return self.encoder(self.texts.take(tokens, lengths), lengths)
+    def _pooled(self, budget: int) -> Tensor:
+        out = torch.zeros(self.n_items + 1, self.encoder.dim, device=self.device)
+        everyone = torch.arange(self.n_items + 1)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False):
+            for part in self._chunks(everyone, budget)[0]:
+                lengths = self.lengths()[part]
+                vectors = self.encoder(self.texts.take(part, lengths), lengths)
+                out = out.to(vectors.dtype).index_copy_(0, part.to(self.device), vectors)
+        return out
 
-        return self._every(run, torch.zeros(self.n_items + 1, self.encoder.dim, device=self.device))
-
-    def fit_whitening(self, trained: Tensor, mode: str, rank: int) -> Tensor:
+    def fit_whitening(self, trained: Tensor, mode: str, rank: int, raw: Tensor | None = None) -> Tensor:
         """Fit the whitening on the texts of `trained` bool (n_items + 1,) as the model stands; returns the raw
-        table. To be called before an adapter is made: the width of its input depends on it."""
-        raw = self.raw_table()
+        table, which may be given. To be called before an adapter is made: the width of its input depends on it."""
+        raw = self.raw_table() if raw is None else raw
         rows = trained.cpu() & (self.lengths() > 0)
         self.whitening = Whitening.fit(raw[rows.to(raw.device)].cpu(), mode, rank).to(self.device)
         if self.adapter is None:
             self.width = self.whitening.basis.shape[1]
         return raw
-
-    def _every(self, run: Any, out: Tensor) -> Tensor:
-        everyone = torch.arange(self.n_items + 1)
-        training = self.training
-        self.eval()
-        out = out.clone()
-        for part in self._chunks(everyone, NO_GRAD_CHUNKS * self.chunk_tokens)[0]:
-            vectors = run(part)
-            out = out.to(vectors.dtype).index_copy(0, part.to(self.device), vectors)
-        self.train(training)
-        return out
 
     def extend(self, text: Ragged | Tensor | None, has_text: Tensor) -> None:
         """Append items by their token ids: `text` is Ragged, with an empty row where there is no text."""

@@ -2,17 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from hllm.items.encoders.backbones import Backbone
+from hllm.items.config import ItemsConfig
+from hllm.items.encoders.backbones import Backbone, load_backbone
+from hllm.items.encoders.export import copy_item_tokens
 from hllm.items.encoders.packed import PackedEncoder
 from hllm.items.encoders.tokens import Ragged, prompt_prefix, token_ids, tokenise, without_prefix
+from hllm.items.live_items import ITEM_TOKEN, LiveItems
 from hllm.items.source.live import LiveText
+from hllm.items.source.text_table import make_adapter
 from hllm.items.source.whitening import Whitening
+
+
+def make_live(
+    items: ItemsConfig,
+    d_model: int | None,
+    trained: torch.Tensor,
+    made: LiveItems,
+    device: torch.device,
+    gradients: str = "auto",
+    chunk_tokens: int = 16_384,
+    bf16: bool = False,
+) -> LiveText:
+    """The live source that a configuration asks for, on `device`. It stands where the frozen one would: the
+    same whitening, fitted on the first vectors of the `trained` items (n_items + 1,), and the same adapter.
+
+    The random numbers drawn are those of the frozen source; the item LLM's own are drawn apart.
+    """
+    with apart():
+        backbone = load_backbone(
+            made.folder, "fp32", device, name=made.spec["model"], init=items.item_llm_init
+        )
+        encoder, texts = live_encoder(
+            backbone,
+            made.texts,
+            ITEM_TOKEN if items.item_emb_token_n else items.pooling,
+            made.spec["prompt"],
+            items.max_tokens,
+            items.item_emb_token_n,
+            items.right_aligned,
+        )
+        copy_item_tokens(encoder, made.folder)  # a run's item LLM goes on from its own
+        start = LiveText(encoder, texts, train="frozen", chunk_tokens=chunk_tokens).to(device)
+        start.bf16 = bf16
+        stored = torch.from_numpy(made.vectors) if made.vectors.size else None
+        start.fit_whitening(trained, items.whiten, items.whiten_rank, stored)
+    whitening = start.whitening
+    assert whitening is not None
+    adapter = None
+    if items.adapter_hidden is not None:
+        assert d_model is not None
+        adapter = make_adapter(whitening.basis.shape[1], items.adapter_hidden, d_model)
+    lora = {"rank": items.lora_rank, "alpha": items.lora_alpha, "dropout": items.lora_dropout}
+    with apart():
+        live = LiveText(
+            encoder,
+            texts,
+            whitening,
+            adapter,
+            items.train,
+            gradients,
+            chunk_tokens,
+            lora if items.train == "lora" else None,
+            backbone,
+        )
+    live.bf16 = bf16
+    return live.to(device)
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Random numbers drawn inside leave those that follow as they would be."""
+    before = torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
 
 
 def live_encoder(
@@ -28,7 +99,7 @@ def live_encoder(
 
     Texts are cut to `max_tokens` beside the prompt, and so that learned item tokens still fit the model.
     """
-    limit = min(backbone.max_length - item_token_n, len(token_ids(backbone, [prompt])[0]) + max_tokens)
+    limit = text_limit(backbone, prompt, max_tokens, item_token_n)
     sequences = _tokenised(backbone, texts, limit)
     prefix = prompt_prefix(backbone, prompt, [ids for ids in sequences if ids])
     encoder = PackedEncoder(
@@ -40,6 +111,11 @@ def live_encoder(
         backbone.pad_id,
     )
     return encoder, without_prefix(sequences, prefix)
+
+
+def text_limit(backbone: Backbone, prompt: str, max_tokens: int, item_token_n: int = 0) -> int:
+    """Tokens of a text at most, its prompt included: `max_tokens` beside the prompt, as many as the model reads."""
+    return min(backbone.max_length - item_token_n, len(token_ids(backbone, [prompt])[0]) + max_tokens)
 
 
 def more_texts(backbone: Backbone, encoder: PackedEncoder, texts: Sequence[str | None], limit: int) -> Ragged:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from hllm.items.encoders.hub import ModelFolder
+    from hllm.items.encoders.text import Encoder
 
 
 def encode_new_items(
@@ -29,6 +30,18 @@ def encode_new_items(
     ArtifactError if its weights are not the run's.
     """
     request = Request.of(spec)
+
+    def make() -> Encoder:
+        return make_encoder(spec, _model_of(spec, request), hardware.pick_device(device))
+
+    return encode_with(make, spec, items, batch_size)
+
+
+def encode_with(
+    make: Callable[[], Encoder], spec: Mapping[str, Any], items: pl.DataFrame, batch_size: int = 64
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `encode_new_items`, by the encoder that `make` gives if any item has text."""
+    request = Request.of(spec)
     if request.kind.of_catalogue:
         raise ConfigError(
             f"{request.kind.title} vectors belong to the catalogue they were fitted on: new items need a run whose "
@@ -40,7 +53,7 @@ def encode_new_items(
     texts = [text for text in rendered if text is not None]
     if not texts:
         return vectors, has_text
-    encoder = make_encoder(spec, _model_of(spec, request), hardware.pick_device(device))
+    encoder = make()
     wanted = np.ones(len(texts), dtype=bool)
     batches = planned_batches(encoder.prepare(texts), wanted, batch_size)
     found = np.flatnonzero(has_text)

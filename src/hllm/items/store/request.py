@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hllm.errors import ConfigError, unknown
-from hllm.items.encoders.kinds import Kind, kind_of
+from hllm.arguments import one_of, text
+from hllm.items.encoders.hub import trained_settings
+from hllm.items.encoders.kinds import POOLINGS, Kind, kind_of
 from hllm.items.encoders.names import canonical, is_local
-from hllm.items.encoders.pooling import POOLINGS
 from hllm.text.template import OFFICIAL_PROMPT, Template, choose_fields
+
+TRAINED = ("item_emb_token_n", "right_aligned")
 
 
 @dataclass(frozen=True)
@@ -25,13 +27,20 @@ class Request:
     fields: tuple[str, ...]
     precision: str | None = None
     max_tokens: int | None = None
+    trained: Mapping[str, Any] = field(default_factory=dict)  # what else a trained item LLM reads by
 
     @classmethod
     def of(cls, spec: Mapping[str, Any]) -> Request:
         """The request that exactly this specification answers."""
-        fields = tuple(spec["fields"])
+        fields, trained = tuple(spec["fields"]), {name: spec[name] for name in TRAINED if spec.get(name)}
         return cls(
-            spec["model"], spec["pooling"], spec["prompt"], fields, spec["precision"], spec["max_tokens"]
+            spec["model"],
+            spec["pooling"],
+            spec["prompt"],
+            fields,
+            spec["precision"],
+            spec["max_tokens"],
+            trained,
         )
 
     @property
@@ -67,23 +76,31 @@ class Request:
 def make_request(
     text_fields: Iterable[str],
     item_llm: str,
-    pooling: str,
+    pooling: str | None,
     prompt: str | None,
     asked_fields: Iterable[str] | None,
     precision: str | None = None,
     max_tokens: int | None = None,
     must_exist: bool = True,
 ) -> Request:
-    """Validate a request on a dataset with these `text_fields`; ConfigError or DataError otherwise."""
-    if pooling not in POOLINGS:
-        raise ConfigError(unknown("pooling", pooling, POOLINGS))
+    """Validate a request on a dataset with these `text_fields`; ConfigError or DataError otherwise.
+
+    A trained item LLM of a run says itself what is None here.
+    """
+    if prompt is not None:
+        text("prompt", prompt)
     model = canonical(item_llm, must_exist)
+    own = trained_settings(model)
+    pooling = str(own.get("pooling", "mean")) if pooling is None else pooling
+    if pooling != own.get("pooling"):
+        one_of("pooling", pooling, POOLINGS)
     fields = choose_fields(asked_fields, text_fields)
     if not kind_of(model).is_language_model:
         return Request(model, "none", "", fields, "fp32", 0)
-    return Request(
-        model, pooling, OFFICIAL_PROMPT if prompt is None else prompt, fields, precision, max_tokens
-    )
+    if prompt is None:
+        prompt = str(own.get("prompt", OFFICIAL_PROMPT))
+    trained = {name: own[name] for name in TRAINED if own.get(name) and pooling == own["pooling"]}
+    return Request(model, pooling, prompt, fields, precision, max_tokens, trained)
 
 
 def describe_request(request: Request) -> str:
