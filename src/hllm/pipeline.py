@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from hllm import hardware
 from hllm.arguments import flag, whole
 from hllm.arguments import path as checked_path
 from hllm.artifacts import locked
 from hllm.config import Config, load_config
+from hllm.data.batches.queries import history_queries
 from hllm.data.dataset import Dataset
 from hllm.errors import AmbiguousError, ArtifactError, ConfigError, HLLMError
 from hllm.evaluate.evaluation import evaluate, parse_max_len
@@ -25,11 +25,16 @@ from hllm.items.live_items import LiveItems, live_items
 from hllm.items.source.build import settle
 from hllm.items.trained import TrainedLLM
 from hllm.models.hllm import Network
+from hllm.recommend.additions import added_dataset, check_new_items
+from hllm.recommend.explain import Explanation, explained
 from hllm.recommend.frames import to_frame
 from hllm.recommend.left_out import LeftOut
 from hllm.recommend.only import hidden_items, with_columns
-from hllm.recommend.queries import queries_of_histories, queries_of_titles, queries_of_users
+from hllm.recommend.queries import queries_of_histories, queries_of_titles, queries_of_users, title_of
+from hllm.recommend.request import answer, make_request
 from hllm.recommend.session import Session
+from hllm.recommend.similar import Likeness, Searched, check_weight, text_vector
+from hllm.recommend.update import extend_source, updated
 from hllm.runs.auto_batch import BatchSize, probe, with_fitting_batch
 from hllm.runs.folder import check_folder
 from hllm.runs.record import RunRecord, new_record
@@ -39,10 +44,13 @@ from hllm.runs.train import checkpoint_rule, train_network
 from hllm.train.trainer import Stopped
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     import polars as pl
 
     from hllm.data.batches.queries import Queries
     from hllm.items.embed import ItemEmbeddings
+    from hllm.recommend.options import RuleOptions, SearchOptions
 
 
 @dataclass(repr=False)
@@ -165,6 +173,7 @@ class Recommender:
         unknown: str = "error",
         only: Mapping[str, Any] | None = None,
         columns: Sequence[str] = (),
+        **rules: Unpack[SearchOptions],
     ) -> pl.DataFrame:
         """The best `k` items a user: a frame `user_id, item_id, score, rank`, ids as the dataset has them.
 
@@ -179,9 +188,25 @@ class Recommender:
         `unknown` is for users who are unknown or have no history, and for unknown items in a history:
         "error" raises DataError naming all of them, "skip" leaves them out, "popular" gives such users
         the most popular items. What is prepared stays for the next call.
+
+        Further rules, by name: only_items, exclude_seen_since, per_user, at, diversify, diversity (`RuleOptions`).
+        They hold before the best k are taken; where fewer items are allowed there are fewer rows. With `text` (and
+        `text_weight`, .5) items are searched for by history and free text together.
         """
         return self.recommend_noted(
-            users, history, times, titles, split, k, keep_seen, exclude, candidates, unknown, only, columns
+            users,
+            history,
+            times,
+            titles,
+            split,
+            k,
+            keep_seen,
+            exclude,
+            candidates,
+            unknown,
+            only,
+            columns,
+            rules,
         )[0]
 
     def recommend_noted(
@@ -198,6 +223,7 @@ class Recommender:
         unknown: str,
         only: Mapping[str, Any] | None = None,
         columns: Sequence[str] = (),
+        rules: Mapping[str, Any] | None = None,
     ) -> tuple[pl.DataFrame, list[str]]:
         """`recommend`, and a line on each kind of what was unknown or empty, and what became of it."""
         _, data = self._ready()
@@ -205,7 +231,10 @@ class Recommender:
             raise ConfigError("give one of users, history, titles and split")
         if times is not None and history is None:
             raise ConfigError("times belong to history; give history=[[...]] with them")
-        session, left_out = self._session(), LeftOut(unknown)
+        session, left_out = (
+            self._session((rules or {}).get("text"), (rules or {}).get("text_weight")),
+            LeftOut(unknown),
+        )
         if history is not None:
             queries, names = queries_of_histories(data, history, times, left_out)
         elif titles is not None:
@@ -219,17 +248,77 @@ class Recommender:
         self._say_what_clocks_are_assumed(queries)
         hidden = exclude if only is None else hidden_items(data, exclude, only)
         chosen = session.candidates(candidates, hidden)
-        top = session.top(queries, check_k(k), chosen, flag("keep_seen", keep_seen), empty)
+        request = make_request(session, queries, names, chosen, flag("keep_seen", keep_seen), rules or {})
+        top = answer(session, queries, check_k(k), request, empty)
         return with_columns(to_frame(top, names, data), data, columns), left_out.notes
 
-    def _session(self) -> Session:
-        """The session of the last call, as long as model, data and settings are the same."""
+    def session(self) -> Session:
+        """Model, dataset and prepared candidates, for what asks more often, or for more, than `recommend`."""
+        return self._session()
+
+    def _session(self, text: Any = None, text_weight: Any = None) -> Session:
+        """The session of the last call, as long as model, data and settings are the same; another with `text`."""
         network, data = self._ready()
+        if text is not None:
+            weight = check_weight(0.5 if text_weight is None else text_weight)
+            vector = text_vector(network, self.record.embeddings, text, llm=self.item_llm)
+            return self._session().ranked_by(Searched(network, vector, weight))
         max_len = parse_max_len(self.config.training.max_len)
         kept = self._kept_session
         if kept is None or kept.ranker is not network or kept.data is not data or kept.max_len != max_len:
             self._kept_session = kept = Session(network, data, max_len)
         return kept
+
+    def similar(
+        self,
+        item: Any = None,
+        *,
+        text: str | None = None,
+        k: int = 10,
+        exclude: Sequence[Any] = (),
+        candidates: str | Sequence[Any] = "interacted",
+        **rules: Unpack[RuleOptions],
+    ) -> pl.DataFrame:
+        """The `k` items most like an item, or like a free text: a frame `item_id, score, rank`.
+
+        The score is the cosine of item vectors; a text gets the vector that a new item with it would have. Rules are
+        those of `recommend`. Raises DataError for an unknown item, ConfigError where a run cannot read text.
+        """
+        network, data = self._ready()
+        if (item is None) == (text is None):
+            raise ConfigError("give either an item (--item ID) or a text (--text TEXT)")
+        token = None if item is None else data.token_of(item)
+        if token is None:
+            vector = text_vector(network, self.record.embeddings, text, llm=self.item_llm)
+        else:
+            vector = network.table().raw[token]
+        session = self._session().ranked_by(Likeness(network, vector))
+        queries = history_queries([[] if token is None else [token]])  # an item is not like itself
+        chosen = session.candidates(candidates, exclude)
+        request = make_request(session, queries, [0], chosen, False, rules)
+        return to_frame(answer(session, queries, check_k(k), request), [0], data).drop("user_id")
+
+    def explain(
+        self,
+        user: Any = None,
+        item: Any = None,
+        *,
+        history: Sequence[Any] | None = None,
+        times: Sequence[Any] | None = None,
+        most: int = 100,
+    ) -> Explanation:
+        """Why `item` has its score for a user, or for a history of item ids: what each event adds to it.
+
+        The last `most` events are left out in turn. Raises DataError for who or what is unknown, or an empty history.
+        """
+        _, data = self._ready()
+        if (user is None) == (history is None):
+            raise ConfigError("give either a user (--user ID) or a history (--history ID,ID)")
+        if history is None:
+            query, _ = queries_of_users(data, [user])
+        else:
+            query, _ = queries_of_histories(data, [history], None if times is None else [times])
+        return explained(self._session(), query, item, title_of(data), most)
 
     def _say_what_clocks_are_assumed(self, queries: Queries) -> None:
         """Warn once a recommender where a model that reads times is given histories without any."""
@@ -252,26 +341,39 @@ class Recommender:
 
         `items` is a table with `item_id` and the text columns the model reads. Known ids are refused.
         """
-        from hllm.items.store.new_items import encode_new_items
-        from hllm.recommend.additions import added_dataset, check_new_items
-
         network, data = self._ready()
-        spec = self.record.embeddings
-        if spec is None:
-            raise ConfigError(
-                f"preset {self.config.preset!r} knows items by id alone (item_llm=None); new items need a model "
-                "with text, for example preset hllm-lite"
-            )
         counts: dict[str, int] = {}
         frame = check_new_items(data, items, counts)
-        if self.item_llm is None:
-            vectors, has_text = encode_new_items(spec, frame, device)
-        else:
-            vectors, has_text = self.item_llm.encode(frame, device)
-        network.source.extend(torch.from_numpy(vectors), torch.from_numpy(has_text))
+        extend_source(network, self.record, frame, device, self.item_llm)
         network.eval()
         self.dataset = added_dataset(data, frame, counts)
         return self
+
+    def update(
+        self,
+        interactions: Any,
+        items: Any = None,
+        *,
+        train: bool = False,
+        settings: Mapping[str, Any] | None = None,
+        device: str = "auto",
+        source: Mapping[str, Any] | None = None,
+        progress: bool = True,
+    ) -> dict[str, int]:
+        """Take new events, users and items, without training or with; returns what was new.
+
+        `interactions` is a table user_id, item_id, timestamp, `items` one as for `add_items` (known ones are passed
+        over). Histories grow, new users are known, and events that are there already are not added again. With `train`
+        the model is trained on from its weights on old and new events, `settings` (epochs, learning_rate, ...) changed;
+        held-out events stay held out.
+        """
+        network, data = self._ready()
+        new = updated(
+            network, self.config, data, self.record, interactions, items,
+            train=train, settings=settings, device=device, source=source, progress=progress, llm=self.item_llm,
+        )  # fmt: skip
+        self.network, self.config, self.dataset, self.record = new.network, new.config, new.data, new.record
+        return new.counts
 
     def save_pretrained(self, path: Path | str) -> None:
         """Write a run folder: all that recommending needs, and what the run was."""

@@ -210,3 +210,78 @@ def test_times_of_a_history(run_folder: Path, tmp_path: Path, fails: Fails) -> N
         assert recommend(run_folder, tmp_path, "--history", "001,006", "--times", times).equals(plain)
     assert "times 0 falls" in fails("recommend", run_folder, "--history", "001,006", "--times", "9,5")
     assert "times belong to history" in fails("recommend", run_folder, "--user", "u002", "--times", "9,5")
+
+
+def test_rules_from_files(run_folder: Path, tmp_path: Path, fails: Fails) -> None:
+    write_text(tmp_path / "only.txt", "001\n002\n003\n004\n")
+    write_text(tmp_path / "never.csv", "item_id\n002\n")
+    write_text(tmp_path / "single.csv", "user_id,item_id,allow\nu003,004,false\n")
+    frame = recommend(
+        run_folder, tmp_path, "--user", "u003", "--user", "u004", "-k", 9, "--keep-seen",
+        "--only-items", tmp_path / "only.txt", "--exclude-items", tmp_path / "never.csv",
+        "--per-user", tmp_path / "single.csv", "--diversify", "genres:1", "--diversity", 0.2,
+    )  # fmt: skip
+    found = {user: set(rows["item_id"]) for (user,), rows in frame.group_by("user_id")}
+    assert found == {"u003": {"001", "003"}, "u004": {"001", "003", "004"}}
+    assert recommend(run_folder, tmp_path, "--exclude-seen-since", "1d", "-k", 40).height > 60 * 30
+    assert "is no duration" in fails("recommend", run_folder, "--exclude-seen-since", "soon")
+    assert "missing.csv" in fails("recommend", run_folder, "--per-user", tmp_path / "missing.csv")
+
+
+def test_parts_go_on_to_the_same_bytes(
+    run_folder: Path, tmp_path: Path, capsys: Capture, fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "broken"
+    arguments = ["recommend", str(run_folder), "-k", "4", "--part-users", "25", "--device", "cpu", "--out"]
+    assert main([*arguments, str(whole)]) == 0
+    assert "240 recommendations for up to 60 users in" in capsys.readouterr().out
+    names = ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
+    assert sorted(p.name for p in whole.iterdir() if p.suffix == ".parquet") == names
+    assert pq.read_table(whole).num_rows == 240
+    plain, parts = recommend(run_folder, tmp_path, "-k", 4), pl.read_parquet(whole / "*.parquet")
+    assert parts.select("user_id", "item_id", "rank").equals(plain.select("user_id", "item_id", "rank"))
+
+    from hllm.recommend import parts as module
+
+    write, written = module.write_table, []
+
+    def one_part_and_out(path: Path, frame: pl.DataFrame) -> None:
+        if written:
+            raise KeyboardInterrupt("stopped")
+        written.append(path)
+        write(path, frame)
+
+    monkeypatch.setattr(module, "write_table", one_part_and_out)
+    assert main([*arguments, str(out)]) == 130
+    assert [p.name for p in out.glob("*.parquet")] == names[:1]
+    monkeypatch.undo()
+    stamp = (out / names[0]).stat().st_mtime_ns
+    assert main([*arguments, str(out)]) == 0
+    assert (out / names[0]).stat().st_mtime_ns == stamp
+    for name in [*names, "_recommendations.json"]:
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+    assert "asked for otherwise (k)" in fails(*["5" if a == "4" else a for a in arguments], out)
+    write_text(tmp_path / "full" / "x.txt", "y")
+    assert "holds no recommendations (x.txt)" in fails(*arguments, tmp_path / "full")
+    assert "is for users" in fails(*arguments, tmp_path / "new", "--split", "test")
+
+
+def test_parts_for_strangers(run_folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    write_text(tmp_path / "users.txt", "u003\nnobody\nu004\nnoone\n")
+    arguments = [
+        "recommend",
+        str(run_folder),
+        "--users",
+        str(tmp_path / "users.txt"),
+        "-k",
+        "2",
+        "--part-users",
+        "2",
+    ]
+    assert main([*arguments, "--out", str(tmp_path / "a"), "--device", "cpu"]) == 0
+    assert "unknown user_id 'nobody': skipped" in capsys.readouterr().err
+    assert set(pl.read_parquet(tmp_path / "a" / "*.parquet")["user_id"]) == {"u003", "u004"}
+    assert main([*arguments, "--out", str(tmp_path / "b"), "--unknown", "popular", "--device", "cpu"]) == 0
+    assert pl.read_parquet(tmp_path / "b" / "*.parquet")["user_id"].unique(maintain_order=True).to_list() == [
+        "u003", "nobody", "u004", "noone",
+    ]  # fmt: skip

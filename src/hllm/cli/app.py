@@ -20,7 +20,10 @@ from typer.core import TyperGroup
 from hllm.cli import console
 from hllm.errors import HLLMError, unknown
 
-COMMANDS = ("demo", "data", "embed", "items", "train", "evaluate", "recommend", "report")
+COMMANDS = (
+    "demo", "data", "embed", "items", "train", "evaluate", "recommend", "similar", "explain", "update", "export", "index",
+    "report",
+)  # fmt: skip
 USER_MISTAKE, INTERRUPTED = 2, 130
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 

@@ -14,7 +14,7 @@ from hllm.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from hllm.pipeline import Recommender
 
-SHOWN_ROWS = 100
+SHOWN_ROWS, SHOWN_NOTES = 100, 3
 TABLES = (".parquet", ".pq", ".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 
 
@@ -57,29 +57,94 @@ def recommend(
     with_: Annotated[
         str | None, typer.Option("--with", help="Columns of the items to add, as title,genres.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="File to write: .parquet, .csv, .tsv, .json or .jsonl.")
+    only_items: Annotated[
+        Path | None, typer.Option(help="Items to choose from: a text file of ids, or a table with item_id.")
     ] = None,
+    exclude_items: Annotated[Path | None, typer.Option(help="Items nobody gets: a file as above.")] = None,
+    exclude_seen_since: Annotated[
+        str | None,
+        typer.Option(help="30d: items seen longer ago than this may come back (s, min, h, d, w)."),
+    ] = None,
+    per_user: Annotated[
+        Path | None, typer.Option(help="Table user_id,item_id,allow (true, false): lists for single users.")
+    ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(help="Moment of the request, a date or now; by default that of the data's last event."),
+    ] = None,
+    diversify: Annotated[
+        str | None, typer.Option(help="COLUMN:N, at most N items of a value: brand:2.")
+    ] = None,
+    diversity: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Weight of unlikeness (maximal marginal relevance): 0.3."),
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(help="Free text to search for, together with the history (needs an item LLM)."),
+    ] = None,
+    text_weight: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Weight of --text against the history; 0.5 by default.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="File to write: .parquet, .csv, .tsv, .json or .jsonl; or a folder, for Parquet in parts."
+        ),
+    ] = None,
+    part_users: Annotated[int, typer.Option(min=1, help="Users a part, where --out is a folder.")] = 10_000,
     spreadsheet_safe: Annotated[
         bool, typer.Option("--spreadsheet-safe", help="In CSV, put ' before text that begins like a formula.")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Recommend items: all known users unless --users, --user, --history, --titles or --split says who."""
+    from hllm.data.reading.tablefiles import read_table_file
     from hllm.hardware import check_device
     from hllm.recommend.frames import check_output, formulas, write_frame
     from hllm.runs.folder import read_record
 
-    if out is not None:
+    in_parts = out is not None and (out.is_dir() or not out.suffix)
+    if out is not None and not in_parts:
         check_output(out)
+    if in_parts and (history or titles or split):
+        raise ConfigError(
+            f"--out {out} is a folder, which is for users; --history, --titles and --split go to a file"
+        )
     check_device(device)
     ids: list[Any] | None = [*(_read_ids(users, "user_id") if users else []), *user] or None
     chosen, columns = _pairs(only), _parts(with_ or "")
     excluded = [part for text in exclude for part in _ids_or_file(text)]
+    if exclude_items is not None:
+        excluded += _read_ids(exclude_items, "item_id")
+    rules = {
+        "only_items": None if only_items is None else _read_ids(only_items, "item_id"),
+        "exclude_seen_since": exclude_seen_since,
+        "per_user": None if per_user is None else read_table_file(per_user),
+        "at": at,
+        "diversify": diversify,
+        "diversity": diversity,
+        "text": text,
+        "text_weight": text_weight,
+    }
     read_record(run)  # the last that can be told without torch
     from hllm.pipeline import Recommender
 
     recommender = Recommender.from_pretrained(run, device)
+    options = {
+        "k": k,
+        "keep_seen": keep_seen,
+        "exclude": excluded,
+        "candidates": candidates,
+        "unknown": unknown,
+        "only": chosen,
+        "columns": columns,
+    }
+    if in_parts:
+        assert out is not None
+        files = [path for path in (per_user, only_items) if path is not None]
+        _write_parts(recommender, out, ids, options, rules, part_users, files)
+        return
     frame, notes = recommender.recommend_noted(
         ids,
         [_parts(text) for text in history] or None,
@@ -93,6 +158,7 @@ def recommend(
         unknown,
         chosen,
         columns,
+        rules,
     )
     if notes and not len(frame):
         raise DataError(f"nobody is left to recommend for ({'; '.join(notes)})")
@@ -107,6 +173,52 @@ def recommend(
     _show(recommender, frame)
 
 
+def _write_parts(
+    recommender: Recommender,
+    out: Path,
+    ids: list[Any] | None,
+    options: dict[str, Any],
+    rules: dict[str, Any],
+    part_users: int,
+    files: Sequence[Path],
+) -> None:
+    """Parquet in parts; goes on with an interrupted call."""
+    import polars as pl
+
+    from hllm.artifacts import digest_file
+    from hllm.progress import progress
+    from hllm.recommend.parts import write_parts
+
+    data = recommender.dataset
+    assert data is not None
+    users = list(data.user_ids) if ids is None else ids
+    # Somebody unknown may have an id of another type, and all parts have the same.
+    as_text = ids is not None and options["unknown"] == "popular"
+
+    nobody: tuple[None, None, None, None] = (None, None, None, None)  # no histories, times, titles, split
+
+    def some(part: Sequence[Any]) -> tuple[pl.DataFrame, list[str]]:
+        frame, notes = recommender.recommend_noted(part, *nobody, **options, rules=rules)
+        kind = pl.String if as_text else data.users["user_id"].dtype
+        return frame.with_columns(pl.col("user_id").cast(kind)), notes
+
+    plain = {key: value for key, value in rules.items() if key not in ("per_user", "only_items")}
+    asked = {
+        "run": recommender.record.created,
+        "fingerprint": data.fingerprint,
+        **options,
+        **plain,
+        "files": [digest_file(path) for path in files],
+    }
+    with progress("recommend", len(users), "users") as bar:
+        rows, notes = write_parts(out, users, some, asked, part_users, bar.advance)
+    for line in notes[:SHOWN_NOTES]:
+        console.note(line)
+    if len(notes) > SHOWN_NOTES:
+        console.note(f"and so in {len(notes) - SHOWN_NOTES} more parts")
+    console.result(f"{rows:,} recommendations for up to {len(users):,} users in {out}")
+
+
 def _moments(text: str) -> list[Any]:
     """Times as numbers, or as the dates they are."""
     parts = _parts(text)
@@ -117,7 +229,7 @@ def _moments(text: str) -> list[Any]:
 
 def _show(recommender: Recommender, frame: Any) -> None:
     """The first rows, with the columns that the frame has beside its own, else with titles."""
-    from hllm.report.examples import title_of
+    from hllm.recommend.queries import title_of
 
     data = recommender.dataset
     assert data is not None

@@ -25,9 +25,9 @@ def to_frame(top: TopK, names: Sequence[Any], data: Dataset) -> pl.DataFrame:
     """`user_id, item_id, score (float32), rank (int64)`; `names` are the user ids of the queries."""
     import polars as pl
 
-    dtype = pl.Series(names).dtype if len(names) else data.users[USER_ID].dtype
     if len({type(name) for name in names}) > 1:  # somebody unknown has an id of another type
         names = [str(name) for name in names]
+    dtype = pl.Series(names).dtype if len(names) else data.users[USER_ID].dtype
     if len(top) < FEW:
         ids, items = data.item_ids, data.items[ITEM_ID]
         users = pl.Series(USER_ID, [names[row] for row in top.rows.tolist()], dtype=dtype)

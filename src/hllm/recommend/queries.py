@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from numbers import Number
 from typing import TYPE_CHECKING, Any
@@ -121,6 +121,16 @@ def title_column(data: Dataset) -> str:
     raise DataError(
         f"the items of {data.meta['name']} have no text, so none can be found by title; use item ids"
     )
+
+
+def title_of(data: Dataset) -> Callable[[Any], str]:
+    """A function from item id to title; the id itself where there is none."""
+    try:
+        titles = data.items[title_column(data)].to_list()
+    except DataError:
+        titles = [None] * len(data.item_ids)
+    by_id = dict(zip(data.item_ids, titles, strict=True))
+    return lambda item_id: str(by_id.get(item_id) or item_id)
 
 
 def _token_of_title(by_title: dict[str, int], title: str, column: str) -> int:

@@ -52,6 +52,8 @@ def make_rules(
         # Items added after training have no event, and are there to be recommended.
         first_added = dataset.n_catalogue - int(dataset.meta.get("n_added", 0)) + 1
         tokens = np.union1d(tokens, np.arange(first_added, dataset.n_catalogue + 1))
+        if dataset.meta.get("updated"):  # items of the catalogue whose first events came later
+            tokens = np.union1d(tokens, np.unique(dataset.tokens))
     tokens = np.setdiff1d(tokens, tokens_of(dataset, exclude))
     pairs = [
         (row, dataset.token_of(item))
@@ -62,6 +64,6 @@ def make_rules(
     return Rules(tokens, keep_seen, (rows, hidden))
 
 
-def tokens_of(dataset: Dataset, exclude: Iterable[Any]) -> np.ndarray:
-    """Tokens int64 of the item ids `exclude`. Raises DataError naming an unknown one."""
-    return np.array([dataset.token_of(item) for item in id_list(exclude, "exclude")], dtype=np.int64)
+def tokens_of(dataset: Dataset, ids: Iterable[Any], name: str = "exclude") -> np.ndarray:
+    """Tokens int64 of item ids, which the caller gave as `name`. Raises DataError naming an unknown one."""
+    return np.array([dataset.token_of(item) for item in id_list(ids, name)], dtype=np.int64)

@@ -7,12 +7,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from hllm.baselines.popularity import Popularity
 from hllm.evaluate.best import TopK
 from hllm.evaluate.candidates import Candidates
 from hllm.evaluate.evaluation import device_of
 from hllm.evaluate.ranking import Ranker, RankOptions, top_k
+from hllm.recommend.arrange import joined
+from hllm.recommend.options import availability
 from hllm.recommend.rules import make_rules, tokens_of
 
 if TYPE_CHECKING:
@@ -32,6 +35,12 @@ class Session:
         self.max_len = max_len
         self._candidates: dict[str, Candidates] = {}
 
+    def ranked_by(self, ranker: Ranker) -> Session:
+        """The same with another ranker; what is prepared is shared."""
+        other = Session(ranker, self.data, self.max_len)
+        other._candidates = self._candidates
+        return other
+
     def candidates(self, which: Any = "interacted", exclude: Iterable[Any] = ()) -> Candidates:
         """Candidates by name (kept) or by ids, without the items `exclude`."""
         found = self._candidates.get(which) if isinstance(which, str) else None
@@ -49,23 +58,45 @@ class Session:
         candidates: Candidates,
         keep_seen: bool = False,
         popular: np.ndarray | None = None,
+        hidden: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> TopK:
-        """The best `k` of each query, exactly; of the queries `popular` int64 (n,) the most popular unseen items."""
+        """The best `k` of each query, exactly; of the queries `popular` int64 (n,) the most popular unseen items.
+
+        hidden  (rows, tokens) int64 (P,): not this item to this query
+        """
         rankers = [(self.ranker, np.arange(len(queries)))]
         if popular is not None and len(popular):
             rankers = [(self.ranker, np.setdiff1d(rankers[0][1], popular)), (self.popularity, popular)]
         parts = []
         for ranker, rows in rankers:
-            options = RankOptions(candidates, keep_seen, self.max_len, device_of(ranker))
+            pairs = None if hidden is None or not len(hidden[0]) else renumbered(hidden, rows, len(queries))
+            options = RankOptions(candidates, keep_seen, self.max_len, device_of(ranker), pairs)
             part = top_k(ranker, queries if len(rankers) == 1 else queries.take(rows), options, k)
             parts.append(TopK(rows[part.rows], part.tokens, part.scores, part.ranks))
-        if len(parts) == 1:
-            return parts[0]
-        order = np.argsort(np.concatenate([part.rows for part in parts]), kind="stable")
-        fields = ("rows", "tokens", "scores", "ranks")
-        return TopK(*(np.concatenate([getattr(part, name) for part in parts])[order] for name in fields))
+        return joined(parts)
 
     @cached_property
     def popularity(self) -> Popularity:
         """Training events of each item."""
         return Popularity().fit(self.data)
+
+    @cached_property
+    def availability(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """From when and until when each item may be recommended; None where the items do not say."""
+        return availability(self.data)
+
+    def directions(self, tokens: np.ndarray) -> np.ndarray:
+        """Item vectors float32 (m, d) of `tokens` int64 (m,), scaled to length one; zero vectors stay zero."""
+        raw = self.ranker.table().raw  # type: ignore[attr-defined]
+        rows = raw[torch.from_numpy(tokens).to(raw.device)].float()
+        return torch.nn.functional.normalize(rows, dim=-1).cpu().numpy()
+
+
+def renumbered(
+    pairs: tuple[np.ndarray, np.ndarray], rows: np.ndarray, n: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(row, token) pairs of the queries `rows` int64 of `n`, by their places among these."""
+    place = np.full(n, -1)
+    place[rows] = np.arange(len(rows))
+    kept = place[pairs[0]] >= 0
+    return place[pairs[0][kept]], pairs[1][kept]

@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hllm.data.batches.queries import Queries, eval_queries
-from hllm.errors import DataError
 from hllm.evaluate.evaluation import parse_max_len
-from hllm.recommend.queries import title_column
+from hllm.recommend.queries import title_of
 from hllm.recommend.rules import make_rules
 from hllm.recommend.topk import recommend
 
 if TYPE_CHECKING:
-    from hllm.data.dataset import Dataset
     from hllm.pipeline import Recommender
 
 N_USERS, N_HISTORY, N_RECOMMENDED = 5, 6, 6
-
-
-def title_of(data: Dataset) -> Callable[[Any], str]:
-    """A function from item id to title; the id itself where there is none."""
-    try:
-        titles = data.items[title_column(data)].to_list()
-    except DataError:
-        titles = [None] * len(data.item_ids)
-    by_id = dict(zip(data.item_ids, titles, strict=True))
-    return lambda item_id: str(by_id.get(item_id) or item_id)
 
 
 def example_users(recommender: Recommender, split: str = "test") -> list[dict[str, Any]]:

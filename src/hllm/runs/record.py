@@ -32,6 +32,9 @@ class RunRecord:
     best: dict[str, Any] = field(default_factory=dict)
     seconds: float | None = None  # of training and validation
     peak_gpu_memory_gib: float | None = None
+    lineage: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # updates since the first training, oldest first
 
     def finished(self, result: FitResult) -> RunRecord:
         """The record with what training found."""

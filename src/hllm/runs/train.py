@@ -42,8 +42,9 @@ def train_network(
     folder: Path | None = None,
     resume: bool = False,
     show: bool = True,
+    start: Network | None = None,
 ) -> tuple[Network, FitResult]:
-    """Train on `data`; the network comes back with its best validation weights.
+    """Train on `data`, from fresh weights or those of `start`; the network comes back with its best validation weights.
 
     With `resume`, a checkpoint in `folder` is continued (there may be none yet); it must be of the
     same configuration and data. Raises ArtifactError where it is not.
@@ -55,7 +56,7 @@ def train_network(
         check_vectors(embeddings.vectors, embeddings.has_text, data.item_ids)
     config = settled(data, config)
     identity = identity_of(data, config, embeddings)
-    trainer = make_trainer(data, histories, config, embeddings, device, folder, show, identity)
+    trainer = make_trainer(data, histories, config, embeddings, device, folder, show, identity, start)
     if folder is not None:
         check_folder(data, folder)
         if resume and trainer.checkpoint is not None and trainer.checkpoint.is_file():
@@ -76,13 +77,18 @@ def make_trainer(
     folder: Path | None,
     show: bool,
     identity: dict[str, object] | None = None,
+    start: Network | None = None,
 ) -> Trainer:
-    """Everything that a training of `config` on `data` takes, freshly initialised."""
+    """Everything that a training of `config` on `data` takes; the network is `start`, or freshly initialised."""
     config = settled(data, config)
     training, max_len = config.training, parse_max_len(config.training.max_len)
-    network = build_network(data, config, embeddings, device)
-    if training.init_from is not None:
-        start_from(network, Path(training.init_from), data)
+    if start is not None:
+        torch.manual_seed(training.seed)  # as building one does
+        network = start.to(device)
+    else:
+        network = build_network(data, config, embeddings, device)
+        if training.init_from is not None:
+            start_from(network, Path(training.init_from), data)
     counts = data.train_counts()
     # A step of a live source costs what it encodes: never more than the loss needs.
     sampled = config.objective.loss in ("sampled", "in_batch")

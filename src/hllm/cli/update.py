@@ -1,0 +1,80 @@
+"""`hllm update RUN`: new events, users and items, without training or with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hllm.cli import console
+from hllm.errors import ArtifactError, DataError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+def update(
+    run: Annotated[Path, typer.Argument(help="The run to bring up to date; it stays as it is.")],
+    interactions: Annotated[Path, typer.Option(help="Table of new events: user_id, item_id, timestamp.")],
+    out: Annotated[Path, typer.Option(help="Folder of the updated run.")],
+    items: Annotated[Path | None, typer.Option(help="Table of items; known ones are passed over.")] = None,
+    train: Annotated[
+        bool, typer.Option("--train", help="Train on, from the run's weights, on old and new events.")
+    ] = False,
+    set_: Annotated[
+        list[str], typer.Option("--set", help="With --train: epochs=2, learning_rate=1e-4, ...")
+    ] = [],  # noqa: B006
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in --out.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Let histories grow, take new users and items, and with --train learn from them.
+
+    The same command twice does its work once. An interrupted one leaves no run in --out, and is to be given again.
+    """
+    from hllm.artifacts import digest_file, locked
+    from hllm.config import parse_assignments
+    from hllm.pipeline import Recommender
+    from hllm.runs.folder import read_record, run_state
+
+    if out.resolve() == run.resolve():
+        raise ArtifactError(f"--out {out} is the run itself, which stays as it is; choose another folder")
+    parent, settings = read_record(run), parse_assignments(set_)
+    events, more = _table(interactions), None if items is None else _table(items)
+    source: dict[str, Any] = {
+        "interactions": digest_file(interactions),
+        "items_file": None if items is None else digest_file(items),
+        "settings": settings,
+    }
+    with locked(out):
+        if run_state(out) == "finished" and not overwrite:
+            last = (read_record(out).get("lineage") or [{}])[-1]
+            wanted = {"parent": parent["created"], "trained": train, **source}
+            if all(last.get(key) == value for key, value in wanted.items()):
+                console.result(f"{out} holds this update already ({last['events']:,} new events)")
+                return
+            raise ArtifactError(f"{out} holds another run; choose another --out, or --overwrite")
+        recommender = Recommender.from_pretrained(run, device)
+        counts = recommender.update(
+            events, more, train=train, settings=settings, device=device, source=source
+        )
+        recommender.save_pretrained(out)
+    if counts["known_events"]:
+        console.note(f"{counts['known_events']:,} events were known already")
+    if n := counts["events_of_unknown_items"]:
+        console.note(
+            f"{n:,} events left out: their items are not in the catalogue; name them with --items FILE"
+        )
+    how = "trained on" if train else "without training"
+    console.result(
+        f"{counts['events']:,} new events, {counts['users']:,} new users, {counts['items']:,} new items, {how}; "
+        f"run in {out}"
+    )
+
+
+def _table(path: Path) -> pl.DataFrame:
+    from hllm.data.reading.tablefiles import read_table_file
+
+    if not path.exists():
+        raise DataError(f"{path} not found")
+    return read_table_file(path)
