@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 from hllm.cli import console
 from hllm.errors import HLLMError, unknown
 
-COMMANDS = ("demo", "data", "embed", "train", "evaluate", "recommend", "report")
+COMMANDS = ("demo", "data", "embed", "train", "evaluate", "recommend", "report", "serve")
 USER_MISTAKE, INTERRUPTED = 2, 130
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 

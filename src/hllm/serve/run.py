@@ -1,0 +1,82 @@
+"""The server around the app: one process, or several that share a socket."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import uvicorn
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors import Multiprocess
+
+from hllm.errors import ConfigError, HLLMError
+from hllm.runs.folder import read_record
+from hllm.serve.app import checked, create_app
+from hllm.serve.logs import set_up_logs
+from hllm.serve.settings import ServeSettings
+
+STOP_SECONDS = 30  # in which requests that began are answered when the service is stopped
+
+
+def run_server(
+    settings: ServeSettings, host: str, port: int, level: str, tell: Callable[[str], None]
+) -> None:
+    """Serve until SIGINT or SIGTERM; `tell` is given the address. Raises HLLMError where it cannot begin."""
+    checked(settings)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    read_record(settings.run)  # before anything slow
+    several = settings.workers > 1
+    config = uvicorn.Config(
+        partial(worker_app, settings, level) if several else create_app(settings),
+        factory=several,
+        host=host,
+        port=port,
+        workers=settings.workers,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=STOP_SECONDS,
+        timeout_worker_healthcheck=60,
+        lifespan="on",
+    )
+    sockets = [bound(config)]
+    name, number = sockets[0].getsockname()[:2]
+    address = f"[{name}]" if ":" in name else name
+    tell(f"serving {settings.run} at http://{address}:{number} (page), /docs (interface); Ctrl-C stops")
+    set_up_logs(level)
+    if several:
+        Multiprocess(config, sockets=sockets).run()
+    else:
+        uvicorn.Server(config).run(sockets=sockets)
+
+
+def bound(config: uvicorn.Config) -> Any:
+    """The socket, listening for all workers. Raises ConfigError where the address is taken."""
+    import socket
+
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((config.host, config.port))
+    except OSError as err:
+        found.close()
+        raise ConfigError(
+            f"cannot listen at {config.host}:{config.port} ({err.strerror or err}); choose another --port"
+        ) from err
+    found.set_inheritable(True)
+    return found
+
+
+def worker_app(settings: ServeSettings, level: str) -> Any:
+    """The app of one of several workers; a run that cannot be served ends the worker with a line in the log."""
+    set_up_logs(level)
+    try:
+        return create_app(settings)
+    except HLLMError as err:
+        logging.getLogger("hllm.serve").error("not ready", extra={"fields": {"error": str(err)}})
+        sys.exit(STARTUP_FAILURE)
