@@ -124,3 +124,35 @@ def test_unknown_items_are_named(client: TestClient) -> None:
         assert "'x1'" in ask(client, 404, **body)["error"]
     both = ask(client, 404, history=[["x1"], ["x2"]])["error"]
     assert "'x1'" in both and "'x2'" in both
+
+
+def test_further_rules_are_the_recommenders_own(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They reach `recommend_noted` as they are; a user answered from live events is called by his number."""
+    client, seen = serve(), []
+    live = client.app.state.service.live.recommender
+    own = live.recommend_noted
+
+    def noted(rules: Any = None, **options: Any) -> Any:
+        seen.append(rules)
+        return own(**options)
+
+    monkeypatch.setattr(live, "recommend_noted", noted)
+    ask(client, users=["u001"], diversity=0.3, only_items=["001", "002"])
+    assert seen[-1] == {"diversity": 0.3, "only_items": ["001", "002"]}
+    client.post("/events", json={"events": [{"user_id": "u002", "item_id": "001"}]})
+    table = [{"user_id": user, "item_id": "003", "allow": False} for user in ("u001", "u002", "u003")]
+    ask(client, users=["u001", "u002"], per_user=table)
+    assert [rules["per_user"].rows() for rules in seen[-2:]] == [
+        [("u001", "003", False)],
+        [("0", "003", False)],
+    ]
+    assert "x1" in ask(client, 404, users=["u001"], only_items=["x1"])["error"]
+    ask(client, 422, users=["u001"], diversity=1.5)
+
+
+def test_a_rule_that_this_version_lacks_is_told(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = serve()
+    live = client.app.state.service.live.recommender
+    own = live.recommend_noted
+    monkeypatch.setattr(live, "recommend_noted", lambda **options: own(**options))
+    assert "'diversify'" in ask(client, 422, users=["u001"], diversify="genres:1")["error"]

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, is_dataclass
+from inspect import signature
 from typing import Any
 
 import numpy as np
 
-from hllm.errors import DataError
+from hllm.errors import ConfigError, DataError
 from hllm.recommend.left_out import LeftOut
 from hllm.serve.batching import Batcher
 from hllm.serve.events import EventStore
 from hllm.serve.live import Live, Missing
-from hllm.serve.schemas import RecommendBody
+from hllm.serve.schemas import RULES, RecommendBody
 
 Rows = list[tuple[Any, float, int]]  # (item id, score, rank) of one list
 
@@ -36,14 +37,16 @@ async def recommend(live: Live, store: EventStore, batcher: Batcher, body: Recom
     else:
         values = list(body.titles or ())
         names, kinds = list(range(len(values))), {"titles": list(range(len(values)))}
-    for ids in (body.exclude, () if isinstance(body.candidates, str) else body.candidates):
+    candidates = () if isinstance(body.candidates, str) else body.candidates
+    for ids in (body.exclude, candidates, body.only_items or ()):
         _check(live.data.token_of, ids, "item_id", "error")
     notes: list[str] = []
     lists: list[Rows] = [[] for _ in values]
     for kind, places in kinds.items():
         if places:
             key = _key(live, kind, body)
-            work = _work(live, store, kind, body, notes if key is None else [])
+            asked = [names[place] for place in places]
+            work = _work(live, store, kind, body, asked, notes if key is None else [])
             found = await batcher.submit(key, [values[place] for place in places], work)
             for place, rows in zip(places, found, strict=True):
                 lists[place] = rows
@@ -58,16 +61,20 @@ async def recommend(live: Live, store: EventStore, batcher: Batcher, body: Recom
 
 def _key(live: Live, kind: str, body: RecommendBody) -> Hashable | None:
     """What requests must share to be answered by one call; None where notes say who was left out of it."""
-    if body.unknown != "error":
+    if body.unknown != "error" or body.per_user is not None:
         return None
-    rules = body.model_dump(include={"k", "keep_seen", "exclude", "candidates"})
+    rules = body.model_dump(include={"k", "keep_seen", "exclude", "candidates", *RULES}, exclude_none=True)
     return live.number, kind, json.dumps(rules)
 
 
 def _work(
-    live: Live, store: EventStore, kind: str, body: RecommendBody, notes: list[str]
+    live: Live, store: EventStore, kind: str, body: RecommendBody, asked_for: list[Any], notes: list[str]
 ) -> Callable[[list[Any]], list[Rows]]:
-    """The one call of the recommender. A user asked for twice is answered once."""
+    """The one call of the recommender. A user asked for twice is answered once.
+
+    `asked_for`: what the answer calls the values of this request, for rules of single users.
+    """
+    rules = _rules(live, kind, body, asked_for)
 
     def work(values: list[Any]) -> list[Rows]:
         live.catch_up(store)
@@ -90,6 +97,7 @@ def _work(
             exclude=body.exclude,
             candidates=body.candidates,
             unknown=body.unknown,
+            **rules,
         )
         notes.extend(said)
         lists: dict[str, Rows] = {}
@@ -98,6 +106,31 @@ def _work(
         return [lists.get(name, []) for name in names]
 
     return work
+
+
+def _rules(live: Live, kind: str, body: RecommendBody, asked_for: list[Any]) -> dict[str, Any]:
+    """The further rules as an argument of `recommend_noted`; none where none is given."""
+    given: dict[str, Any] = body.model_dump(include=set(RULES), exclude_none=True)
+    if not given:
+        return {}
+    if "rules" not in signature(live.recommender.recommend_noted).parameters:
+        raise ConfigError(f"this version of hllm has no rule {next(iter(given))!r}")
+    if body.per_user is not None:
+        import polars as pl
+
+        # What is answered from a history is called by its number there.
+        numbers: dict[str, list[str]] = {}
+        for number, name in enumerate(asked_for):
+            numbers.setdefault(str(name), []).append(str(name) if kind == "users" else str(number))
+        rows = [
+            (name, str(one.item_id), one.allow)
+            for one in body.per_user
+            for name in dict.fromkeys(numbers.get(str(one.user_id), ()))
+        ]
+        given["per_user"] = pl.DataFrame(
+            rows, {"user_id": pl.String, "item_id": pl.String, "allow": pl.Boolean}, orient="row"
+        )
+    return {"rules": given}
 
 
 def _name(live: Live, user: Any) -> Any:

@@ -22,8 +22,19 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+class Allowance(Body):
+    """Whether a user may get an item."""
+
+    user_id: Id
+    item_id: Id
+    allow: bool
+
+
 class RecommendBody(Body):
-    """Whom for (one of `users`, `history`, `titles`) and what; as `Recommender.recommend` takes them."""
+    """Whom for (one of `users`, `history`, `titles`) and what; as `Recommender.recommend` takes them.
+
+    In `per_user` a history is called by its number, as in the answer.
+    """
 
     users: Annotated[list[Id], Field(min_length=1, max_length=MAX_QUERIES)] | None = None
     history: (
@@ -51,6 +62,14 @@ class RecommendBody(Body):
     exclude: Ids = []
     candidates: Literal["interacted", "catalogue"] | Ids = "interacted"
     unknown: Literal["error", "skip", "popular"] = "error"
+    only_items: Ids | None = None
+    exclude_seen_since: Annotated[str, Field(max_length=40)] | None = None
+    per_user: Annotated[list[Allowance], Field(max_length=MAX_IDS)] | None = None
+    at: Time | None = None
+    diversify: Text | None = None
+    diversity: Annotated[float, Field(ge=0, le=1)] | None = None
+    text: Annotated[str, Field(min_length=1, max_length=10_000)] | None = None
+    text_weight: Annotated[float, Field(ge=0, le=1)] | None = None
 
     @model_validator(mode="after")
     def _one_of(self) -> RecommendBody:
@@ -64,6 +83,11 @@ class RecommendBody(Body):
         if len(given[0]) * self.k > MAX_ROWS:
             raise ValueError(f"{len(given[0])} lists of k={self.k} are more than {MAX_ROWS:,} rows")
         return self
+
+
+RULES = (
+    "only_items", "exclude_seen_since", "per_user", "at", "diversify", "diversity", "text", "text_weight",
+)  # fmt: skip
 
 
 class SimilarBody(Body):
