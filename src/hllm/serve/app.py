@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from pydantic import BaseModel, ValidationError
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
 from starlette.exceptions import HTTPException
 
 from hllm import __version__
@@ -27,7 +28,7 @@ from hllm.serve.live import Live, Missing
 from hllm.serve.metrics import CONTENT_TYPE
 from hllm.serve.pages import page
 from hllm.serve.schemas import (
-    Event,
+    EXAMPLES,
     EventsBody,
     ExplainBody,
     ItemsBody,
@@ -35,7 +36,6 @@ from hllm.serve.schemas import (
     Recommendations,
     RecommendBody,
     SimilarBody,
-    example,
 )
 from hllm.serve.service import Service, replace_workers
 from hllm.serve.settings import ServeSettings
@@ -87,6 +87,7 @@ def create_app(settings: ServeSettings) -> FastAPI:
             allow_headers=["content-type", "authorization", "x-api-key", "x-request-id"],
         )
     _add_errors(app)
+    _describe(app)
     for add in (_add_answers, _add_catalogue, _add_sessions, _add_operation):
         add(app, service)
     return app
@@ -105,12 +106,22 @@ async def _read(request: Request, model: type[B]) -> B:
 
 def _takes(model: type[BaseModel]) -> dict[str, Any]:
     """The request body for the description of the interface."""
-    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)
-    if model is EventsBody:
-        schema["properties"]["events"]["items"] = Event.model_json_schema()
-    content = {"application/json": {"schema": schema, "example": example(model)}}
-    return {"requestBody": {"required": True, "content": content}}
+    content = {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}, "example": EXAMPLES[model]}
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}
+
+
+def _describe(app: FastAPI) -> None:
+    """Put the bodies, which the endpoints read themselves, into the description of the interface."""
+    made = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        described = made()
+        models: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in EXAMPLES]
+        _, defined = models_json_schema(models, ref_template="#/components/schemas/{model}")
+        described["components"]["schemas"].update(defined["$defs"])
+        return described
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _problem(request: Request, status: int, message: str, **headers: str) -> Response:

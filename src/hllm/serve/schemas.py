@@ -169,12 +169,11 @@ class Problem(BaseModel):
     request_id: str
 
 
-def example(model: type[BaseModel]) -> dict[str, Any]:
-    """A body for the page of the interface."""
-    return {
-        RecommendBody: {"users": ["196"], "k": 10},
-        SimilarBody: {"item": "50", "k": 10},
-        ExplainBody: {"user": "196", "item": "50"},
-        EventsBody: {"events": [{"user_id": "196", "item_id": "50"}]},
-        ItemsBody: {"items": [{"item_id": "new-1", "title": "A new film"}]},
-    }.get(model, {})
+EXAMPLES: dict[type[BaseModel], dict[str, Any]] = {
+    RecommendBody: {"users": ["196"], "k": 10},
+    SimilarBody: {"item": "50", "k": 10},
+    ExplainBody: {"user": "196", "item": "50"},
+    EventsBody: {"events": [{"user_id": "196", "item_id": "50"}]},
+    ItemsBody: {"items": [{"item_id": "new-1", "title": "A new film"}]},
+}
+"""The bodies of requests, with an example of each."""
