@@ -60,7 +60,7 @@ def bodies(recommender: Recommender, count: int) -> list[dict[str, Any]]:
 
 
 def summed_up(seconds: list[float], wall: float) -> dict[str, float]:
-    p50, p99 = np.percentile(seconds, (50, 99))
+    p50, p99 = np.percentile(seconds, (50, 99)).tolist()
     return {
         "p50_ms": round(1e3 * p50, 2),
         "p99_ms": round(1e3 * p99, 2),

@@ -57,6 +57,17 @@ class StrictJson(Response):
         )
 
 
+class App(FastAPI):
+    """The bodies, which the endpoints read themselves, are part of the description of the interface."""
+
+    def openapi(self) -> dict[str, Any]:
+        described: dict[str, Any] = super().openapi()
+        models: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in EXAMPLES]
+        _, defined = models_json_schema(models, ref_template="#/components/schemas/{model}")
+        described["components"]["schemas"].update(defined["$defs"])
+        return described
+
+
 def create_app(settings: ServeSettings) -> FastAPI:
     """The service of a run, loaded and tried. Raises HLLMError for a run or settings that cannot be served."""
     service = Service(settings)
@@ -68,7 +79,7 @@ def create_app(settings: ServeSettings) -> FastAPI:
         yield
         await service.close()
 
-    app = FastAPI(
+    app = App(
         title="hllm",
         version=__version__,
         lifespan=lifespan,
@@ -87,7 +98,6 @@ def create_app(settings: ServeSettings) -> FastAPI:
             allow_headers=["content-type", "authorization", "x-api-key", "x-request-id"],
         )
     _add_errors(app)
-    _describe(app)
     for add in (_add_answers, _add_catalogue, _add_sessions, _add_operation):
         add(app, service)
     return app
@@ -108,20 +118,6 @@ def _takes(model: type[BaseModel]) -> dict[str, Any]:
     """The request body for the description of the interface."""
     content = {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}, "example": EXAMPLES[model]}
     return {"requestBody": {"required": True, "content": {"application/json": content}}}
-
-
-def _describe(app: FastAPI) -> None:
-    """Put the bodies, which the endpoints read themselves, into the description of the interface."""
-    made = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        described = made()
-        models: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in EXAMPLES]
-        _, defined = models_json_schema(models, ref_template="#/components/schemas/{model}")
-        described["components"]["schemas"].update(defined["$defs"])
-        return described
-
-    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _problem(request: Request, status: int, message: str, **headers: str) -> Response:

@@ -29,9 +29,9 @@ class Metrics:
     def text(self, gauges: Mapping[str, float], labels: Mapping[str, str]) -> str:
         """All of it; `gauges` are values of now, `labels` say what is served."""
         lines = ["# TYPE hllm_requests_total counter"]
-        for (method, route, status), n in sorted(self.requests.items()):
+        for (method, route, status), count in sorted(self.requests.items()):
             of = _labels({"method": method, "route": route, "status": str(status)})
-            lines.append(f"hllm_requests_total{of} {n}")
+            lines.append(f"hllm_requests_total{of} {count}")
         lines.append("# TYPE hllm_request_seconds histogram")
         for route, row in sorted(self.seconds.items()):
             for bound, n in zip((*BOUNDS, "+Inf"), row[:-1], strict=True):
@@ -39,8 +39,8 @@ class Metrics:
                 lines.append(f"hllm_request_seconds_bucket{of} {n:g}")
             lines.append(f"hllm_request_seconds_count{_labels({'route': route})} {row[-2]:g}")
             lines.append(f"hllm_request_seconds_sum{_labels({'route': route})} {row[-1]:.6f}")
-        for name, n in sorted(self.counts.items()):
-            lines += [f"# TYPE hllm_{name}_total counter", f"hllm_{name}_total {n}"]
+        for name, count in sorted(self.counts.items()):
+            lines += [f"# TYPE hllm_{name}_total counter", f"hllm_{name}_total {count}"]
         for name, value in sorted(gauges.items()):
             lines += [f"# TYPE hllm_{name} gauge", f"hllm_{name} {value:g}"]
         lines += ["# TYPE hllm_run_info gauge", f"hllm_run_info{_labels(labels)} 1"]

@@ -28,12 +28,12 @@ class ServeSettings(Settings):
     device: str = "auto"
     api_keys: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
-    workers: int = Field(1, ge=1, le=256)
-    max_body: int = Field(1 << 20, ge=1024)
-    body_seconds: float = Field(10.0, gt=0)
-    max_waiting: int = Field(256, ge=1)
-    wait_seconds: float = Field(10.0, gt=0)
-    max_batch: int = Field(64, ge=1)
+    workers: int = Field(default=1, ge=1, le=256)
+    max_body: int = Field(default=1 << 20, ge=1024)
+    body_seconds: float = Field(default=10.0, gt=0)
+    max_waiting: int = Field(default=256, ge=1)
+    wait_seconds: float = Field(default=10.0, gt=0)
+    max_batch: int = Field(default=64, ge=1)
 
     @property
     def events_file(self) -> Path:
