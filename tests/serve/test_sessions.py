@@ -119,8 +119,12 @@ def test_similar_and_explain_call_the_recommenders_own(serve: Any, monkeypatch: 
         assert (item, text, k) == ("001", None, 2)
         return pl.DataFrame({"item_id": ["002", "003"], "score": [0.5, float("nan")], "rank": [1, 2]})
 
-    def explain(self: Any, user: Any = None, history: Any = None, item: Any = None, k: int = 5) -> Any:
-        return {"user": user, "history": history, "item": item, "k": k}
+    def explain(
+        self: Any, user: Any = None, item: Any = None, *, history: Any = None, times: Any = None
+    ) -> dict[str, Any]:
+        asked = {"user": user, "history": history, "timed": times is not None}
+        reasons = [{"item_id": "001", "share": 0.5, "change": float("inf")}] * 9
+        return {"item_id": item, "asked": asked, "reasons": reasons}
 
     monkeypatch.setattr(Recommender, "similar", similar, raising=False)
     monkeypatch.setattr(Recommender, "explain", explain, raising=False)
@@ -130,11 +134,14 @@ def test_similar_and_explain_call_the_recommenders_own(serve: Any, monkeypatch: 
     assert all(row["title"] for row in rows)
     assert client.post("/similar", json={"item": "x1"}).status_code == 404
     said = client.post("/explain", json={"user": "u001", "item": "002", "k": 3}).json()
-    assert said["reasons"] == {"user": "u001", "history": None, "item": "002", "k": 3}
+    assert said["item_id"] == "002"
+    assert said["asked"] == {"user": "u001", "history": None, "timed": False}
+    assert [(row["share"], row["change"]) for row in said["reasons"]] == [(0.5, None)] * 3
+    assert all(row["title"] for row in said["reasons"])
     tell(client, {"user_id": "new", "item_id": "001"})
-    for body in ({"user": "new"}, {"history": ["001"]}):
+    for body, timed in (({"user": "new"}, True), ({"history": ["001"]}, False)):
         said = client.post("/explain", json={**body, "item": "002"}).json()
-        assert said["reasons"]["history"] == ["001"] and said["reasons"]["user"] is None
+        assert said["asked"] == {"user": None, "history": ["001"], "timed": timed}
     assert client.post("/explain", json={"user": "ghost", "item": "002"}).status_code == 404
 
 

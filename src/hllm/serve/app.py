@@ -174,11 +174,11 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         if body.user is None:
             asked = {"history": [live.item(i) for i in body.history or ()]}
         elif (session := live.session(body.user, service.store)) is not None:
-            asked = {"history": session[0]}
+            asked = {"history": session[0], "times": session[1]}
         else:
             asked = {"user": live.user(body.user)}
-        found = await service.batcher.call(lambda: method(**asked, item=item, k=body.k))
-        return StrictJson({"item_id": item, "reasons": _titled(live, plain(found)), "run": live.number})
+        found = plain(await service.batcher.call(lambda: method(**asked, item=item)))
+        return StrictJson({**found, "reasons": _titled(live, found["reasons"][: body.k]), "run": live.number})
 
 
 def _method(live: Live, name: str) -> Callable[..., Any]:
@@ -188,17 +188,9 @@ def _method(live: Live, name: str) -> Callable[..., Any]:
     return method
 
 
-def _titled(live: Live, rows: Any) -> Any:
+def _titled(live: Live, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows with the title of their item."""
-    title = live.catalogue.title
-    if isinstance(rows, dict):
-        return {name: _titled(live, value) for name, value in rows.items()}
-    if not isinstance(rows, list):
-        return rows
-    return [
-        {**row, "title": title(row["item_id"])} if isinstance(row, dict) and "item_id" in row else row
-        for row in rows
-    ]
+    return [{**row, "title": live.catalogue.title(row["item_id"])} for row in rows]
 
 
 def _add_catalogue(app: FastAPI, service: Service) -> None:
