@@ -173,3 +173,23 @@ def test_without_the_extra_the_command_to_install_it_is_told(
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert main(["serve", str(run)]) == 2
     assert "pip install 'hllm[serve]'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_that_broke_stops_no_worker_that_has_it(server: Any, run: Path, tmp_path: Path) -> None:
+    """Neither at a reload, nor when a worker dies, which then comes back once the run is whole."""
+    link = tmp_path / "current"
+    link.symlink_to(run, target_is_directory=True)
+    own = server("--workers", "2", path=link)
+    own.wait(lambda: len(own.logged("Application startup complete")) == 2)
+    expected = own.ask("/recommend", {"users": ["u001"]})["rows"]
+    link.unlink()
+    own.process.send_signal(signal.SIGHUP)
+    own.wait(lambda: own.logged("aborting the restart"))
+    os.kill(own.logged("Started server process")[0]["worker"], signal.SIGKILL)
+    own.wait(lambda: len(own.logged('"not ready"')) >= 2)
+    for _ in range(5):
+        assert own.ask("/recommend", {"users": ["u001"]})["rows"] == expected
+    link.symlink_to(run, target_is_directory=True)
+    own.wait(lambda: len(own.logged("Application startup complete")) >= 3, 90)
+    assert own.ask("/recommend", {"users": ["u001"]})["rows"] == expected

@@ -5,21 +5,26 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import uvicorn
-from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from hllm.errors import ConfigError, HLLMError
+from hllm.pipeline import Recommender
 from hllm.runs.folder import read_record
 from hllm.serve.app import checked, create_app
+from hllm.serve.events import EventStore
 from hllm.serve.logs import set_up_logs
 from hllm.serve.settings import ServeSettings
 
 STOP_SECONDS = 30  # in which requests that began are answered when the service is stopped
+SIGN_OF_LIFE = 30  # seconds in which a worker must show one, importing torch included, or it is replaced
+LOADING = 600  # seconds in which a worker must have loaded a new run, or the old one goes on
+TRY_AGAIN = 2  # seconds before a worker that cannot load its run is started again
 
 
 def run_server(
@@ -30,6 +35,9 @@ def run_server(
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     read_record(settings.run)  # before anything slow
     several = settings.workers > 1
+    if several:  # what would fail in every worker is told here
+        Recommender.from_pretrained(settings.run, "cpu")
+        EventStore(settings.events_file).close()
     config = uvicorn.Config(
         partial(worker_app, settings, level) if several else create_app(settings),
         factory=several,
@@ -40,7 +48,7 @@ def run_server(
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=STOP_SECONDS,
-        timeout_worker_healthcheck=60,
+        timeout_worker_healthcheck=SIGN_OF_LIFE,
         lifespan="on",
     )
     sockets = [bound(config)]
@@ -49,9 +57,20 @@ def run_server(
     tell(f"serving {settings.run} at http://{address}:{number} (page), /docs (interface); Ctrl-C stops")
     set_up_logs(level)
     if several:
-        Multiprocess(config, sockets=sockets).run()
+        Workers(config, sockets=sockets).run()
     else:
         uvicorn.Server(config).run(sockets=sockets)
+
+
+class Workers(Multiprocess):
+    """Several workers. At SIGHUP each is replaced when its successor has loaded the run."""
+
+    def restart_all(self) -> None:
+        self.config.timeout_worker_healthcheck = LOADING
+        try:
+            super().restart_all()
+        finally:
+            self.config.timeout_worker_healthcheck = SIGN_OF_LIFE
 
 
 def bound(config: uvicorn.Config) -> Any:
@@ -74,10 +93,12 @@ def bound(config: uvicorn.Config) -> Any:
 
 
 def worker_app(settings: ServeSettings, level: str) -> Any:
-    """The app of one of several workers; a run that cannot be served ends the worker with a line in the log."""
+    """The app of one of several workers. A run that became broken ends the worker with a line in the log; the
+    parent tries again, and the other workers go on with the run they have."""
     set_up_logs(level)
     try:
         return create_app(settings)
     except HLLMError as err:
         logging.getLogger("hllm.serve").error("not ready", extra={"fields": {"error": str(err)}})
-        sys.exit(STARTUP_FAILURE)
+        time.sleep(TRY_AGAIN)
+        sys.exit(1)  # not uvicorn's STARTUP_FAILURE, for which the parent would stop all of them
