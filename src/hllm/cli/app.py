@@ -21,8 +21,8 @@ from hllm.cli import console
 from hllm.errors import HLLMError, unknown
 
 COMMANDS = (
-    "demo", "data", "embed", "items", "train", "evaluate", "recommend", "similar", "explain", "update", "export", "index",
-    "report",
+    "demo", "data", "embed", "items", "train", "evaluate", "recommend", "similar", "explain", "update", "export",
+    "index", "serve", "report",
 )  # fmt: skip
 USER_MISTAKE, INTERRUPTED = 2, 130
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}

@@ -1,0 +1,104 @@
+"""The server around the app: one process, or several that share a socket."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import uvicorn
+from uvicorn.supervisors import Multiprocess
+
+from hllm.errors import ConfigError, HLLMError
+from hllm.pipeline import Recommender
+from hllm.runs.folder import read_record
+from hllm.serve.app import checked, create_app
+from hllm.serve.events import EventStore
+from hllm.serve.logs import set_up_logs
+from hllm.serve.settings import ServeSettings
+
+STOP_SECONDS = 30  # in which requests that began are answered when the service is stopped
+SIGN_OF_LIFE = 30  # seconds in which a worker must show one, importing torch included, or it is replaced
+LOADING = 600  # seconds in which a worker must have loaded a new run, or the old one goes on
+TRY_AGAIN = 2  # seconds before a worker that cannot load its run is started again
+
+
+def run_server(
+    settings: ServeSettings, host: str, port: int, level: str, tell: Callable[[str], None]
+) -> None:
+    """Serve until SIGINT or SIGTERM; `tell` is given the address. Raises HLLMError where it cannot begin."""
+    checked(settings)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    read_record(settings.run)  # before anything slow
+    several = settings.workers > 1
+    if several:  # what would fail in every worker is told here
+        Recommender.from_pretrained(settings.run, "cpu")
+        EventStore(settings.events_file).close()
+    config = uvicorn.Config(
+        partial(worker_app, settings, level) if several else create_app(settings),
+        factory=several,
+        host=host,
+        port=port,
+        workers=settings.workers,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=STOP_SECONDS,
+        timeout_worker_healthcheck=SIGN_OF_LIFE,
+        lifespan="on",
+    )
+    sockets = [bound(config)]
+    name, number = sockets[0].getsockname()[:2]
+    address = f"[{name}]" if ":" in name else name
+    tell(f"serving {settings.run} at http://{address}:{number} (page), /docs (interface); Ctrl-C stops")
+    set_up_logs(level)
+    if several:
+        Workers(config, sockets=sockets).run()
+    else:
+        uvicorn.Server(config).run(sockets=sockets)
+
+
+class Workers(Multiprocess):
+    """Several workers. At SIGHUP each is replaced when its successor has loaded the run."""
+
+    def restart_all(self) -> None:
+        self.config.timeout_worker_healthcheck = LOADING
+        try:
+            super().restart_all()
+        finally:
+            self.config.timeout_worker_healthcheck = SIGN_OF_LIFE
+
+
+def bound(config: uvicorn.Config) -> Any:
+    """The socket, listening for all workers. Raises ConfigError where the address is taken."""
+    import socket
+
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    # With the protocol named, asyncio sends small answers at once instead of 40 ms later (Nagle).
+    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((config.host, config.port))
+    except OSError as err:
+        found.close()
+        raise ConfigError(
+            f"cannot listen at {config.host}:{config.port} ({err.strerror or err}); choose another --port"
+        ) from err
+    found.set_inheritable(True)
+    return found
+
+
+def worker_app(settings: ServeSettings, level: str) -> Any:
+    """The app of one of several workers. A run that became broken ends the worker with a line in the log; the
+    parent tries again, and the other workers go on with the run they have."""
+    set_up_logs(level)
+    try:
+        return create_app(settings)
+    except HLLMError as err:
+        logging.getLogger("hllm.serve").error("not ready", extra={"fields": {"error": str(err)}})
+        time.sleep(TRY_AGAIN)
+        sys.exit(1)  # not uvicorn's STARTUP_FAILURE, for which the parent would stop all of them

@@ -1,0 +1,94 @@
+"""The state of one worker: the run it serves, its events, its queue, its counters."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from typing import Any
+
+from hllm.errors import HLLMError
+from hllm.serve.batching import Batcher
+from hllm.serve.events import EventStore
+from hllm.serve.live import Live
+from hllm.serve.metrics import Metrics
+from hllm.serve.settings import ServeSettings
+
+log = logging.getLogger("hllm.serve")
+
+
+class Service:
+    """Raises HLLMError where the run or the file of events cannot be read."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.store = EventStore(settings.events_file)
+        self.batcher = Batcher(settings.max_waiting, settings.max_batch, settings.wait_seconds)
+        self.live = self._load()
+        self.open = True
+        self._reloading = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def _load(self) -> Live:
+        return Live.load(self.settings.run, self.settings.device, self.store)
+
+    async def reload(self) -> Live:
+        """Serve what is at the run's path now. Requests that began go on with the run of before; it stays
+        if the new one is broken, which raises HLLMError."""
+        async with self._reloading:
+            try:
+                self.live = await asyncio.to_thread(self._load)
+            except HLLMError as err:
+                self.metrics.counts["failed_reloads"] += 1
+                log.error("reload failed, the run of before goes on", extra={"fields": {"error": str(err)}})
+                raise
+            self.metrics.counts["reloads"] += 1
+            log.info(
+                "reloaded", extra={"fields": {"run": str(self.settings.run), "number": self.live.number}}
+            )
+            return self.live
+
+    def reload_on_signal(self) -> None:
+        """Reload at SIGHUP, where this process is the only worker; several are replaced one by one."""
+
+        def begin() -> None:
+            task = asyncio.create_task(self.reload())
+            self._tasks.add(task)
+            task.add_done_callback(self._done)
+
+        try:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, begin)
+        except (ValueError, RuntimeError, NotImplementedError, AttributeError):
+            log.debug("no SIGHUP here")  # not the main thread, or Windows
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, HLLMError):  # those were told
+            log.error("reload failed", exc_info=error)
+
+    async def close(self) -> None:
+        """Answer what waits, and end."""
+        self.open = False
+        await self.batcher.close()
+        self.store.close()
+
+    def gauges(self) -> dict[str, float]:
+        """Values of now, for /metrics."""
+        data = self.live.data
+        return {
+            "waiting": self.batcher.waiting,
+            "model_calls": self.batcher.batches,
+            "model_jobs": self.batcher.batched,
+            "run_number": self.live.number,
+            "run_loaded_seconds": self.live.since,
+            "items": data.n_catalogue,
+            "users": data.n_users,
+        }
+
+
+def replace_workers() -> None:
+    """Ask the parent of several workers to replace them one by one, each when its successor is ready."""
+    os.kill(os.getppid(), signal.SIGHUP)
