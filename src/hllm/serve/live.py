@@ -18,7 +18,7 @@ from hllm.data.tables.schema import UNITS_PER_SECOND
 from hllm.errors import DataError, HLLMError
 from hllm.pipeline import Recommender
 from hllm.recommend.left_out import LeftOut
-from hllm.report.examples import title_of
+from hllm.recommend.queries import title_of
 from hllm.serve.events import EventStore
 
 if TYPE_CHECKING:
