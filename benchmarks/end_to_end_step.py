@@ -18,6 +18,7 @@ once. They are held against the rate of an 8192^3 bf16 matrix product measured i
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import time
 from collections.abc import Callable
@@ -344,6 +345,8 @@ def main() -> None:
     bench = Bench(args, device)
     lengths = bench.world.lengths
     result: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        "command": hardware.command_line(),
         "hardware": hardware.describe_hardware(),
         "versions": hardware.describe_versions(),
         "matmul_tflops": round(bench.rate / 1e12, 2),
