@@ -215,7 +215,9 @@ def test_other_versions_and_damage(tmp_path):
 
 def test_a_parent_that_cannot_be_a_folder(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ArtifactError, match=r"cannot (create|write) .*d: Not a directory; choose another folder"):
+    with pytest.raises(
+        ArtifactError, match=r"cannot (create|write) .*d: Not a directory; choose another folder"
+    ):
         make().save(tmp_path / "file" / "d")
 
 
