@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from hllm.data.dataset import Dataset
 
 DEFAULT_KS = (10, 50, 200)
-REPEATED_SHARE_ADVICE = 0.01  # above it, the seen filter decides too much: advise --keep-seen
 
 # Gain of each rank that is within k: float64 of the ranks, which are all at least 1.
 GAINS: dict[str, Callable[[np.ndarray], np.ndarray]] = {

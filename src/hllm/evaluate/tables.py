@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hllm.errors import visible
-from hllm.evaluate.metrics import REPEATED_SHARE_ADVICE
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from hllm.evaluate.metrics import Metrics
+
+REPEATED_SHARE_ADVICE = 0.01  # above it, the seen filter decides too much: advise --keep-seen
 
 
 def columns(results: Sequence[Metrics]) -> list[str]:
