@@ -55,6 +55,8 @@ def with_columns(frame: pl.DataFrame, data: Dataset, columns: Sequence[str]) -> 
             raise ConfigError(
                 f"column {name!r} is there already; other columns: {', '.join(_others(data, frame))}"
             )
+    if not names:
+        return frame
     return frame.join(data.items.select(ITEM_ID, *names), on=ITEM_ID, how="left", maintain_order="left")
 
 
