@@ -22,18 +22,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from step_time import step, trainer_of
 
 from hllm import hardware
 from hllm.artifacts import write_json
 from hllm.config import load_config
-from hllm.data.batches.training import TrainLoader
 from hllm.data.dataset import Dataset
 from hllm.evaluate.evaluation import evaluate
 from hllm.items.embed import load_embeddings
-from hllm.runs.build import build_network
 from hllm.runs.train import train_network
-from hllm.train.optim import make_optimizer
-from hllm.train.step import make_step
 
 LOSSES: dict[str, dict[str, Any]] = {
     "cross_entropy, smoothed": {},
@@ -49,18 +46,12 @@ METRICS = ("ndcg@10", "hr@10")
 
 def step_milliseconds(data: Dataset, config: Any, embeddings: Any, device: str, steps: int = 30) -> float:
     """Median time of one training step, forward to optimiser."""
-    network = build_network(data, config, embeddings).to(device).train()
-    training = config.training
-    max_len = None if training.max_len == "all" else training.max_len
-    loader = TrainLoader(
-        data.train_histories(), max_len, training.batch_tokens, 0, device, training.windows, training.passes
-    )
-    step = make_step(network, make_optimizer(network, config), config, loader)
-    batches = [batch for epoch in range(8) for batch in loader.epoch(epoch)][: steps + 6]
+    trainer = trainer_of(data, config, embeddings, torch.device(device))
+    batches = [batch for epoch in range(8) for batch in trainer.loader.epoch(epoch)][: steps + 6]
     times = []
     for batch in batches:
         started = time.perf_counter()
-        float(step(batch))  # reading the loss waits for the device
+        float(step(trainer, batch))  # reading the loss waits for the device
         times.append(time.perf_counter() - started)
     return 1e3 * float(np.median(times[6:]))
 

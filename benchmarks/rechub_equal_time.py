@@ -28,7 +28,8 @@ from typing import Any
 
 import torch
 from rechub_presets import TwinRanker
-from rechub_speed import model_shape, our_loader, their_training, their_windows, torch_rechub_version
+from rechub_speed import model_shape, their_training, their_windows, torch_rechub_version
+from step_time import step, trainer_of
 
 from hllm import hardware
 from hllm.artifacts import write_json
@@ -37,10 +38,8 @@ from hllm.config import Config, load_config
 from hllm.data.dataset import Dataset
 from hllm.evaluate.evaluation import evaluate
 from hllm.items.embed import load_embeddings
-from hllm.runs.build import build_network
 from hllm.runs.train import train_network
-from hllm.train.optim import WeightAverage, make_optimizer
-from hllm.train.step import make_step
+from hllm.train.optim import evaluation_weights
 
 METRICS = ("ndcg@10", "hr@10")
 STRIDE = 20  # batches between two looks at the clock
@@ -52,24 +51,23 @@ Side = tuple[Callable[[], int], Callable[[], Any]]
 def packed(data: Dataset, config: Config, item_llm: str, device: str) -> Side:
     """The preset on the packed engine, its rate constant: the clock, not a schedule, ends it. Counts tokens."""
     embeddings = load_embeddings(data, item_llm, pooling="last")
-    network = build_network(data, config, embeddings).to(device).train()
-    loader = our_loader(data, config, device)
-    step = make_step(network, make_optimizer(network, config), config, loader)
-    average = WeightAverage(network, config.training.ema_decay)
+    trainer = trainer_of(data, config, embeddings, torch.device(device))
+    network, average = trainer.network, trainer.average
+    assert average is not None
     averaged = copy.deepcopy(network)
-    drawn = itertools.chain.from_iterable(loader.epoch(epoch) for epoch in itertools.count())
+    drawn = itertools.chain.from_iterable(trainer.loader.epoch(epoch) for epoch in itertools.count())
 
     def train() -> int:
         network.train()
         batches = list(itertools.islice(drawn, STRIDE))
         for batch in batches:
-            loss = step(batch)
+            loss = step(trainer, batch)
             average.update()
         float(loss)  # waits for the device
         return sum(batch.n_tokens for batch in batches)
 
     def ranker() -> Any:
-        with average.applied():
+        with evaluation_weights(average, trainer.optimizer):
             averaged.load_state_dict(network.state_dict())
         return averaged.eval()
 

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from step_time import step, trainer_of
 
 from hllm import hardware
 from hllm.artifacts import write_json
@@ -34,10 +35,7 @@ from hllm.config import Config, load_config
 from hllm.data.batches.training import TrainLoader
 from hllm.data.dataset import Dataset
 from hllm.items.embed import ItemEmbeddings, load_embeddings
-from hllm.runs.build import build_network
 from hllm.settings import heads_of
-from hllm.train.optim import make_optimizer
-from hllm.train.step import make_step
 
 WARM_UP = 5
 COLUMNS = ("seq_tokens", "seq_positions", "targets", "seq_time_diffs")
@@ -49,14 +47,12 @@ Timed = Iterator[tuple[float, int]]  # seconds of one batch, and the tokens or w
 def our_batches(data: Dataset, embeddings: ItemEmbeddings, config: Config, device: str) -> Timed:
     """Batches of the packed engine without end; tokens count."""
     assert isinstance(config.training.max_len, int)
-    network = build_network(data, config, embeddings).to(device).train()
-    loader = our_loader(data, config, device)
-    step = make_step(network, make_optimizer(network, config), config, loader)
-    drawn = itertools.chain.from_iterable(loader.epoch(e) for e in itertools.count())
+    trainer = trainer_of(data, config, embeddings, torch.device(device))
+    drawn = itertools.chain.from_iterable(trainer.loader.epoch(e) for e in itertools.count())
     while True:
         started = time.perf_counter()
         batch = next(drawn)  # making the batch is part of the work
-        float(step(batch))  # reading the loss waits for the device, as the other side does
+        float(step(trainer, batch))  # reading the loss waits for the device, as the other side does
         yield time.perf_counter() - started, batch.n_tokens
 
 
@@ -181,10 +177,10 @@ def main() -> None:
         unit = "tokens" if name == "hllm" else "windows"
         document[name] = {"batches": args.batches, "seconds": row["seconds"], unit: row["units"]}
         document[name][f"{unit}_per_second"] = row["units"] / row["seconds"]
-    spans, _ = our_loader(data, config, args.device).plan(0)
+    windows = our_loader(data, config, args.device).plan(0).windows
     ours, theirs = document["hllm"], document["torch_rechub"]
     ours |= {"batch_tokens": config.training.batch_tokens, "passes": config.training.passes}
-    ours["epoch_seconds"] = int((spans.lengths - 1).sum()) / ours["tokens_per_second"]
+    ours["epoch_seconds"] = int((windows.lengths - 1).sum()) / ours["tokens_per_second"]
     theirs["batch_size"] = args.batch_size
     theirs["epoch_seconds"] = len(their_windows(data, config)) / theirs["windows_per_second"]
     document["times_faster"] = theirs["epoch_seconds"] / ours["epoch_seconds"]

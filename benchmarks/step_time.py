@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from hllm import Dataset, hardware
 from hllm.artifacts import write_json
@@ -82,11 +83,11 @@ def milliseconds(trainer: Trainer, n: int) -> float:
     return (time.perf_counter() - start) / n * 1e3
 
 
-def step(trainer: Trainer, batch: Batch) -> None:
-    """One step as in training, less the learning rate and the weight average."""
+def step(trainer: Trainer, batch: Batch) -> Tensor:
+    """One step as in training, less the learning rate and the weight average; the loss, which is not waited for."""
     if trainer.shape is not None:
         batch = trainer.shape.pad(batch) or batch
-    trainer.step(batch.to(trainer.device), trainer.views.view(batch, (0, 0)))
+    return trainer.step(batch.to(trainer.device), trainer.views.view(batch, (0, 0)))
 
 
 def wait(device: torch.device) -> None:

@@ -1,0 +1,47 @@
+"""The commands that README's figures come from still run: every benchmark loads, and steps are taken."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hllm.config import load_config
+from hllm.items.embed import embed
+from hllm.testing import world
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
+
+
+def test_every_benchmark_loads(run_python: Callable[..., Any]) -> None:
+    """What they measure may move; the names that they import may not be left behind."""
+    code = "import sys\nsys.path.insert(0, sys.argv[1])\nfor name in sys.argv[2:]: __import__(name)"
+    done = run_python("-c", code, str(BENCHMARKS), *SCRIPTS)
+    assert len(SCRIPTS) > 20 and done.returncode == 0, done.stderr
+
+
+def test_benchmarks_take_the_steps_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import losses
+    import rechub_equal_time
+    import rechub_speed
+
+    data = world(n_users=30)
+    small = {"max_len": 8, "n_heads": 1, "n_layers": 1, "batch_tokens": 40, "item_llm": "tfidf", "dropout": 0}
+    embeddings = embed(data, "tfidf", progress=False)
+    config = load_config("rechub", overrides=small)
+    timed = rechub_speed.our_batches(data, embeddings, config, "cpu")
+    assert [tokens > 0 and seconds > 0 for seconds, tokens in (next(timed), next(timed))] == [True, True]
+    assert losses.step_milliseconds(data, config, embeddings, "cpu", steps=4) > 0
+    train, ranker = rechub_equal_time.packed(data, config, "tfidf", "cpu")
+    before = ranker().get_parameter("model.user_model.position_embedding.weight").clone()
+    assert train() > 0
+    after = ranker().get_parameter("model.user_model.position_embedding.weight")
+    assert not torch.equal(before, after)
+    for name in ("losses", "rechub_equal_time", "rechub_speed", "rechub_presets", "step_time"):
+        sys.modules.pop(name, None)
