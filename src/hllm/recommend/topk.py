@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
 
 from hllm.evaluate.evaluation import device_of
-from hllm.evaluate.ranking import BATCH_USERS, Ranker, RankOptions, TopK, scan, top_k
+from hllm.evaluate.ranking import BATCH_USERS, Ranker, RankOptions, TopK, top_k
 
 if TYPE_CHECKING:
     from hllm.data.batches.queries import Queries
@@ -32,24 +31,6 @@ def recommend(
     ranker can do without. Raises HLLMError where scores are not finite.
     """
     return top_k(ranker, queries, _options(ranker, rules, max_len, device, batch_users, tile_items), k)
-
-
-def recommend_blocks(
-    ranker: Ranker,
-    queries: Queries,
-    rules: Rules,
-    k: int,
-    *,
-    max_len: int | None = None,
-    device: torch.device | str | None = None,
-    batch_users: int = BATCH_USERS,
-    tile_items: int | None = None,
-) -> Iterator[TopK]:
-    """The same, block by block: for more users than their recommendations fit in memory."""
-    options = _options(ranker, rules, max_len, device, batch_users, tile_items)
-    for block in scan(ranker, queries, options, k=k):
-        assert block.top is not None
-        yield block.top
 
 
 def _options(
