@@ -14,7 +14,7 @@ from hllm.data.dataset import Dataset
 from hllm.errors import DataError
 from hllm.evaluate.evaluation import evaluate
 from hllm.recommend.rules import Rules, make_rules
-from hllm.recommend.topk import recommend, recommend_blocks
+from hllm.recommend.topk import recommend
 
 
 @pytest.fixture(scope="module")
@@ -83,15 +83,6 @@ def test_a_user_who_saw_everything_gets_nothing(dataset: Dataset) -> None:
 def test_rules_in_tokens(dataset: Dataset) -> None:
     top = recommend(Random(0), history_queries([[2]]), Rules(np.array([2, 9, 4])), 5)
     assert sorted(top.tokens.tolist()) == [4, 9]
-
-
-def test_blocks_join_to_the_whole(dataset: Dataset) -> None:
-    queries, rules = eval_queries(dataset, "test"), make_rules(dataset)
-    whole = recommend(Random(0), queries, rules, 4)
-    parts = list(recommend_blocks(Random(0), queries, rules, 4, batch_users=9))
-    assert len(parts) == 5
-    assert np.array_equal(np.concatenate([p.tokens for p in parts]), whole.tokens)
-    assert np.array_equal(np.concatenate([p.rows for p in parts]), whole.rows)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
