@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,8 @@ from fastapi.testclient import TestClient
 
 from hllm import Recommender
 from hllm.data.dataset import Dataset
+from hllm.recommend.options import SearchOptions
+from hllm.serve.schemas import RecommendBody
 
 
 def rows_of(frame: pl.DataFrame) -> list[tuple[Any, ...]]:
@@ -48,6 +51,9 @@ def got(client: TestClient, **body: Any) -> list[tuple[Any, ...]]:
         {"users": ["ghost", "u001"], "unknown": "skip"},
         {"users": ["ghost", "u001"], "unknown": "popular", "k": 2},
         {"history": [["nothing"], ["001"]], "unknown": "popular", "k": 2},
+        {"users": ["u003", "u001"], "only": {"genres": ["Comedy", "horror"]}, "k": 5},
+        {"users": ["u003"], "only_items": ["001", "002", "004"], "diversity": 0.5},
+        {"users": ["u003"], "diversify": "genres:1", "exclude_seen_since": "30d", "at": "2001-01-01"},
     ],
 )
 def test_rows_are_those_of_the_recommender(
@@ -150,9 +156,7 @@ def test_further_rules_are_the_recommenders_own(serve: Any, monkeypatch: pytest.
     ask(client, 422, users=["u001"], diversity=1.5)
 
 
-def test_a_rule_that_this_version_lacks_is_told(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    client = serve()
-    live = client.app.state.service.live.recommender
-    own = live.recommend_noted
-    monkeypatch.setattr(live, "recommend_noted", lambda **options: own(**options))
-    assert "'diversify'" in ask(client, 422, users=["u001"], diversify="genres:1")["error"]
+def test_every_rule_of_the_recommender_can_be_asked_for() -> None:
+    assert set(SearchOptions.__annotations__) | {"only"} <= set(RecommendBody.model_fields)
+    asked = set(inspect.signature(Recommender.recommend).parameters) - {"self", "split", "columns", "rules"}
+    assert asked <= set(RecommendBody.model_fields)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pytest
 
 from hllm import Recommender
@@ -85,9 +84,9 @@ def test_added_items_are_recommendable_in_every_worker(serve: Any) -> None:
     assert first.post("/items", json={"items": [NEW]}).status_code == 201
     assert first.get("/items/new-1").json()["title"] == "A new film"
     assert first.get("/search?q=NEW FILM").json()["rows"][0]["item_id"] == "new-1"
+    assert second.get("/items/new-1").status_code == 200
     for client in (first, second):
         assert "new-1" in recommended(client, users=["u001"], k=100)
-    assert second.get("/items/new-1").status_code == 200
     again = first.post("/items", json={"items": [NEW]})
     assert again.status_code == 422 and "new-1" in again.json()["error"]
     assert "new-1" in recommended(serve(), history=[["001"]], k=100)  # after a new start
@@ -114,41 +113,57 @@ def test_search_finds_by_title(client: Any, recommender: Recommender) -> None:
     assert client.get("/search?q=qqqq").json()["rows"] == []
 
 
-def test_similar_and_explain_call_the_recommenders_own(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def similar(self: Any, item: Any = None, text: Any = None, k: int = 10) -> pl.DataFrame:
-        assert (item, text, k) == ("001", None, 2)
-        return pl.DataFrame({"item_id": ["002", "003"], "score": [0.5, float("nan")], "rank": [1, 2]})
-
-    def explain(
-        self: Any, user: Any = None, item: Any = None, *, history: Any = None, times: Any = None
-    ) -> dict[str, Any]:
-        asked = {"user": user, "history": history, "timed": times is not None}
-        reasons = [{"item_id": "001", "share": 0.5, "change": float("inf")}] * 9
-        return {"item_id": item, "asked": asked, "reasons": reasons}
-
-    monkeypatch.setattr(Recommender, "similar", similar, raising=False)
-    monkeypatch.setattr(Recommender, "explain", explain, raising=False)
-    client = serve()
-    rows = client.post("/similar", json={"item": "001", "k": 2}).json()["rows"]
-    assert [(row["item_id"], row["score"]) for row in rows] == [("002", 0.5), ("003", None)]
+def test_similar_gives_the_recommenders_rows(client: Any, recommender: Recommender) -> None:
+    rules = {"k": 4, "exclude": ["002"], "diversify": "genres:1"}
+    rows = client.post("/similar", json={"item": "001", **rules}).json()["rows"]
+    expected = recommender.similar("001", **rules)
+    assert [(r["item_id"], r["rank"]) for r in rows] == list(expected["item_id", "rank"].iter_rows())
+    assert [r["score"] for r in rows] == pytest.approx(expected["score"].to_list(), abs=1e-5)
     assert all(row["title"] for row in rows)
     assert client.post("/similar", json={"item": "x1"}).status_code == 404
-    said = client.post("/explain", json={"user": "u001", "item": "002", "k": 3}).json()
-    assert said["item_id"] == "002"
-    assert said["asked"] == {"user": "u001", "history": None, "timed": False}
-    assert [(row["share"], row["change"]) for row in said["reasons"]] == [(0.5, None)] * 3
-    assert all(row["title"] for row in said["reasons"])
-    tell(client, {"user_id": "new", "item_id": "001"})
-    for body, timed in (({"user": "new"}, True), ({"history": ["001"]}, False)):
-        said = client.post("/explain", json={**body, "item": "002"}).json()
-        assert said["asked"] == {"user": None, "history": ["001"], "timed": timed}
-    assert client.post("/explain", json={"user": "ghost", "item": "002"}).status_code == 404
+    assert client.post("/similar", json={"item": "001", "exclude": ["x1"]}).status_code == 404
+    assert client.post("/similar", json={"text": "river"}).status_code in (200, 422)  # by what read the texts
 
 
-def test_without_them_they_are_404(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("similar", "explain"):
-        monkeypatch.setattr(Recommender, name, None, raising=False)
+def test_explain_gives_the_recommenders_reasons(serve: Any, recommender: Recommender) -> None:
     client = serve()
-    assert client.post("/similar", json={"item": "001"}).status_code == 404
+
+    def asked(**body: Any) -> Any:
+        return client.post("/explain", json={"item": "002", **body}).json()
+
+    for body, expected in (
+        ({"user": "u001"}, recommender.explain("u001", "002")),
+        ({"history": ["001", "006"]}, recommender.explain(item="002", history=["001", "006"])),
+        (
+            {"history": ["001", "006"], "times": [5, 9]},
+            recommender.explain(item="002", history=["001", "006"], times=[5, 9]),
+        ),
+    ):
+        said = asked(**body, k=2)
+        assert said["score"] == pytest.approx(expected.score, abs=1e-5) and said["rank"] == expected.rank
+        assert [r["item_id"] for r in said["reasons"]] == [r.item_id for r in expected.reasons[:2]]
+        assert said["title"] in said["words"][0] and len(said["words"]) <= 4
+    tell(client, {"user_id": "u001", "item_id": "003"})
+    assert asked(user="u001")["events"] == recommender.explain("u001", "002").events + 1
+    for body, status in (
+        ({"user": "ghost"}, 404),
+        ({"history": []}, 422),
+        ({"user": "u001", "times": [1]}, 422),
+    ):
+        assert client.post("/explain", json={"item": "002", **body}).status_code == status
+
+
+def test_two_runs_are_served_side_by_side(serve: Any, train: Any, tmp_path: Path) -> None:
+    other = train(tmp_path / "other", seed=5)
+    client, own = serve(compare=other), Recommender.from_pretrained(other, "cpu")
     about = client.get("/about").json()
-    assert about["similar"] is about["explain"] is False
+    assert (about["run"]["name"], about["compared"]["run"]["name"]) == ("run", "other")
+    body = {"users": ["u001"], "k": 5}
+    first, second = (recommended(client, **body, compared=compared) for compared in (False, True))
+    assert first != second == own.recommend(**body)["item_id"].to_list()
+    tell(client, {"user_id": "u001", "item_id": second[0]})
+    assert second[0] not in recommended(client, **body, compared=True)
+    said = client.post("/explain", json={"history": ["001"], "item": "002", "compared": True}).json()
+    assert said["score"] == pytest.approx(own.explain(item="002", history=["001"]).score, abs=1e-5)
+    answer = serve(events=tmp_path / "other.sqlite").post("/recommend", json={**body, "compared": True})
+    assert answer.status_code == 422 and "--compare" in answer.json()["error"]

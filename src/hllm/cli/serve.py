@@ -16,6 +16,9 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 def serve(
     run: Annotated[Path, typer.Argument(help="A run folder, as `hllm train` writes it, or a link to one.")],
+    compare: Annotated[
+        Path | None, typer.Option(help="Another run: the page shows both side by side.", metavar="RUN")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes, each with the whole run.")] = 1,
@@ -54,6 +57,7 @@ def serve(
     keys = [*api_key, *filter(None, os.environ.get("HLLM_API_KEY", "").split(","))]
     settings = ServeSettings(
         run=run,
+        compare=compare,
         events=events,
         device=device,
         api_keys=tuple(keys),

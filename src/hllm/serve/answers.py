@@ -1,21 +1,21 @@
-"""From a request to the rows of `Recommender.recommend`."""
+"""From a request to the answer: rows of `Recommender.recommend` and `similar`, reasons of `explain`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, is_dataclass
-from inspect import signature
 from typing import Any
 
 import numpy as np
 
-from hllm.errors import ConfigError, DataError
+from hllm.errors import DataError
+from hllm.recommend.explain import in_words
 from hllm.recommend.left_out import LeftOut
 from hllm.serve.batching import Batcher
 from hllm.serve.events import EventStore
 from hllm.serve.live import Live, Missing
-from hllm.serve.schemas import RULES, RecommendBody
+from hllm.serve.schemas import RULES, ExplainBody, RecommendBody, SimilarBody
 
 Rows = list[tuple[Any, float, int]]  # (item id, score, rank) of one list
 
@@ -24,9 +24,10 @@ async def recommend(live: Live, store: EventStore, batcher: Batcher, body: Recom
     """Rows and notes. Users with live events are answered from their history and these; the others, and
     histories, by one call that may answer other requests with the same rules, too."""
     if body.users is not None:
-        _check_users(live, store, body.users, body.unknown)
-        names: list[Any] = [_name(live, user) for user in body.users]
         sessions = [live.session(user, store) for user in body.users]
+        strangers = [user for user, found in zip(body.users, sessions, strict=True) if found is None]
+        _check(live.data.row_of, strangers, "user_id", body.unknown)
+        names: list[Any] = [_name(live, user) for user in body.users]
         kinds = {"users": [n for n, s in enumerate(sessions) if s is None]}
         kinds["history"] = [n for n, s in enumerate(sessions) if s is not None]
         values: list[Any] = [name if s is None else s for name, s in zip(names, sessions, strict=True)]
@@ -46,7 +47,7 @@ async def recommend(live: Live, store: EventStore, batcher: Batcher, body: Recom
         if places:
             key = _key(live, kind, body)
             asked = [names[place] for place in places]
-            work = _work(live, store, kind, body, asked, notes if key is None else [])
+            work = _work(live, kind, body, asked, notes if key is None else [])
             found = await batcher.submit(key, [values[place] for place in places], work)
             for place, rows in zip(places, found, strict=True):
                 lists[place] = rows
@@ -63,21 +64,22 @@ def _key(live: Live, kind: str, body: RecommendBody) -> Hashable | None:
     """What requests must share to be answered by one call; None where notes say who was left out of it."""
     if body.unknown != "error" or body.per_user is not None:
         return None
-    rules = body.model_dump(include={"k", "keep_seen", "exclude", "candidates", *RULES}, exclude_none=True)
+    rules = body.model_dump(
+        include={"k", "keep_seen", "exclude", "candidates", "only", *RULES}, exclude_none=True
+    )
     return live.number, kind, json.dumps(rules)
 
 
 def _work(
-    live: Live, store: EventStore, kind: str, body: RecommendBody, asked_for: list[Any], notes: list[str]
+    live: Live, kind: str, body: RecommendBody, asked_for: list[Any], notes: list[str]
 ) -> Callable[[list[Any]], list[Rows]]:
     """The one call of the recommender. A user asked for twice is answered once.
 
     `asked_for`: what the answer calls the values of this request, for rules of single users.
     """
-    rules = _rules(live, kind, body, asked_for)
+    rules = _rules(kind, body, asked_for)
 
     def work(values: list[Any]) -> list[Rows]:
-        live.catch_up(store)
         asked: dict[str, Any] = {"users": None, "history": None, "times": None, "titles": None}
         if kind == "users":
             asked["users"] = list({str(user): user for user in values}.values())
@@ -97,7 +99,8 @@ def _work(
             exclude=body.exclude,
             candidates=body.candidates,
             unknown=body.unknown,
-            **rules,
+            only=body.only,
+            rules=rules,
         )
         notes.extend(said)
         lists: dict[str, Rows] = {}
@@ -108,13 +111,9 @@ def _work(
     return work
 
 
-def _rules(live: Live, kind: str, body: RecommendBody, asked_for: list[Any]) -> dict[str, Any]:
-    """The further rules as an argument of `recommend_noted`; none where none is given."""
+def _rules(kind: str, body: RecommendBody, asked_for: list[Any]) -> dict[str, Any]:
+    """The further rules, as `recommend_noted` takes them."""
     given: dict[str, Any] = body.model_dump(include=set(RULES), exclude_none=True)
-    if not given:
-        return {}
-    if "rules" not in signature(live.recommender.recommend_noted).parameters:
-        raise ConfigError(f"this version of hllm has no rule {next(iter(given))!r}")
     if body.per_user is not None:
         import polars as pl
 
@@ -130,7 +129,41 @@ def _rules(live: Live, kind: str, body: RecommendBody, asked_for: list[Any]) -> 
         given["per_user"] = pl.DataFrame(
             rows, {"user_id": pl.String, "item_id": pl.String, "allow": pl.Boolean}, orient="row"
         )
-    return {"rules": given}
+    return given
+
+
+async def similar(live: Live, batcher: Batcher, body: SimilarBody) -> dict[str, Any]:
+    """Rows of `Recommender.similar` with titles."""
+    item = None if body.item is None else live.item(body.item)
+    candidates = () if isinstance(body.candidates, str) else body.candidates
+    for ids in (body.exclude, candidates, body.only_items or ()):
+        _check(live.data.token_of, ids, "item_id", "error")
+    rules = body.model_dump(exclude={"item", "compared"}, exclude_none=True)
+    found = await batcher.call(lambda: live.recommender.similar(item, **rules))
+    return {"rows": _titled(live, plain(found)), "run": live.number}
+
+
+async def explain(live: Live, store: EventStore, batcher: Batcher, body: ExplainBody) -> dict[str, Any]:
+    """`Recommender.explain` in words and numbers, the first `k` reasons of it."""
+    item, who = live.item(body.item), f"user {body.user}"
+    user: Any = None
+    history: Any = None
+    times: Any = body.times
+    if body.user is None:
+        who, history = "this history", [live.item(i) for i in body.history or ()]
+    elif (session := live.session(body.user, store)) is not None:
+        history, times = session
+    else:
+        user = live.user(body.user)
+    found = await batcher.call(lambda: live.recommender.explain(user, item, history=history, times=times))
+    words = in_words(found, who, body.k, live.data.meta["time_unit"])
+    said = plain(found)
+    return {**said, "reasons": said["reasons"][: body.k], "words": words, "run": live.number}
+
+
+def _titled(live: Live, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with the title of their item."""
+    return [{**row, "title": live.catalogue.title(row["item_id"])} for row in rows]
 
 
 def _name(live: Live, user: Any) -> Any:
@@ -138,11 +171,6 @@ def _name(live: Live, user: Any) -> Any:
         return live.user(user)
     except Missing:
         return user
-
-
-def _check_users(live: Live, store: EventStore, users: Sequence[Any], unknown: str) -> None:
-    """Raise Missing naming all users who are unknown and did nothing while the run is served."""
-    _check(live.data.row_of, [user for user in users if not store.of(user)], "user_id", unknown)
 
 
 def _check(find: Callable[[Any], int], values: Sequence[Any], kind: str, unknown: str) -> None:

@@ -7,7 +7,7 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -20,8 +20,8 @@ from starlette.exceptions import HTTPException
 
 from hllm import __version__
 from hllm.errors import ConfigError, DataError, HLLMError
+from hllm.serve import answers
 from hllm.serve.answers import plain
-from hllm.serve.answers import recommend as answer
 from hllm.serve.batching import Overloaded
 from hllm.serve.gate import Gate
 from hllm.serve.live import Live, Missing
@@ -154,43 +154,21 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     async def recommend(request: Request) -> Response:
         """The best items for users, histories or titles: the rows of `Recommender.recommend`."""
         body = await _read(request, RecommendBody)
-        return StrictJson(await answer(service.live, service.store, service.batcher, body))
+        live = await service.run(body.compared)
+        return StrictJson(await answers.recommend(live, service.store, service.batcher, body))
 
     @app.post("/similar", openapi_extra=_takes(SimilarBody))
     async def similar(request: Request) -> Response:
         """Items like an item, or like a text."""
-        body, live = await _read(request, SimilarBody), service.live
-        method = _method(live, "similar")
-        item = None if body.item is None else live.item(body.item)
-        found = await service.batcher.call(lambda: method(item=item, text=body.text, k=body.k))
-        return StrictJson({"rows": _titled(live, plain(found)), "run": live.number})
+        body = await _read(request, SimilarBody)
+        return StrictJson(await answers.similar(await service.run(body.compared), service.batcher, body))
 
     @app.post("/explain", openapi_extra=_takes(ExplainBody))
     async def explain(request: Request) -> Response:
-        """Which events of the history an item is recommended for."""
-        body, live = await _read(request, ExplainBody), service.live
-        method, item = _method(live, "explain"), live.item(body.item)
-        asked: dict[str, Any]
-        if body.user is None:
-            asked = {"history": [live.item(i) for i in body.history or ()]}
-        elif (session := live.session(body.user, service.store)) is not None:
-            asked = {"history": session[0], "times": session[1]}
-        else:
-            asked = {"user": live.user(body.user)}
-        found = plain(await service.batcher.call(lambda: method(**asked, item=item)))
-        return StrictJson({**found, "reasons": _titled(live, found["reasons"][: body.k]), "run": live.number})
-
-
-def _method(live: Live, name: str) -> Callable[..., Any]:
-    if not live.can(name):
-        raise HTTPException(404, f"this version of hllm has no {name}")
-    method: Callable[..., Any] = getattr(live.recommender, name)
-    return method
-
-
-def _titled(live: Live, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with the title of their item."""
-    return [{**row, "title": live.catalogue.title(row["item_id"])} for row in rows]
+        """Which events of the history an item is recommended for, in words and numbers."""
+        body = await _read(request, ExplainBody)
+        live = await service.run(body.compared)
+        return StrictJson(await answers.explain(live, service.store, service.batcher, body))
 
 
 def _add_catalogue(app: FastAPI, service: Service) -> None:
@@ -199,14 +177,14 @@ def _add_catalogue(app: FastAPI, service: Service) -> None:
         """Items by title, whole words first; the most popular ones without a text."""
         if not 1 <= k <= 100 or len(q) > 512:
             raise DataError("search takes k from 1 to 100, and q of at most 512 letters")
-        live = service.live
+        live = await service.run()
         places = await asyncio.to_thread(live.catalogue.search, q, k)
         return StrictJson({"rows": [_shown(live, live.data.item_ids[place]) for place in places]})
 
     @app.get("/items/{item_id:path}")
     async def item(item_id: str) -> Response:
         """What the catalogue says of an item."""
-        live = service.live
+        live = await service.run()
         known = live.item(item_id)
         token = live.data.token_of(known)
         fields = plain(live.data.items.row(token - 1, named=True))
@@ -217,7 +195,7 @@ def _add_catalogue(app: FastAPI, service: Service) -> None:
     @app.post("/items", openapi_extra=_takes(ItemsBody), status_code=201)
     async def add(request: Request) -> Response:
         """Make new items recommendable at once, from their text; every worker learns of them."""
-        body, live = await _read(request, ItemsBody), service.live
+        body, live = await _read(request, ItemsBody), await service.run()
         rows = [dict(row) for row in body.items]
         await service.batcher.call(lambda: live.add_items(rows, service.store))
         service.metrics.counts["items_added"] += len(rows)
@@ -226,17 +204,12 @@ def _add_catalogue(app: FastAPI, service: Service) -> None:
     @app.get("/about")
     async def about() -> Response:
         """What is served, and what it can do."""
-        live, data = service.live, service.live.data
+        other = service.other
         return StrictJson(
             {
-                "run": {"name": live.path.resolve().name, "number": live.number, "since": live.since},
-                "model": live.recommender.config.preset,
-                "data": str(data.meta["name"]),
-                "users": data.n_users,
-                "items": data.n_catalogue,
-                "some_users": plain(data.user_ids[:5]),
-                "similar": live.can("similar"),
-                "explain": live.can("explain"),
+                **service.live.about(),
+                "some_users": plain(service.live.data.user_ids[:5]),
+                "compared": None if other is None else other.about(),
             }
         )
 
@@ -249,7 +222,7 @@ def _add_sessions(app: FastAPI, service: Service) -> None:
     @app.post("/events", openapi_extra=_takes(EventsBody), status_code=201)
     async def events(request: Request) -> Response:
         """What users did just now: the next /recommend of theirs knows it. All are kept, or none."""
-        body, live, now = await _read(request, EventsBody), service.live, time.time()
+        body, live, now = await _read(request, EventsBody), await service.run(), time.time()
         rows = [
             (event.user_id, live.item(event.item_id), now if event.timestamp is None else event.timestamp)
             for event in body.events
@@ -266,7 +239,7 @@ def _add_sessions(app: FastAPI, service: Service) -> None:
     @app.get("/users/{user_id:path}")
     async def user(user_id: str) -> Response:
         """A user's last items, newest first, live events included."""
-        live = service.live
+        live = await service.run()
         session = live.session(user_id, service.store)
         items, _ = live.history(user_id) if session is None else session
         shown = [_shown(live, item) for item in items[: -SHOWN_EVENTS - 1 : -1]]

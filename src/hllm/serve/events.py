@@ -24,15 +24,19 @@ CREATE TABLE IF NOT EXISTS items (id INTEGER PRIMARY KEY, item TEXT NOT NULL);
 
 
 class EventStore:
-    """Events (user, item, time in seconds since 1970) and added items. Any thread may use it.
+    """Events (user, item, time in seconds since 1970) and added items. Any thread may use it; who reads never
+    waits for who writes, in this process or another.
 
     Raises ArtifactError for a file that is not this store's.
     """
 
     def __init__(self, path: Path | str) -> None:
-        self._lock = threading.Lock()
+        self._reading, self._writing = threading.Lock(), threading.Lock()
         try:
-            self._db = sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
+            self._reader, self._db = (
+                sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
+                for _ in range(2)
+            )
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version not in (0, VERSION):
                 raise ArtifactError(
@@ -62,7 +66,7 @@ class EventStore:
 
     def forget(self, user: Any) -> int:
         """Remove a user's events; how many there were."""
-        with self._lock:
+        with self._writing:
             return self._db.execute("DELETE FROM events WHERE user = ?", (_key(user),)).rowcount
 
     def add_items(self, items: Sequence[dict[str, Any]]) -> None:
@@ -75,15 +79,16 @@ class EventStore:
         return (rows[-1][0] if rows else number), [json.loads(item) for _, item in rows]
 
     def close(self) -> None:
-        with self._lock:
+        with self._reading, self._writing:
+            self._reader.close()
             self._db.close()
 
     def _read(self, query: str, values: tuple[Any, ...]) -> list[Any]:
-        with self._lock:
-            return self._db.execute(query, values).fetchall()
+        with self._reading:
+            return self._reader.execute(query, values).fetchall()
 
     def _write(self, query: str, rows: Sequence[tuple[Any, ...]]) -> None:
-        with self._lock:
+        with self._writing:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 self._db.executemany(query, rows)

@@ -109,9 +109,15 @@ class Live:
             self._catalogue = made = Catalogue(self.data)
         return made
 
-    def can(self, name: str) -> bool:
-        """Whether this recommender has the method, "similar" or "explain"."""
-        return callable(getattr(self.recommender, name, None))
+    def about(self) -> dict[str, Any]:
+        """What it is, for /about."""
+        return {
+            "run": {"name": self.path.resolve().name, "number": self.number, "since": self.since},
+            "model": self.recommender.config.preset,
+            "data": str(self.data.meta["name"]),
+            "users": self.data.n_users,
+            "items": self.data.n_catalogue,
+        }
 
     def catch_up(self, store: EventStore) -> list[str]:
         """Take items that another worker, or the run of before, was given; what could not be taken."""

@@ -33,10 +33,13 @@ def run_server(
     """Serve until SIGINT or SIGTERM; `tell` is given the address. Raises HLLMError where it cannot begin."""
     checked(settings)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    read_record(settings.run)  # before anything slow
+    runs = [settings.run] if settings.compare is None else [settings.run, settings.compare]
+    for run in runs:
+        read_record(run)  # before anything slow
     several = settings.workers > 1
     if several:  # what would fail in every worker is told here
-        Recommender.from_pretrained(settings.run, "cpu")
+        for run in runs:
+            Recommender.from_pretrained(run, "cpu")
         EventStore(settings.events_file).close()
     config = uvicorn.Config(
         partial(worker_app, settings, level) if several else create_app(settings),

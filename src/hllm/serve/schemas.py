@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from hllm.recommend.options import SearchOptions
+
 MAX_QUERIES, MAX_EVENTS, MAX_IDS, MAX_K, MAX_ROWS = 256, 1000, 10_000, 1000, 50_000
 
 Text = Annotated[str, Field(max_length=512)]
@@ -13,6 +15,7 @@ Id = Annotated[int, Field(strict=True, ge=-(2**63), le=2**63 - 1)] | Text
 Ids = Annotated[list[Id], Field(max_length=MAX_IDS)]
 Time = Annotated[int, Field(ge=-(2**53), le=2**53)] | Annotated[str, Field(max_length=40)]
 K = Annotated[int, Field(ge=1, le=MAX_K)]
+Label = int | float | Text
 Value = bool | int | float | Annotated[str, Field(max_length=100_000)] | None
 
 
@@ -30,7 +33,20 @@ class Allowance(Body):
     allow: bool
 
 
-class RecommendBody(Body):
+class Rules(Body):
+    """Which items, and how many; `compared`: from the run given with --compare."""
+
+    k: K = 10
+    exclude: Ids = []
+    candidates: Literal["interacted", "catalogue"] | Ids = "interacted"
+    only_items: Ids | None = None
+    at: Time | None = None
+    diversify: Text | None = None
+    diversity: Annotated[float, Field(ge=0, le=1)] | None = None
+    compared: bool = False
+
+
+class RecommendBody(Rules):
     """Whom for (one of `users`, `history`, `titles`) and what; as `Recommender.recommend` takes them.
 
     In `per_user` a history is called by its number, as in the answer.
@@ -57,17 +73,14 @@ class RecommendBody(Body):
         ]
         | None
     ) = None
-    k: K = 10
     keep_seen: bool = False
-    exclude: Ids = []
-    candidates: Literal["interacted", "catalogue"] | Ids = "interacted"
     unknown: Literal["error", "skip", "popular"] = "error"
-    only_items: Ids | None = None
+    only: (
+        Annotated[dict[Text, Label | Annotated[list[Label], Field(max_length=100)]], Field(max_length=20)]
+        | None
+    ) = None
     exclude_seen_since: Annotated[str, Field(max_length=40)] | None = None
     per_user: Annotated[list[Allowance], Field(max_length=MAX_IDS)] | None = None
-    at: Time | None = None
-    diversify: Text | None = None
-    diversity: Annotated[float, Field(ge=0, le=1)] | None = None
     text: Annotated[str, Field(min_length=1, max_length=10_000)] | None = None
     text_weight: Annotated[float, Field(ge=0, le=1)] | None = None
 
@@ -85,17 +98,14 @@ class RecommendBody(Body):
         return self
 
 
-RULES = (
-    "only_items", "exclude_seen_since", "per_user", "at", "diversify", "diversity", "text", "text_weight",
-)  # fmt: skip
+RULES = tuple(SearchOptions.__annotations__)
 
 
-class SimilarBody(Body):
+class SimilarBody(Rules):
     """Items like an item, or like a text."""
 
     item: Id | None = None
     text: Annotated[str, Field(min_length=1, max_length=10_000)] | None = None
-    k: K = 10
 
     @model_validator(mode="after")
     def _one_of(self) -> SimilarBody:
@@ -109,13 +119,17 @@ class ExplainBody(Body):
 
     user: Id | None = None
     history: Annotated[list[Id], Field(max_length=MAX_EVENTS)] | None = None
+    times: Annotated[list[Time], Field(max_length=MAX_EVENTS)] | None = None
     item: Id
     k: Annotated[int, Field(ge=1, le=100)] = 5
+    compared: bool = False
 
     @model_validator(mode="after")
     def _one_of(self) -> ExplainBody:
         if (self.user is None) == (self.history is None):
             raise ValueError("give one of user and history")
+        if self.times is not None and self.history is None:
+            raise ValueError("times belong to history")
         return self
 
 

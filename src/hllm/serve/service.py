@@ -8,7 +8,7 @@ import os
 import signal
 from typing import Any
 
-from hllm.errors import HLLMError
+from hllm.errors import ConfigError, HLLMError
 from hllm.serve.batching import Batcher
 from hllm.serve.events import EventStore
 from hllm.serve.live import Live
@@ -26,20 +26,34 @@ class Service:
         self.metrics = Metrics()
         self.store = EventStore(settings.events_file)
         self.batcher = Batcher(settings.max_waiting, settings.max_batch, settings.wait_seconds)
-        self.live = self._load()
+        self.live, self.other = self._load()
         self.open = True
         self._reloading = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def _load(self) -> Live:
-        return Live.load(self.settings.run, self.settings.device, self.store)
+    def _load(self) -> tuple[Live, Live | None]:
+        run, other, device = self.settings.run, self.settings.compare, self.settings.device
+        live = Live.load(run, device, self.store)
+        return live, None if other is None else Live.load(other, device, self.store)
+
+    async def run(self, compared: bool = False) -> Live:
+        """The run that is served, or the one beside it, with all items added to any worker by now.
+
+        Raises ConfigError where there is no run beside it.
+        """
+        live = self.other if compared else self.live
+        if live is None:
+            raise ConfigError("this service has one run; to compare two: hllm serve RUN --compare OTHER")
+        if self.store.items_after(live.added)[1]:
+            await self.batcher.call(lambda: live.catch_up(self.store))
+        return live
 
     async def reload(self) -> Live:
         """Serve what is at the run's path now. Requests that began go on with the run of before; it stays
         if the new one is broken, which raises HLLMError."""
         async with self._reloading:
             try:
-                self.live = await asyncio.to_thread(self._load)
+                self.live, self.other = await asyncio.to_thread(self._load)
             except HLLMError as err:
                 self.metrics.counts["failed_reloads"] += 1
                 log.error("reload failed, the run of before goes on", extra={"fields": {"error": str(err)}})

@@ -13,6 +13,7 @@ class ServeSettings(Settings):
     """Settings of one worker. Times are in seconds, sizes in bytes.
 
     run           the run folder; a link to it, to change what is served by changing the link
+    compare       another run, for the page to show beside it and for requests with "compared": true
     events        the sqlite file of live events and added items; None: beside the run, RUN.events.sqlite
     api_keys      any of them opens everything but the page, /docs, /health and /ready; none: open to all
     origins       sites whose pages may call the service from a browser (CORS); none: only its own page
@@ -24,6 +25,7 @@ class ServeSettings(Settings):
     """
 
     run: Path
+    compare: Path | None = None
     events: Path | None = None
     device: str = "auto"
     api_keys: tuple[str, ...] = ()
