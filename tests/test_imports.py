@@ -20,7 +20,7 @@ LAYERS = [
     ["settings"],
     ["arguments"],
     ["items.config", "models.config", "losses.config", "train.config"],  # the sections of the configuration
-    ["config", "packing", "artifacts", "fetch", "unpack", "progress", "hardware"],
+    ["config", "packing", "artifacts", "fetch", "unpack", "progress", "hardware", "engine"],
     ["formats"],
     ["data", "text"],
     ["items"],
@@ -30,6 +30,7 @@ LAYERS = [
     ["runs"],
     ["recommend"],
     ["pipeline"],
+    ["batch"],
     ["report", "export", "serve", "bench", "testing"],
     ["compat"],
     ["cli"],

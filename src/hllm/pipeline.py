@@ -30,7 +30,7 @@ from hllm.recommend.explain import Explanation, explained
 from hllm.recommend.frames import to_frame
 from hllm.recommend.left_out import LeftOut
 from hllm.recommend.only import hidden_items, with_columns
-from hllm.recommend.queries import queries_of_histories, queries_of_titles, queries_of_users, title_of
+from hllm.recommend.queries import queries_of, title_of
 from hllm.recommend.request import answer, make_request
 from hllm.recommend.session import Session
 from hllm.recommend.similar import Likeness, Searched, check_weight, text_vector
@@ -162,7 +162,7 @@ class Recommender:
         self,
         users: Sequence[Any] | None = None,
         *,
-        history: Sequence[Sequence[Any]] | None = None,
+        history: Sequence[Sequence[Any]] | Mapping[Any, Sequence[Any]] | None = None,
         times: Sequence[Any] | None = None,
         titles: Sequence[Sequence[str]] | None = None,
         split: str | None = None,
@@ -177,10 +177,11 @@ class Recommender:
     ) -> pl.DataFrame:
         """The best `k` items a user: a frame `user_id, item_id, score, rank`, ids as the dataset has them.
 
-        One of: `users` (ids), `history` (lists of item ids, oldest first; `user_id` is then the row
-        number; with `times`, a list for each, in the dataset's unit or as datetimes), `titles` (the same
-        by title), `split` ("test": every test user from the history before the held-out item); all known
-        users if none is given. Items of the history are left out unless `keep_seen`.
+        Whom for: `users` (ids), `history` (lists of item ids, oldest first, or a mapping from names to them; with
+        `times`, a list for each, in the dataset's unit or as datetimes), `titles` (the same by title), together
+        or alone; or `split` ("test": every test user from the history before the held-out item); all known users
+        if none is given. `user_id` of a history without a name is its number, 0, 1, ..., and beside others -1,
+        -2, .... Items of the history are left out unless `keep_seen`.
         `candidates="catalogue"` includes items without any event, a list of item ids only those; added
         items always compete otherwise. `only={"genres": "Comedy"}` keeps the items with that value, or label, in a
         column of the items; `columns=["title"]` adds columns of the items to the frame.
@@ -212,7 +213,7 @@ class Recommender:
     def recommend_noted(
         self,
         users: Sequence[Any] | None,
-        history: Sequence[Sequence[Any]] | None,
+        history: Sequence[Sequence[Any]] | Mapping[Any, Sequence[Any]] | None,
         times: Sequence[Any] | None,
         titles: Sequence[Sequence[str]] | None,
         split: str | None,
@@ -227,20 +228,11 @@ class Recommender:
     ) -> tuple[pl.DataFrame, list[str]]:
         """`recommend`, and a line on each kind of what was unknown or empty, and what became of it."""
         _, data = self._ready()
-        if sum(given is not None for given in (users, history, titles, split)) > 1:
-            raise ConfigError("give one of users, history, titles and split")
-        if times is not None and history is None:
-            raise ConfigError("times belong to history; give history=[[...]] with them")
         session, left_out = (
             self._session((rules or {}).get("text"), (rules or {}).get("text_weight")),
             LeftOut(unknown),
         )
-        if history is not None:
-            queries, names = queries_of_histories(data, history, times, left_out)
-        elif titles is not None:
-            queries, names = queries_of_titles(data, titles, left_out)
-        else:
-            queries, names = queries_of_users(data, users, split, left_out)
+        queries, names = queries_of(data, users, history, times, titles, split, left_out)
         empty = np.flatnonzero(queries.ends == queries.starts)
         if len(empty) and unknown == "skip":
             rest = np.setdiff1d(np.arange(len(queries)), empty)
@@ -277,12 +269,15 @@ class Recommender:
         k: int = 10,
         exclude: Sequence[Any] = (),
         candidates: str | Sequence[Any] = "interacted",
+        only: Mapping[str, Any] | None = None,
+        columns: Sequence[str] = (),
         **rules: Unpack[RuleOptions],
     ) -> pl.DataFrame:
         """The `k` items most like an item, or like a free text: a frame `item_id, score, rank`.
 
-        The score is the cosine of item vectors; a text gets the vector that a new item with it would have. Rules are
-        those of `recommend`. Raises DataError for an unknown item, ConfigError where a run cannot read text.
+        The score is the cosine of item vectors; a text gets the vector that a new item with it would have. Rules,
+        `only` and `columns` are those of `recommend`. Raises DataError for an unknown item, ConfigError where a run
+        cannot read text.
         """
         network, data = self._ready()
         if (item is None) == (text is None):
@@ -294,9 +289,12 @@ class Recommender:
             vector = network.table().raw[token]
         session = self._session().ranked_by(Likeness(network, vector))
         queries = history_queries([[] if token is None else [token]])  # an item is not like itself
-        chosen = session.candidates(candidates, exclude)
+        chosen = session.candidates(
+            candidates, exclude if only is None else hidden_items(data, exclude, only)
+        )
         request = make_request(session, queries, [0], chosen, False, rules)
-        return to_frame(answer(session, queries, check_k(k), request), [0], data).drop("user_id")
+        frame = to_frame(answer(session, queries, check_k(k), request), [0], data).drop("user_id")
+        return with_columns(frame, data, columns)
 
     def explain(
         self,
@@ -315,9 +313,9 @@ class Recommender:
         if (user is None) == (history is None):
             raise ConfigError("give either a user (--user ID) or a history (--history ID,ID)")
         if history is None:
-            query, _ = queries_of_users(data, [user])
+            query, _ = queries_of(data, [user])
         else:
-            query, _ = queries_of_histories(data, [history], None if times is None else [times])
+            query, _ = queries_of(data, history=[history], times=None if times is None else [times])
         return explained(self._session(), query, item, title_of(data), most)
 
     def _say_what_clocks_are_assumed(self, queries: Queries) -> None:

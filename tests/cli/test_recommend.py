@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import polars as pl
@@ -13,6 +14,7 @@ import pytest
 from hllm.artifacts import read_json, write_text
 from hllm.cli import main
 
+NEEDS_RAY = pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray")
 Capture = pytest.CaptureFixture[str]
 Fails = Callable[..., str]
 
@@ -144,7 +146,7 @@ def test_added_columns_on_the_screen(run_folder: Path, capsys: Capture) -> None:
         (["--history", ""], "history 0 is empty"),
         (["--titles", "Golden Rivet (1951)"], "did you mean 'golden river (1951)'"),
         (["--split", "tset"], "unknown split 'tset'"),
-        (["--split", "test", "--user", "u003"], "give one of users, history, titles and split"),
+        (["--split", "test", "--user", "u003"], "says whom for; give it without users"),
         (["--k", "0"], "--k"),
         (["-k", "many"], "'many'"),
         (["--candidates", "all"], "unknown candidates 'all'"),
@@ -263,7 +265,7 @@ def test_parts_go_on_to_the_same_bytes(
     assert "asked for otherwise (k)" in fails(*["5" if a == "4" else a for a in arguments], out)
     write_text(tmp_path / "full" / "x.txt", "y")
     assert "holds no recommendations (x.txt)" in fails(*arguments, tmp_path / "full")
-    assert "is for users" in fails(*arguments, tmp_path / "new", "--split", "test")
+    assert "--split go to a file" in fails(*arguments, tmp_path / "new", "--split", "test")
 
 
 def test_parts_for_strangers(run_folder: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -285,3 +287,85 @@ def test_parts_for_strangers(run_folder: Path, tmp_path: Path, capsys: Capture) 
     assert pl.read_parquet(tmp_path / "b" / "*.parquet")["user_id"].unique(maintain_order=True).to_list() == [
         "u003", "nobody", "u004", "noone",
     ]  # fmt: skip
+
+
+def test_known_anonymous_and_empty_in_one_batch(run_folder: Path, tmp_path: Path) -> None:
+    """On the screen's way, from a file of users, and in parts: the same lists as one at a time."""
+    mixed = recommend(
+        run_folder, tmp_path, "--user", "u003", "--user", "ghost", "--history", "001,002", "--history", "",
+        "--unknown", "popular", "-k", 3,
+    )  # fmt: skip
+    alone = {
+        "u003": recommend(run_folder, tmp_path, "--user", "u003", "-k", 3),
+        "-1": recommend(run_folder, tmp_path, "--history", "001,002", "-k", 3),
+        "-2": recommend(run_folder, tmp_path, "--history", "", "--unknown", "popular", "-k", 3),
+    }
+    assert mixed["user_id"].unique(maintain_order=True).to_list() == ["u003", "ghost", "-1", "-2"]
+    for name, rows in alone.items():
+        assert mixed.filter(pl.col("user_id") == name).drop("user_id").equals(rows.drop("user_id")), name
+
+    write_text(tmp_path / "who.csv", 'user_id,history\nu003,\nguest,"001,002"\nghost,\nnew,[]\n')
+    options = ["--users", tmp_path / "who.csv", "--unknown", "popular", "-k", 3]
+    named = recommend(run_folder, tmp_path, *options)
+    names = {"guest": "-1", "new": "-2"}
+    assert (
+        named.with_columns(pl.col("user_id").replace(names))
+        .sort("user_id", "rank")
+        .equals(mixed.sort("user_id", "rank"))
+    )
+    arguments = [
+        "recommend",
+        run_folder,
+        *options,
+        "--part-users",
+        2,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "p",
+    ]
+    assert main([str(a) for a in arguments]) == 0
+    assert pl.read_parquet(tmp_path / "p" / "*.parquet").equals(named)
+
+
+def test_histories_in_a_file_that_cannot_be_used(run_folder: Path, tmp_path: Path, fails: Fails) -> None:
+    write_text(tmp_path / "who.csv", "user_id,history\ng,001\ng,002\n")
+    assert "two histories of 'g'" in fails("recommend", run_folder, "--users", tmp_path / "who.csv")
+    write_text(tmp_path / "who.csv", "user_id,history,times\ng,001,5 6\n")
+    assert "times" in fails("recommend", run_folder, "--users", tmp_path / "who.csv")
+    write_text(tmp_path / "who.csv", "user_id,history\ng,001\n")
+    assert "put those of --history into it" in fails(
+        "recommend", run_folder, "--users", tmp_path / "who.csv", "--history", "002"
+    )
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(["--device", "cpu,cpu"], marks=pytest.mark.slow),
+        pytest.param(["--device", "cpu", "--engine", "ray"], marks=[pytest.mark.slow, NEEDS_RAY]),
+    ],
+)
+def test_several_processes_write_the_same_files(run_folder: Path, tmp_path: Path, how: list[str]) -> None:
+    write_text(tmp_path / "who.csv", 'user_id,history\nu003,\nguest,"001,002"\nghost,\nnew,[]\nu004,\n')
+    arguments = ["recommend", str(run_folder), "--users", str(tmp_path / "who.csv"), "--unknown", "popular"]
+    arguments += ["--part-users", "2", "-k", "3", "--only", "genres=Comedy", "--out"]
+    assert main([*arguments, str(tmp_path / "one"), "--device", "cpu"]) == 0
+    assert main([*arguments, str(tmp_path / "many"), *how]) == 0
+    files = sorted(path.name for path in (tmp_path / "one").glob("*.parquet"))
+    assert len(files) == 3
+    for name in [*files, "_recommendations.json"]:
+        assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
+
+
+def test_engines_that_cannot_be(
+    run_folder: Path, tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "unknown engine 'spark'" in fails(
+        "recommend", run_folder, "--out", tmp_path / "a", "--engine", "spark"
+    )
+    assert "--out DIR" in fails("recommend", run_folder, "--device", "cpu,cpu")
+    monkeypatch.setattr("hllm.engine.find_spec", lambda name: None)
+    assert "pip install 'hllm[ray]'" in fails(
+        "recommend", run_folder, "--out", tmp_path / "a", "--engine", "ray"
+    )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hllm.cli import console
+from hllm.cli import console, rules
 
 
 def similar(
@@ -17,11 +17,15 @@ def similar(
         str | None, typer.Option(help="Items like this text, through the run's item LLM.")
     ] = None,
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Items.")] = 10,
-    candidates: Annotated[
-        str, typer.Option(help="interacted, or catalogue: items without events too.")
-    ] = "interacted",
-    diversify: Annotated[str | None, typer.Option(help="COLUMN:N, at most N items of a value.")] = None,
-    diversity: Annotated[float | None, typer.Option(min=0, max=1, help="Weight of unlikeness: 0.3.")] = None,
+    candidates: rules.Candidates = "interacted",
+    exclude: rules.Exclude = [],  # noqa: B006
+    only: rules.Only = [],  # noqa: B006
+    with_: rules.With = None,
+    only_items: rules.OnlyItems = None,
+    exclude_items: rules.ExcludeItems = None,
+    at: rules.At = None,
+    diversify: rules.Diversify = None,
+    diversity: rules.Diversity = None,
     json: Annotated[bool, typer.Option("--json", help="As JSON lines, with item_id, score, rank.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
@@ -31,12 +35,26 @@ def similar(
 
     recommender = Recommender.from_pretrained(run, device)
     frame = recommender.similar(
-        item, text=text, k=k, candidates=candidates, diversify=diversify, diversity=diversity
+        item,
+        text=text,
+        k=k,
+        exclude=rules.excluded_ids(exclude, exclude_items),
+        candidates=candidates,
+        only=rules.pairs(only),
+        columns=rules.split_list(with_ or ""),
+        only_items=rules.only_ids(only_items),
+        at=at,
+        diversify=diversify,
+        diversity=diversity,
     )
     if json:
         console.result(frame.write_ndjson().rstrip("\n"))
         return
     assert recommender.dataset is not None
-    name = title_of(recommender.dataset)
-    rows = [[str(rank), str(i), name(i), score] for i, score, rank in frame.iter_rows()]
-    console.table(None, ["rank", "item_id", "title", "cosine"], rows, text_columns=3)
+    name, more = title_of(recommender.dataset), frame.columns[3:]
+    rows = [
+        [str(rank), str(i), *(["" if v is None else str(v) for v in values] if more else [name(i)]), score]
+        for i, score, rank, *values in frame.iter_rows()
+    ]
+    columns = ["rank", "item_id", *(more or ["title"]), "cosine"]
+    console.table(None, columns, rows, text_columns=len(columns) - 1)

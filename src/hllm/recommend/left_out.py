@@ -52,10 +52,11 @@ class LeftOut:
                 f"{line}: {self._fate if kind == 'user_id' else 'their histories are ' + self._fate}"
             )
 
-    def check_empty(self, queries: Queries, names: Sequence[Any], what: str) -> None:
-        """Raise DataError naming the queries without any event, if that is an error; `what` they are called."""
-        rows = np.flatnonzero(queries.ends == queries.starts).tolist()
-        empty = [names[row] for row in rows if repr(names[row]) not in self.strangers]
+    def check_empty(self, queries: Queries, names: Sequence[Any], what: str, rows: range) -> None:
+        """Raise DataError naming those of `rows` without any event, if that is an error; `what` they are called."""
+        part = slice(rows.start, rows.stop)
+        none = rows.start + np.flatnonzero(queries.ends[part] == queries.starts[part])
+        empty = [names[row] for row in none.tolist() if repr(names[row]) not in self.strangers]
         if not empty:
             return
         line = f"{what} {empty[0]!r} is empty" if len(empty) == 1 else _listed(f"empty {what}", empty)

@@ -21,18 +21,19 @@ if TYPE_CHECKING:
 MARKER, FORMAT = "_recommendations.json", "hllm-recommendations"
 PART_USERS = 10_000
 
-Recommend = Callable[[Sequence[Any]], "tuple[pl.DataFrame, list[str]]"]
+# Parts -> the rows and notes of each, in order.
+Answers = Callable[[Iterator[Sequence[Any]]], "Iterator[tuple[pl.DataFrame, list[str]]]"]
 
 
 def write_parts(
     folder: Path,
     users: Sequence[Any],
-    recommend: Recommend,
+    answers: Answers,
     asked: Mapping[str, Any],
     part_users: int = PART_USERS,
     done: Callable[[int], object] = lambda users: None,
 ) -> tuple[int, list[str]]:
-    """Write `recommend(users)` for `part_users` users at a time; returns the number of rows, and notes of this call.
+    """Write what `answers` gives for `part_users` users at a time; returns the number of rows, and this call's notes.
 
     A part is there whole or not at all, and depends on its own users alone: a call that was interrupted, or killed,
     goes on where it stopped, and ends with the same bytes. Memory holds one part. `asked` is what must be the same
@@ -45,15 +46,16 @@ def write_parts(
     identity = {**asked, "part_users": part_users, "users": len(users), "users_digest": _digest(users)}
     with locked(folder):
         _claim(folder, identity)
-        rows, notes, n_parts = 0, [], 0
-        for path, part in _parts(folder, users, part_users):
-            n_parts += 1
-            if not path.exists():
-                frame, told = recommend(part)
-                write_table(path, frame)
-                notes += told
-            rows += int(pl.scan_parquet(path).select(pl.len()).collect().item())
+        parts = list(_parts(folder, users, part_users))
+        missing = [(path, part) for path, part in parts if not path.exists()]
+        done(len(users) - sum(len(part) for _, part in missing))
+        notes = []
+        for (path, part), (frame, told) in zip(missing, answers(part for _, part in missing), strict=True):
+            write_table(path, frame)
+            notes += told
             done(len(part))
+        n_parts = len(parts)
+        rows = sum(int(pl.scan_parquet(path).select(pl.len()).collect().item()) for path, _ in parts)
         write_json(folder / MARKER, {"format": FORMAT, "asked": identity, "parts": n_parts, "rows": rows})
     return rows, notes
 

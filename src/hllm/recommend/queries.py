@@ -1,8 +1,9 @@
-"""Whom to recommend for: known users, raw histories, titles, or the users of a split."""
+"""Whom to recommend for: known users, raw histories and titles in one call, or the users of a split."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from numbers import Number
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hllm.arguments import one_of
-from hllm.data.batches.queries import Queries, eval_queries, history_queries, last_queries
+from hllm.data.batches.queries import Queries, eval_queries, history_queries, joined_queries, last_queries
+from hllm.data.tables.schema import USER_ID
 from hllm.data.tables.values import clean_text, id_list
-from hllm.errors import DataError, nearest
+from hllm.errors import ConfigError, DataError, nearest
 from hllm.recommend.left_out import LeftOut
 from hllm.recommend.times import times_of
 
@@ -20,50 +22,99 @@ if TYPE_CHECKING:
     from hllm.data.dataset import Dataset
 
 
-def queries_of_users(
+def queries_of(
     data: Dataset,
     users: Sequence[Any] | None = None,
+    history: Sequence[Sequence[Any]] | Mapping[Any, Sequence[Any]] | None = None,
+    times: Sequence[Any] | None = None,
+    titles: Sequence[Sequence[str]] | None = None,
     split: str | None = None,
     left_out: LeftOut | None = None,
 ) -> tuple[Queries, list[Any]]:
-    """Queries and the user id of each: `users` (all if None) after their last event, or a split's users.
+    """Queries and the name of each: those of `users`, then of `history`, then of `titles`; or those of a `split`.
 
-    An unknown user is told to `left_out`, and has no history. Raises ConfigError for an unknown split.
+    users    ids, after their last event; all if nothing is given
+    history  lists of item ids of anonymous users, oldest first, or a mapping from names to such lists
+    times    a list for each history (or None), in the dataset's unit or as datetimes, never falling
+    titles   the same by title, exact or in another case
+
+    Lists without a name are called 0, 1, 2, ...; in one call with others -1, -2, ..., as the dataset's ids are typed.
+    Who or what is unknown is told to `left_out`; a history with an unknown item counts as empty. Raises DataError for
+    what is malformed, and for names that occur twice, ConfigError for an unknown split or one beside others.
     """
     left_out = left_out or LeftOut()
-    if split is not None:
-        queries = eval_queries(data, one_of("split", split, data.queries))
-        names = [data.user_ids[row] for row in queries.users]
-    elif users is None:
-        queries, names = last_queries(data, np.arange(data.n_users)), list(data.user_ids)
-    else:
-        queries, names = _queries_of_ids(data, users, left_out)
-    left_out.check_empty(queries, names, "user_id")
+    given = {"users": users, "history": history, "titles": titles, "split": split}
+    kinds = [kind for kind, value in given.items() if value is not None]
+    if "split" in kinds and len(kinds) > 1:
+        raise ConfigError(f"split={split!r} says whom for; give it without {kinds[0]}")
+    if times is not None and history is None:
+        raise ConfigError("times belong to history; give history=[[...]] with them")
+    mixed, unnamed = len(kinds) > 1, 0
+    parts, names, places = [], [], {}  # type: list[Queries], list[Any], dict[str, range]
+    for kind in kinds or ["users"]:
+        if kind == "split":
+            part = eval_queries(data, one_of("split", split, data.queries))
+            called = [data.user_ids[row] for row in part.users]
+        elif kind == "users":
+            part, called = _of_users(data, users, left_out)
+        else:
+            lists, called = _named(history if kind == "history" else titles, kind, data, unnamed, mixed)
+            unnamed += len(lists)
+            part = (
+                _of_histories(data, lists, times, called, left_out)
+                if kind == "history"
+                else _of_titles(data, lists)
+            )
+        places[kind] = range(len(names), len(names) + len(called))
+        parts.append(part)
+        names += called
+    if mixed and (twice := [name for name, n in Counter(map(str, names)).items() if n > 1]):
+        raise DataError(
+            f"two lists would be called {twice[0]!r}; give histories other names: history={{name: [...]}}"
+        )
+    left_out.check()
+    queries = parts[0] if len(parts) == 1 else joined_queries(parts)
+    for kind, rows in places.items():
+        what = kind if kind in ("history", "titles") else "user_id"
+        left_out.check_empty(queries, names, what, rows)
     return queries, names
 
 
-def _queries_of_ids(data: Dataset, users: Sequence[Any], left_out: LeftOut) -> tuple[Queries, list[Any]]:
+def _of_users(data: Dataset, users: Sequence[Any] | None, left_out: LeftOut) -> tuple[Queries, list[Any]]:
+    if users is None:
+        return last_queries(data, np.arange(data.n_users)), list(data.user_ids)
     users = id_list(users, "users", "user ids")
     rows = [left_out.attempt(data.row_of, user, "user_id") for user in users]
-    left_out.check()
     names = [user if row is None else data.user_ids[row] for user, row in zip(users, rows, strict=True)]
     left_out.strangers.update(repr(name) for name, row in zip(names, rows, strict=True) if row is None)
     return last_queries(data, np.array([-1 if row is None else row for row in rows], dtype=np.int64)), names
 
 
-def queries_of_histories(
-    data: Dataset,
-    histories: Sequence[Sequence[Any]],
-    times: Sequence[Any] | None = None,
-    left_out: LeftOut | None = None,
-) -> tuple[Queries, list[int]]:
-    """Queries for anonymous histories of item ids, oldest first; they are named 0, 1, 2, ...
+def _named(
+    values: Any, kind: str, data: Dataset, first: int, mixed: bool
+) -> tuple[list[list[Any]], list[Any]]:
+    """The lists of `history` or `titles`, and what each is called."""
+    what = "item ids" if kind == "history" else "titles"
+    if isinstance(values, Mapping):
+        for name in values:
+            if not isinstance(name, str | int) or isinstance(name, bool):
+                raise DataError(f"{kind}: {name!r} is no name of a list; give a text or a whole number")
+        return _lists(list(values.values()), kind, what), list(values)
+    lists = _lists(values, kind, what)
+    return lists, numbered(data, first, len(lists), mixed)
 
-    `times`: a list for each history (or None), in the dataset's unit or as datetimes, never falling. A history
-    with an unknown item is told to `left_out`, and counts as empty. Raises DataError for times that do not fit.
-    """
-    left_out = left_out or LeftOut()
-    lists = _lists(histories, "history", "item ids")
+
+def numbered(data: Dataset, first: int, n: int, mixed: bool) -> list[Any]:
+    """What `n` lists without a name are called: 0, 1, ..., or beside others -1, -2, ..., as user ids are typed."""
+    if not mixed:
+        return list(range(first, first + n))
+    kept = data.users[USER_ID].dtype.is_integer()
+    return [-1 - number if kept else str(-1 - number) for number in range(first, first + n)]
+
+
+def _of_histories(
+    data: Dataset, lists: list[list[Any]], times: Sequence[Any] | None, names: list[Any], left_out: LeftOut
+) -> Queries:
     tokens, moments = [], []
     if times is not None and len(times) != len(lists):
         raise DataError(f"{len(times)} lists of times for {len(lists)} histories; give one for each, or None")
@@ -76,14 +127,11 @@ def queries_of_histories(
         found = [left_out.attempt(data.token_of, item, "item_id") for item in history]
         known = [token for token in found if token is not None]
         if len(known) < len(found):  # what is missing may be what matters: no part of it is used
-            left_out.strangers.add(repr(number))
+            left_out.strangers.add(repr(names[number]))
             known, given = [], None
         tokens.append(known)
         moments.append(None if given is None else given.tolist())
-    left_out.check()
-    queries, names = history_queries(tokens, moments, data.meta["time_unit"]), list(range(len(tokens)))
-    left_out.check_empty(queries, names, "history")
-    return queries, names
+    return history_queries(tokens, moments, data.meta["time_unit"])
 
 
 def _lists(values: Any, name: str, what: str) -> list[list[Any]]:
@@ -96,20 +144,14 @@ def _lists(values: Any, name: str, what: str) -> list[list[Any]]:
     return lists
 
 
-def queries_of_titles(
-    data: Dataset, titles: Sequence[Sequence[str]], left_out: LeftOut | None = None
-) -> tuple[Queries, list[int]]:
-    """The same by title: an exact match, or one that differs in case only. DataError names the nearest title."""
+def _of_titles(data: Dataset, lists: list[list[Any]]) -> Queries:
+    """By title: an exact match, or one that differs in case only. DataError names the nearest title."""
     column = title_column(data)
     by_title: dict[str, int] = {}
     for token, title in enumerate(data.items[column].to_list(), start=1):
         if title is not None:
             by_title.setdefault(str(title).casefold().strip(), token)
-    lists = _lists(titles, "titles", "titles")
-    tokens = [[_token_of_title(by_title, title, column) for title in row] for row in lists]
-    queries, names = history_queries(tokens), list(range(len(tokens)))
-    (left_out or LeftOut()).check_empty(queries, names, "titles")
-    return queries, names
+    return history_queries([[_token_of_title(by_title, title, column) for title in row] for row in lists])
 
 
 def title_column(data: Dataset) -> str:

@@ -124,6 +124,27 @@ def history_queries(
     return Queries(none - 1, none, ends - lengths, ends, flat, moments, time_unit, clock)
 
 
+def joined_queries(parts: Sequence[Queries]) -> Queries:
+    """Queries over different arrays of events as one, in their order; the events that they have are copied."""
+    events = [
+        flat_index(torch.from_numpy(p.starts), torch.from_numpy(p.ends - p.starts), "cpu").numpy()
+        for p in parts
+    ]
+    lengths = np.concatenate([part.ends - part.starts for part in parts])
+    ends = np.cumsum(lengths)
+    clocks = [np.ones(len(part), bool) if part.clock is None else part.clock for part in parts]
+    return Queries(
+        users=np.concatenate([part.users for part in parts]),
+        targets=np.concatenate([part.targets for part in parts]),
+        starts=ends - lengths,
+        ends=ends,
+        tokens=np.concatenate([p.tokens[at].astype(np.int32) for p, at in zip(parts, events, strict=True)]),
+        times=np.concatenate([p.times[at].astype(np.int64) for p, at in zip(parts, events, strict=True)]),
+        time_unit=parts[0].time_unit,
+        clock=np.concatenate(clocks),
+    )
+
+
 def query_batches(
     queries: Queries, max_len: int | None, batch_users: int = 512, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[slice, Batch]]:
