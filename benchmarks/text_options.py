@@ -25,18 +25,21 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from filelock import FileLock
 
 import hllm
 from hllm import hardware
 from hllm.artifacts import write_json
 from hllm.config import parse_assignments
 from hllm.data.dataset import Dataset
+from hllm.errors import TrainingError
 from hllm.evaluate.metrics import rank_values
 from hllm.evaluate.significance import paired_bootstrap
 
@@ -169,8 +172,8 @@ def stages(args: argparse.Namespace) -> Iterator[list[Row]]:
         for how in sorted(kept[llm])
         for whitening in WHITENINGS
     ]
-    options = finalists(read(args.out), args.parts)
     for name in args.data:
+        options = finalists(read(args.out), args.parts if name == SCREENED else ["texts"])
         yield [
             *(Row(name, "", "", "", "", "id", seed) for seed in SEEDS[:2]),
             *(
@@ -192,6 +195,8 @@ def best(
     found = defaultdict(list)
     for result in rows:
         row = row_of(result)
+        if (row.data, row.llm, row.seed) != (SCREENED, llm, SEEDS[0]) or row.option == DEFAULT:
+            continue
         text = part == "texts"
         asked = text or (row.inputs == "text" and (not whitenings or row.whitening in whitenings))
         if asked and text != (row.text == DEFAULT[0]):
@@ -220,26 +225,38 @@ def train_group(args: argparse.Namespace, rows: list[Row]) -> int:
         embeddings = vectors(data, row, args.device) if row.llm else None
         embedded = time.monotonic()
         recommender = hllm.Recommender.from_preset(PRESET, **settings(row, args.set))
-        recommender.fit(data, device=args.device, progress=False, embeddings=embeddings)
-        result: dict[str, Any] = row._asdict()
-        ranks = {}
-        for split in ("validation", "test"):
-            metrics = recommender.evaluate(split=split, k=10, keep_seen=row.data in KEEP_SEEN, bootstrap=0)
-            result[split] = {name: metrics[name] for name in (METRIC, "hr@10")}
-            ranks[split] = np.where(metrics.ranks <= 10, metrics.ranks, 0).tolist()
+        result = row._asdict() | trained(recommender, data, embeddings, args.device)
         result |= {
-            "epoch": recommender.record.best["epoch"], "seconds": recommender.record.seconds,
             "embedding_seconds": round(embedded - started, 2),
             "cut": embeddings.stats["truncated"] if embeddings else 0,
             "fingerprint": data.fingerprint, "settings": recommender.config.model_dump(),
             "hardware": hardware.describe_hardware(), "versions": hardware.describe_versions(),
-            "command": hardware.command_line(), "ranks": ranks,
+            "command": hardware.command_line(),
         }  # fmt: skip
         append(args.out, result)
         done += 1
         shown = [f"{result[split][METRIC]:.4f}" for split in ("validation", "test")]
         print(*row, *shown, f"epoch {result['epoch']}, {result['seconds']:.1f} s", flush=True)
     return done
+
+
+def trained(recommender: hllm.Recommender, data: Dataset, embeddings: Any, device: str) -> dict[str, Any]:
+    """Train, and rank every validation and test user; a training that its own checks stop ranks nobody."""
+    result: dict[str, Any] = {"epoch": 0, "seconds": 0.0, "failed": None, "ranks": {}}
+    try:
+        recommender.fit(data, device=device, progress=False, embeddings=embeddings)
+    except TrainingError as err:
+        result["failed"] = str(err)
+    else:
+        result |= {"epoch": recommender.record.best["epoch"], "seconds": recommender.record.seconds}
+    for split in ("validation", "test"):
+        ranks = np.zeros(len(data.queries[split]), dtype=np.int64)
+        if not result["failed"]:
+            kept = data.meta["name"] in KEEP_SEEN
+            ranks = recommender.evaluate(split=split, k=10, keep_seen=kept, bootstrap=0).ranks
+        result[split] = {name: float(rank_values(ranks, name).mean()) for name in (METRIC, "hr@10")}
+        result["ranks"][split] = np.where(ranks <= 10, ranks, 0).tolist()
+    return result
 
 
 @cache
@@ -250,7 +267,10 @@ def dataset(folder: Path) -> Dataset:
 def vectors(data: Dataset, row: Row, device: str) -> Any:
     """The item vectors of a row, from the data set's store once they are made."""
     arguments = text_options(data.meta["text_fields"])[row.text]
-    with warnings.catch_warnings():
+    # Options that read fields apart share the stores of these, each of which one process writes.
+    apart = {"fusion", "text_fields"} & arguments.keys()
+    shared = FileLock(data.path / "fields.lock") if apart else nullcontext()
+    with shared, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that texts are cut, which the row counts
         return hllm.embed(data, row.llm, row.pooling, device=device, progress=False, **arguments)
 

@@ -1,9 +1,9 @@
-"""What the text gives: ID only, random vectors, TF-IDF and an item LLM, each with and without ID embeddings.
+"""What the text gives: ID only, random vectors, TF-IDF and two item LLMs, each with and without ID embeddings.
 
     python benchmarks/text_table.py DATASET --out benchmarks/results/text_ml-100k.json \
         --preset demo --seeds 3 [--set epochs=20] [--first-seeds-only random,tfidf] [--budget 300]
 
-DATASET is a prepared folder with the embeddings `smollm2-135m`, `tfidf` and `random` in it (`hllm embed`).
+DATASET is a prepared folder with the embeddings `smollm2-135m`, `minilm`, `tfidf` and `random` in it (`hllm embed`).
 Every finished training is written to --out at once; the same command goes on after an interruption.
 --budget stops before a training that would pass so many seconds. Prints one table: mean over seeds.
 """
@@ -22,10 +22,13 @@ from hllm.artifacts import read_json, write_json
 from hllm.config import parse_assignments
 
 METRICS = ("ndcg@10", "hr@10")
+MOST = ("SmolLM2 + ID", "MiniLM + ID", "ID only")  # trained with all --seeds
 VARIANTS: dict[str, dict[str, Any]] = {
     "SmolLM2 + ID": {"item_llm": "smollm2-135m", "id_embedding": True},
     "ID only": {"item_llm": None, "id_embedding": True},
     "SmolLM2": {"item_llm": "smollm2-135m", "id_embedding": False},
+    "MiniLM + ID": {"item_llm": "minilm", "id_embedding": True},
+    "MiniLM": {"item_llm": "minilm", "id_embedding": False},
     "tfidf + ID": {"item_llm": "tfidf", "id_embedding": True},
     "tfidf": {"item_llm": "tfidf", "id_embedding": False},
     "random + ID": {"item_llm": "random", "id_embedding": True},
@@ -38,7 +41,7 @@ def main() -> None:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--preset", default="hllm-lite")
-    parser.add_argument("--seeds", type=int, default=3, help="for 'ID only' and 'SmolLM2 + ID'")
+    parser.add_argument("--seeds", type=int, default=3, help="for 'ID only' and the item LLMs with ID")
     parser.add_argument(
         "--other-seeds", type=int, default=None, help="for all other variants; --seeds if absent"
     )
@@ -52,7 +55,7 @@ def main() -> None:
     for seed in range(args.seeds):
         for name, variant in VARIANTS.items():
             others = args.seeds if args.other_seeds is None else args.other_seeds
-            wanted = seed < (args.seeds if name in ("ID only", "SmolLM2 + ID") else others)
+            wanted = seed < (args.seeds if name in MOST else others)
             if not wanted or any(r["variant"] == name and r["seed"] == seed for r in document["runs"]):
                 continue
             if time.monotonic() - start + longest > args.budget:
