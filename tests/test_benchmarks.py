@@ -45,3 +45,32 @@ def test_benchmarks_take_the_steps_of_training(monkeypatch: pytest.MonkeyPatch) 
     assert not torch.equal(before, after)
     for name in ("losses", "rechub_equal_time", "rechub_speed", "rechub_presets", "step_time"):
         sys.modules.pop(name, None)
+
+
+def test_text_options_are_chosen_by_the_screening_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The first seed's validation decides, not test, other seeds or another data set."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import text_options as options
+
+    row = options.Row(options.SCREENED, "minilm", *options.DEFAULT, "text", 0)
+    values = {
+        row: (0.5, 0.5),
+        row._replace(text="natural"): (0.4, 0.1),
+        row._replace(text="cleaned"): (0.2, 0.9),
+        row._replace(text="64 tokens"): (0.3, 0.2),
+        row._replace(text="cleaned", seed=1): (0.9, 0.9),
+        row._replace(text="cleaned", data="online-retail"): (0.9, 0.9),
+        row._replace(pooling="cls"): (0.3, 0.1),
+        row._replace(pooling="last", whitening="64"): (0.4, 0.1),
+        row._replace(pooling="cls@4", inputs="text+id"): (0.9, 0.9),
+    }
+    for made, (validation, test) in values.items():
+        found = {"validation": {"ndcg@10": validation}, "test": {"ndcg@10": test}}
+        options.append(tmp_path / "rows.jsonl", made._asdict() | found)
+    rows = options.read(tmp_path / "rows.jsonl")
+    assert [option[0] for option in options.best(rows, "minilm", "texts")] == ["natural", "64 tokens"]
+    assert [option[1] for option in options.best(rows, "minilm", "poolings")] == ["last", "cls"]
+    assert [option[1] for option in options.best(rows, "minilm", "poolings", ("256",))] == ["cls"]
+    sys.modules.pop("text_options", None)
