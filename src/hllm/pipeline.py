@@ -155,7 +155,9 @@ class Recommender:
             bootstrap=whole("bootstrap", bootstrap, 0),
             name=self.config.preset,
             seeds=(self.config.training.seed,),
-            checkpoint=checkpoint_rule(own, self.config.training),
+            checkpoint=f"weights of {self.record.imported}"
+            if self.record.imported
+            else checkpoint_rule(own, self.config.training),
         )
 
     def recommend(

@@ -12,7 +12,7 @@ import torch
 
 from hllm.cli import main
 from hllm.formats import rechub as formats
-from hllm.testing.llms import write_model
+from hllm.testing.llms import tiny, write_model
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "migrating.md"
 QUICK = " --set epochs=1 --device cpu"  # one epoch on the CPU, for the test alone
@@ -75,8 +75,14 @@ def test_every_row_from_bytedance(raw_files, tmp_path):
     (pixel / "dataset" / "amazon_books.csv.1").rename(pixel / "information" / "Pixel200K.csv")
     llm = str(write_model(tmp_path / "llm"))
     named = {**places(tmp_path), "ITEM_LLM": llm, "USER_LLM": llm}
+    named["CHECKPOINT"], named["EXPORTED"] = str(tmp_path / "pytorch_model.bin"), str(tmp_path / "exported")
+    weights = {
+        f"{half}_llm.{n}": w for half in ("item", "user") for n, w in tiny("llama").state_dict().items()
+    }
+    own = {"item_emb_tokens": torch.ones(1, 1, 32), "logit_scale": torch.tensor(2.6)}
+    torch.save(weights | own, named["CHECKPOINT"])
     table = rows("ByteDance's HLLM")
-    assert len(table) >= 19
+    assert len(table) >= 21
     for _, ours in table:
         # Each source is prepared; training then goes on with whichever came last.
         if "prepare" in ours:

@@ -22,7 +22,7 @@ from hllm.errors import HLLMError, unknown
 
 COMMANDS = (
     "demo", "data", "embed", "items", "train", "evaluate", "recommend", "similar", "explain", "update", "export",
-    "index", "serve", "report",
+    "index", "serve", "report", "import-bytedance",
 )  # fmt: skip
 USER_MISTAKE, INTERRUPTED = 2, 130
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
@@ -42,20 +42,24 @@ class Commands(Group):
     """The top level: command NAME is imported from `hllm.cli.NAME` when it is asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return [name for name in COMMANDS if find_spec(f"hllm.cli.{name}")]
+        return [name for name in COMMANDS if find_spec(f"hllm.cli.{_module(name)}")]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in self.list_commands(ctx):
             return None
-        module = importlib.import_module(f"hllm.cli.{cmd_name}")
+        module = importlib.import_module(f"hllm.cli.{_module(cmd_name)}")
         if hasattr(module, "app"):
             module.app.info.cls = Group
             group = typer.main.get_group(module.app)
             group.name = cmd_name
             return group
         single = typer.Typer(add_completion=False, context_settings=HELP_OPTIONS)
-        single.command(cmd_name)(getattr(module, cmd_name))
+        single.command(cmd_name)(getattr(module, _module(cmd_name)))
         return typer.main.get_command(single)
+
+
+def _module(command: str) -> str:
+    return command.replace("-", "_")
 
 
 app = typer.Typer(cls=Commands, add_completion=False, context_settings=HELP_OPTIONS)

@@ -12,7 +12,10 @@ from hllm.cli import console
 
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder, as `hllm train` writes it.")],
-    format: Annotated[str, typer.Option(help="onnx, torch-export, safetensors or parquet.")] = "onnx",
+    format: Annotated[
+        str,
+        typer.Option(help="onnx, torch-export, safetensors, parquet, or bytedance (its pytorch_model.bin)."),
+    ] = "onnx",
     out: Annotated[Path | None, typer.Option(help="Folder to write; RUN-FORMAT if absent.")] = None,
 ) -> None:
     """Write user model and item vectors in a format that needs no hllm, and compare it with the run."""
@@ -21,11 +24,18 @@ def export(
 
     folder = out or run.parent / f"{run.resolve().name}-{format}"
     parity = write(Recommender.from_pretrained(run, "cpu"), folder, format)
-    if parity is None:
+    page = "export.md has a program that reads it"
+    if format == "bytedance":
+        page = "migrating.md says what reads it"
+        console.note(
+            f"for ByteDance's code: item_pretrain_dir={folder / 'item_llm'}, user_pretrain_dir={folder / 'user_llm'}, "
+            f"item_llm_init=False, user_llm_init=False, val_only=True, checkpoint_dir={folder}"
+        )
+    elif parity is None:
         console.note("nothing of it was run: it holds no program, or onnxruntime or test users are missing")
     else:
         console.result(
             f"{parity.users:,} test users: largest difference of a score {parity.difference:.1e} of the largest score, "
             f"the same first ten items for {parity.same:,}"
         )
-    console.result(f"{format} export in {folder}; docs/export.md has a program that reads it")
+    console.result(f"{format} export in {folder}; docs/{page}")

@@ -7,6 +7,8 @@ item_scored.npy      float32 (n + 1, w), what a query is multiplied with
 candidates.npy       int64 (c,), rows that may be recommended
 items.json           ids, row by row, null for padding
 items.parquet        item_id, vector, scored (with the format parquet, which needs no other file)
+pytorch_model.bin    with the format bytedance: both language models under the names of ByteDance's HLLM
+                     (`hllm.runs.bytedance.export_checkpoint`)
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from hllm.models.hllm import HLLM, Network
     from hllm.pipeline import Recommender
 
-FORMATS = ("onnx", "torch-export", "safetensors", "parquet")
+FORMATS = ("onnx", "torch-export", "safetensors", "parquet", "bytedance")
 NEEDED = {"onnx": ("onnx", "onnxscript")}
 TOLERANCE = 1e-4  # relative to the largest score, at least 1
 USERS, TOP = 1000, 10
@@ -73,6 +75,18 @@ def export(recommender: Recommender, folder: Path, format: str = "onnx") -> Pari
     max_len = parse_max_len(recommender.config.training.max_len)
     with locked(folder):
         (folder / MARKER).unlink(missing_ok=True)
+        if format == "bytedance":
+            from hllm.runs.bytedance import export_checkpoint
+
+            export_checkpoint(network, recommender.config, recommender.item_llm, folder)
+            kind = {
+                "format": "hllm-export",
+                "kind": format,
+                "run": recommender.record.created,
+                "max_len": max_len,
+            }
+            write_json(folder / MARKER, kind)
+            return None
         encode = _write_model(network.model, folder, format)
         raw, scored = (t.float().cpu().numpy() for t in (network.table().raw, network.table().scored))
         _write_items(data, folder, format, raw, scored)

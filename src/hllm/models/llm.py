@@ -72,10 +72,12 @@ def make_llm(users: UsersConfig, width: int, shape: dict[str, Any] | None = None
     if shape is not None:
         return LLMUserModel(load_llm(shape, "scratch"), width)
     if users.user_llm is not None:
-        from hllm.items.encoders.hub import find_model
+        from hllm.items.encoders.hub import find_model, find_settings
         from hllm.items.encoders.names import canonical
 
-        return LLMUserModel(load_llm(find_model(canonical(users.user_llm)).path, users.user_llm_init), width)
+        name = canonical(users.user_llm)
+        folder = find_settings(name) if users.user_llm_init == "scratch" else find_model(name).path
+        return LLMUserModel(load_llm(folder, users.user_llm_init), width)
     heads = heads_of(width, users.n_heads)
     own = {
         "model_type": "llama",

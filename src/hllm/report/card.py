@@ -14,16 +14,16 @@ def write_card(run: Path) -> Path:
     """Write RUN/README.md from config.json and metrics.json: what it is, how good, how to use it."""
     record, metrics = read_json(run / "config.json"), read_json(run / "metrics.json")
     config, data = by_short_name(record["config"]), record["dataset"]
+    made = "trained with" if record["best"] else "in"
     lines = [
         f"# {config['preset']} on {data['name']}",
         "",
-        f"A next-item recommender trained with hllm on {data['n_users']:,} users, {data['n_candidates']:,} items "
+        f"A next-item recommender {made} hllm on {data['n_users']:,} users, {data['n_candidates']:,} items "
         f"and {data['n_interactions']:,} interactions (dataset {data['fingerprint'][:12]}).",
         "",
         _items_line(record),
         "",
-        f"Trained in {duration(record['seconds'])}; the weights are those of epoch {record['best']['epoch']}, the "
-        f"best by validation {config['valid_metric']}.",
+        _weights_line(record, config["valid_metric"]),
         "",
         "## Metrics",
         "",
@@ -50,6 +50,17 @@ def write_card(run: Path) -> Path:
     path = run / "README.md"
     write_text(path, "\n".join(lines))
     return path
+
+
+def _weights_line(record: dict[str, Any], metric: str) -> str:
+    if not record["best"]:
+        step = record["lineage"][0]
+        return f"Its weights are those of `{step['imported']}` ({step['format']}), not trained by hllm."
+    epoch = record["best"]["epoch"]
+    return (
+        f"Trained in {duration(record['seconds'])}; the weights are those of epoch {epoch}, the best by validation "
+        f"{metric}."
+    )
 
 
 def _items_line(record: dict[str, Any]) -> str:

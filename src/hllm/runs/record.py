@@ -36,6 +36,11 @@ class RunRecord:
         default_factory=list
     )  # updates since the first training, oldest first
 
+    @property
+    def imported(self) -> str | None:
+        """Of which file the weights are, where hllm has not trained them."""
+        return self.lineage[0].get("imported") if self.lineage and not self.best else None
+
     def finished(self, result: FitResult) -> RunRecord:
         """The record with what training found."""
         gib = None if result.peak_memory is None else round(result.peak_memory / 2**30, 2)

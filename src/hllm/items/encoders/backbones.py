@@ -105,15 +105,24 @@ def load_backbone(
 
 def _load(path: Path, trust_remote_code: bool, options: dict[str, Any], init: str) -> tuple[Any, Any]:
     """Tokenizer and model of a folder."""
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers import AutoConfig, AutoModel
 
+    tokenizer = load_tokenizer(path, trust_remote_code)
     if baichuan.is_baichuan(path) and not trust_remote_code:
-        return baichuan.load_tokenizer(path), baichuan.load_model(path, init, **options)
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        return tokenizer, baichuan.load_model(path, init, **options)
     if init == "scratch":
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         return tokenizer, AutoModel.from_config(config, trust_remote_code=trust_remote_code, **options)
     return tokenizer, AutoModel.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
+
+
+def load_tokenizer(path: Path, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model's folder; Baichuan2's without its own code."""
+    from transformers import AutoTokenizer
+
+    if baichuan.is_baichuan(path) and not trust_remote_code:
+        return baichuan.load_tokenizer(path)
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
 
 
 def _quantised(quantize: str | None, precision: str, device: torch.device) -> dict[str, Any]:

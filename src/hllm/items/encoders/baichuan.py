@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hllm import artifacts
 from hllm.errors import ArtifactError
+from hllm.formats.weights import read_weights
 
 MODEL_TYPE = "baichuan"
 _CONFIG = (
@@ -36,15 +37,9 @@ def load_model(path: Path, init: str = "pretrained", **options: Any) -> Any:
 
     Raises ArtifactError for the 13B, and for weights that lack a tensor or have one of another shape.
     """
-    from transformers import LlamaConfig, LlamaModel
+    from transformers import LlamaModel
 
-    settings = artifacts.read_json(path / "config.json")
-    if "max_position_embeddings" not in settings:
-        raise ArtifactError(
-            f"{path} holds a Baichuan with position biases (the 13B), which has no native path here; "
-            "use baichuan2 (7B Chat) or baichuan2-base, or --trust-remote-code on its own repository"
-        )
-    config = LlamaConfig(**{name: settings[name] for name in _CONFIG if name in settings})
+    config = llama_config(path)
     if init == "scratch":
         return LlamaModel._from_config(config, **options)
     state = split_packed(read_weights(path))
@@ -56,6 +51,19 @@ def load_model(path: Path, init: str = "pretrained", **options: Any) -> Any:
     return LlamaModel.from_pretrained(
         None, config=config, state_dict={name: state[name] for name in expected}, **options
     )
+
+
+def llama_config(path: Path) -> Any:
+    """The folder's configuration as Llama's; ArtifactError for the 13B."""
+    from transformers import LlamaConfig
+
+    settings = artifacts.read_json(path / "config.json")
+    if "max_position_embeddings" not in settings:
+        raise ArtifactError(
+            f"{path} holds a Baichuan with position biases (the 13B), which has no native path here; "
+            "use baichuan2 (7B Chat) or baichuan2-base, or --trust-remote-code on its own repository"
+        )
+    return LlamaConfig(**{name: settings[name] for name in _CONFIG if name in settings})
 
 
 def split_packed(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -70,24 +78,6 @@ def split_packed(state: dict[str, Tensor]) -> dict[str, Tensor]:
         elif not name.startswith("lm_head"):
             out[name] = tensor
     return out
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """All tensors of the folder's weights files, mapped from the disk."""
-    from safetensors.torch import load_file
-
-    from hllm.items.encoders.hub import weight_files
-
-    state: dict[str, Tensor] = {}
-    for name in weight_files(path):
-        try:
-            if name.endswith(".safetensors"):
-                state |= load_file(path / name)
-            else:
-                state |= torch.load(path / name, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as err:  # damaged archives fail in many ways
-            raise ArtifactError(f"cannot read {path / name}: {' '.join(str(err).split())[:200]}") from err
-    return state
 
 
 def load_tokenizer(path: Path) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 
 from hllm import artifacts
 from hllm.errors import ConfigError, FetchError, HLLMError
+from hllm.formats.weights import weight_files
 from hllm.items.encoders import gguf
 from hllm.items.encoders.names import SHORT_NAMES, is_local
 
@@ -24,13 +25,6 @@ ITEM_TOKENS = "item_tokens.safetensors"  # learned tokens of a trained item LLM,
 ITEM_LLM_SETTINGS = "hllm.json"  # how it was trained to read texts: pooling, prompt, learned tokens
 CONNECT_TIMEOUT = 5.0  # seconds: an unreachable hub must cost little
 _WEIGHTS = re.compile(r"(model|pytorch_model)([-_.]\d+-of-\d+)?\.(safetensors|bin)")
-# Of several formats in one folder transformers reads the first of these, and nothing of the others.
-_CHOICE = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
 _TOKENIZER = (
     "tokenizer.json",
     "tokenizer.model",
@@ -46,6 +40,7 @@ _SETTINGS = (
     "added_tokens.json",
     "merges.txt",
 )
+_SMALL = ["*.json", "*.txt", "*.model", "*.tiktoken"]  # no weights
 _OTHER_TOKENIZER = re.compile(r"(tokenizer|vocab|special_tokens|bpe).*|.*\.(model|codes|bpe|vocab|tiktoken)")
 _MODULE = re.compile(r"\d+_[A-Za-z]+/(config\.json|model\.safetensors|pytorch_model\.bin)")
 
@@ -135,6 +130,34 @@ def find_model(
     raise FetchError(
         f"cannot get item LLM {name!r} ({repo}). Tried {'; '.join(failures)}. Set HF_ENDPOINT to a mirror, "
         f"or run `hf download {repo}` where the hub is reached and give its folder: --item-llm FOLDER"
+    )
+
+
+def find_settings(name: str) -> Path:
+    """The folder of the configuration and tokenizer of the model with this canonical `name`; its weights may be
+    absent, and are not downloaded. Errors as of `find_model`."""
+    if is_local(name):
+        folders = (Path(name) / ITEM_LLM, Path(name))
+        return (
+            next((f for f in folders if (f / "config.json").is_file()), None) or _local_model(Path(name)).path
+        )
+    from huggingface_hub import snapshot_download
+
+    repo, reason = SHORT_NAMES.get(name, name), "not there"
+    for local in (True, False):
+        try:
+            path = snapshot_download(
+                repo, allow_patterns=_SMALL, local_files_only=local, etag_timeout=CONNECT_TIMEOUT
+            )
+            if (Path(path) / "config.json").is_file():
+                return Path(path)
+        except Exception as err:  # the hub's client and its transport have many error classes
+            reason = _reason(err)
+        if name in PACKAGES:  # small enough to be taken whole, and there without the hub
+            return find_model(name).path
+    raise FetchError(
+        f"cannot get the configuration of {name!r} ({repo}) from the hub's cache or {_endpoint()}: {reason}; "
+        "give a folder with its config.json and tokenizer"
     )
 
 
@@ -240,20 +263,6 @@ def _check_complete(path: Path) -> None:
         missing.append("tokenizer.json")
     if missing:
         raise ConfigError(f"{path} lacks {', '.join(missing)}")
-
-
-def weight_files(path: Path) -> list[str]:
-    """Names of the files that transformers reads the weights from, there or not."""
-    chosen = next((name for name in _CHOICE if (path / name).is_file()), None)
-    if chosen is None:  # under a name of their own, which the configuration gives (`transformers_weights`)
-        return sorted(p.name for p in path.glob("*.safetensors")) or [_CHOICE[0]]
-    if not chosen.endswith(".index.json"):
-        return [chosen]
-    index = artifacts.read_json(path / chosen)
-    shards = index.get("weight_map") if isinstance(index, dict) else None
-    if not shards or not isinstance(shards, dict):
-        raise ConfigError(f"{path / chosen} does not list the files of the weights; bring it again")
-    return sorted({str(name) for name in shards.values()})
 
 
 def weights_digest(path: Path) -> str:
