@@ -18,6 +18,7 @@ differences are paired over users, seeds averaged, with their 95% bootstrap inte
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import time
@@ -231,7 +232,7 @@ def train_group(args: argparse.Namespace, rows: list[Row]) -> int:
             "cut": embeddings.stats["truncated"] if embeddings else 0,
             "fingerprint": data.fingerprint, "settings": recommender.config.model_dump(),
             "hardware": hardware.describe_hardware(), "versions": hardware.describe_versions(),
-            "command": hardware.command_line(),
+            "command": hardware.command_line(), "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         }  # fmt: skip
         append(args.out, result)
         done += 1
@@ -343,11 +344,10 @@ def cell(rows: list[dict[str, Any]], base: list[dict[str, Any]], split: str) -> 
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Screened: seed 0, validation alone. Final: the options with every seed; test beside validation."""
+    """Screened: seed 0, validation alone. Final: what has every seed, test beside validation."""
     groups = defaultdict(list)
     for result in rows:
         groups[row_of(result)._replace(seed=-1)].append(result)
-    chosen = set(finalists(rows, ("texts", "poolings")))
     screened, final = [], []
     for row, results in groups.items():
         results.sort(key=lambda r: r["seed"])
@@ -356,18 +356,16 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         if row.data == SCREENED and row.llm and results[0]["seed"] == SEEDS[0]:
             entry = cell(results[:1], base[:1], "validation")
             screened.append({**about, "validation": entry, "cut": results[0]["cut"]})
-        if not row.llm or ((row.llm, row.option) in chosen and len(results) == len(SEEDS)):
+        if not row.llm or len(results) == len(SEEDS):
             splits = {split: cell(results, base, split) for split in ("validation", "test")}
             final.append({**about, "seeds": len(results), **splits})
     first = rows[0]
     return {
-        "benchmark": "text_options", "metric": METRIC, "preset": PRESET, "trainings": len(rows),
-        **{name: first[name] for name in ("hardware", "versions", "command")},
+        "benchmark": "text_options", "metric": METRIC, "date": first["date"], "preset": PRESET,
+        "trainings": len(rows),
+        "command": "python benchmarks/text_options.py DIR --out rows.jsonl",
+        **{name: first[name] for name in ("hardware", "versions")},
         "fingerprints": {r["data"]: r["fingerprint"] for r in rows},
-        "seconds": {
-            name: round(float(np.mean([r["seconds"] for r in rows if r["data"] == name])), 1)
-            for name in sorted({r["data"] for r in rows})
-        },
         "screened": screened, "final": final,
     }  # fmt: skip
 
