@@ -50,3 +50,63 @@ def test_training_reads_fields_apart(make_dataset, tmp_path) -> None:
 
     found = _embeddings(data, Config(preset="demo", item_llm="random", fusion="concat"))
     assert found is not None and found.spec["dim"] == 512
+
+
+def test_weights_of_fields_are_learned_saved_and_used_for_new_items(llama, make_dataset, tmp_path) -> None:
+    import torch
+
+    from hllm.cli import main
+    from hllm.pipeline import Recommender
+
+    titles = [f"Film {i}" for i in range(12)]
+    data = make_dataset(titles, [None if i % 3 == 0 else f"kind {i % 4}" for i in range(12)], name="learned")
+    embed(data, str(llama), fusion="learned", **OPTIONS)
+    rec = Recommender.from_preset(
+        "demo", item_llm=str(llama), fusion="learned", epochs=1, device="cpu", d_model=16, whiten_rank=8
+    )
+    rec.fit(data)
+    part = rec.network.source.parts["text"]
+    assert part.has_field.shape == (13, 2) and int(part.has_field[:, 1].sum()) == 8
+    with torch.no_grad():
+        part.field_weights.copy_(torch.tensor([2.0, -1.0]))
+    rows = part.rows(torch.arange(13))
+    w = torch.tensor([2.0, -1.0]).softmax(0)
+    both = part.table.view(13, 2, -1)
+    token = int(part.has_field.all(1).nonzero()[0])
+    torch.testing.assert_close(rows[token], w[0] * both[token, 0] + w[1] * both[token, 1])
+    alone = int((part.has_field[:, 0] & ~part.has_field[:, 1]).nonzero()[0])
+    torch.testing.assert_close(rows[alone], both[alone, 0])  # the only field has all the weight
+    rec.save_pretrained(tmp_path / "run")
+    again = Recommender.from_pretrained(tmp_path / "run")
+    kept = again.network.source.parts["text"]
+    torch.testing.assert_close(kept.rows(torch.arange(13)), rows)
+    again.add_items(pl.DataFrame({"item_id": [99], "title": ["Film 3"], "genres": [None]}))
+    torch.testing.assert_close(kept.rows(torch.tensor([13]))[0], kept.table[13].view(2, -1)[0])
+    assert (
+        main(["embed", str(data.path), "--item-llm", "random", "--fusion", "learned", "--device", "cpu"]) == 0
+    )
+
+
+def test_the_numbers_of_learned_weights_get_gradients() -> None:
+    import torch
+
+    from hllm.items.source.fields_table import FieldsTable, fit_fields, has_fields
+
+    torch.manual_seed(0)
+    raw = torch.randn(9, 2 * 6)
+    raw[0] = raw[3, :6] = 0.0
+    has = has_fields(raw, 2)
+    whitening = fit_fields(raw, has, torch.ones(9, dtype=torch.bool), "whiten", 4)
+    assert whitening.basis.shape == (12, 8) and not whitening.basis[:6, 4:].any()
+    table = FieldsTable(whitening.transform(raw, has.any(1)), has, whitening, 5, 7).double()
+    tokens = torch.arange(1, 9)
+    table.encode(tokens).square().sum().backward()
+    analytic = table.field_weights.grad.clone()
+    for i in range(2):
+        shifted = []
+        for step in (1e-6, -1e-6):
+            with torch.no_grad():
+                table.field_weights[i] += step
+                shifted.append(float(table.encode(tokens).square().sum()))
+                table.field_weights[i] -= step
+        assert abs((shifted[0] - shifted[1]) / 2e-6 - float(analytic[i])) < 1e-6

@@ -24,10 +24,22 @@ def test_concatenated_vectors_are_zero_where_a_field_is_not() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["sum", "mean:1", "mean:1,x", "mean:1,-2", "together:1,2", "concat:1,2,3", "mean:1,nan", ""]
+    "name",
+    [
+        "sum",
+        "mean:1",
+        "mean:1,x",
+        "mean:1,-2",
+        "together:1,2",
+        "learned:1,2",
+        "concat:1,2,3",
+        "mean:1,nan",
+        "",
+    ],
 )
 def test_what_is_no_fusion_is_refused(name) -> None:
     with pytest.raises(ConfigError, match="fusion"):
         parse_fusion(name, 2)
     assert parse_fusion("mean:3,1", 2) == ("mean", [3.0, 1.0])
     assert parse_fusion("concat", 2) == ("concat", [1.0, 1.0])
+    assert parse_fusion("learned", 2) == ("learned", [1.0, 1.0])

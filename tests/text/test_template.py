@@ -2,7 +2,7 @@ import polars as pl
 import pytest
 
 from hllm.errors import ConfigError, DataError
-from hllm.text.template import OFFICIAL_PROMPT, Template, choose_fields, field_text
+from hllm.text.template import OFFICIAL_PROMPT, Template, choose_fields, field_text, template_fields
 
 
 def test_official_text_to_the_letter():
@@ -57,3 +57,23 @@ def test_text_that_looks_like_syntax_is_text() -> None:
     template = Template(("title", "{}"), prompt="{title} %s {0}: ", separator="{}")
     item = {"title": "{prompt} <|endoftext|> [bold] \\n %d", "{}": "{title}"}
     assert template.render(item) == "{title} %s {0}: title: {prompt} <|endoftext|> [bold] \\n %d{}{}: {title}"
+
+
+def test_natural_sentences_and_format_strings() -> None:
+    item = {"title": "Up!", "release_year": 2009, "genres": ["Animation", "Drama"], "brand": None}
+    fields = ("title", "release_year", "genres", "brand")
+    natural = Template(fields, "", form="natural").render(item)
+    assert natural == "Title: Up! Release year: 2009. Genres: Animation, Drama."
+    form = "{title} ({release_year}), {{{genres}}} by {brand}"
+    assert template_fields(form) == fields
+    assert Template(fields, "Say: ", form=form).render(item) == "Say: Up! (2009), {Animation, Drama} by "
+    assert Template(("brand",), form="by {brand}").render(item) is None
+    assert template_fields("official") is template_fields("natural") is None
+
+
+@pytest.mark.parametrize(
+    "form", ["", "no column", "{}", "{title!r}", "{title:>9}", "{title", "a}", "oficial"]
+)
+def test_what_is_no_template_is_refused(form) -> None:
+    with pytest.raises(ConfigError, match="template"):
+        template_fields(form)

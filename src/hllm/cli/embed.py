@@ -56,12 +56,27 @@ def embed(
         int | None, typer.Option(help="Tokens of an item's text beside the prompt; 256 if absent.")
     ] = None,
     long_text: Annotated[
-        str | None,
-        typer.Option(help="Of texts over --max-tokens: cut their end, or keep by bm25 what says most."),
-    ] = None,
+        str,
+        typer.Option(
+            help="Of texts over --max-tokens: cut their end, keep the heads of all fields, or by bm25 what says most."
+        ),
+    ] = "cut",
     fusion: Annotated[
-        str, typer.Option(help="Fields in one text (together), or apart: mean, mean:3,1 (weights), concat.")
+        str,
+        typer.Option(
+            help="Fields in one text (together), or apart: mean, mean:3,1 (weights), learned, concat."
+        ),
     ] = "together",
+    template: Annotated[
+        str, typer.Option(help="official, natural (sentences), or a format string as '{title} by {brand}'.")
+    ] = "official",
+    clean: Annotated[
+        bool,
+        typer.Option("--clean", help="Strip HTML and stray spaces; tidy lists, prices and dates in fields."),
+    ] = False,
+    field_tokens: Annotated[
+        str | None, typer.Option(help="Most tokens of fields, as title=32,description=128.")
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that the model's repository brings.")
     ] = False,
@@ -76,6 +91,7 @@ def embed(
     from hllm.data.dataset import Dataset
     from hllm.errors import ConfigError
     from hllm.items import embed as items
+    from hllm.text.budget import parse_budgets
 
     if list_:
         _list(dataset)
@@ -101,6 +117,9 @@ def embed(
             revision=revision,
             long_text=long_text,
             fusion=fusion,
+            template=template,
+            clean=clean,
+            field_tokens=parse_budgets(field_tokens or ""),
         )
     except KeyboardInterrupt as err:
         raise KeyboardInterrupt(
@@ -139,10 +158,12 @@ def _list(dataset: Path | None) -> None:
 def train_command(dataset: Path, spec: dict[str, Any], fields: list[str] | None) -> str:
     """The command that trains on these embeddings, with a --set for each choice that is not the default."""
     from hllm.items.config import ItemsConfig
+    from hllm.items.store.request import OFF
     from hllm.text.template import OFFICIAL_PROMPT
 
     settings = {"item_llm": spec["model"]}
-    if spec.get("item_emb_token_n"):  # its vectors are named by their store alone
+    told = spec.get("item_emb_token_n") or any(name in spec for name in OFF if name != "quantize")
+    if told and "parts" not in spec:  # a run's settings do not tell these vectors from others of the model
         return shlex.join(["hllm", "train", str(dataset), "--set", f"item_llm={spec['key']}"])
     if spec["source"] != "control":
         settings |= {"pooling": spec["pooling"], "prompt": json.dumps(spec["prompt"])}

@@ -40,7 +40,7 @@ class ItemsConfig(Settings):
     pooling: Annotated[str, AfterValidator(check_pooling)] = "mean"
     prompt: str | None = None  # None: the official prompt of text/template.py
     text_fields: list[str] | None = None  # None: every text column, in the table's order
-    fusion: str = "together"  # or mean, mean:3,1, concat: fields apart, their vectors put together
+    fusion: str = "together"  # or mean, mean:3,1, learned, concat: fields apart, their vectors put together
     whiten: Literal["whiten", "center", "none"] = "whiten"
     whiten_rank: int = Field(default=256, ge=1, le=2**16)
     # Width of the adapter's hidden layer; None: no adapter, text vectors are item vectors.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hllm import hardware
-from hllm.arguments import text, whole
+from hllm.arguments import flag, text, whole
 from hllm.errors import AmbiguousError, ArtifactError, DataError
 from hllm.items.config import is_store_key
 from hllm.items.encoders.hub import trained_settings
@@ -31,6 +31,8 @@ from hllm.items.store.shards import (
     text_key,
     write_index,
 )
+from hllm.text.budget import written_budgets
+from hllm.text.template import OFFICIAL
 
 if TYPE_CHECKING:
     import torch
@@ -82,8 +84,11 @@ def embed(
     quantize: str | None = None,
     attn: str | None = None,
     revision: str | None = None,
-    long_text: str | None = None,
+    long_text: str = "cut",
     fusion: str = "together",
+    template: str = OFFICIAL,
+    clean: bool = False,
+    field_tokens: Mapping[str, int] | None = None,
 ) -> ItemEmbeddings:
     """Embed the text of every item of `dataset`, encoding only what its store does not hold yet.
 
@@ -103,10 +108,14 @@ def embed(
     attn          "packed" (without padding), or an attention of transformers ("sdpa", "eager", ...); None: the
                   fastest. Changes rounding alone
     revision      branch, tag or commit on the hub; the commit is recorded
-    long_text     what is kept of a text over max_tokens: its start ("cut"), or of its longest field the sentences
-                  that say most about the item ("bm25"; see `hllm.text.bm25`)
+    long_text     what is kept of a text over max_tokens: its start ("cut"), the start of every field ("heads"), or of
+                  its longest field the sentences that say most about the item ("bm25"; see `hllm.text.bm25`)
     fusion        fields read in one text ("together"), or each in its own and their vectors averaged ("mean", with
-                  weights "mean:3,1") or laid side by side ("concat")
+                  weights "mean:3,1", or "learned" ones) or laid side by side ("concat")
+    template      how fields are laid out: "official" ("title: Up"), "natural" ("Title: Up."), or a format string over
+                  the columns, "{title} by {director}"
+    clean         whether fields lose markup, stray white space and the like (see `hllm.text.clean`)
+    field_tokens  the most tokens that fields keep, {"description": 64}; about, as no tokenizer decides it
 
     Ctrl-C loses at most one batch, a killed process the last few seconds. Raises ConfigError for an
     invalid choice, FetchError if the model is nowhere to be had, DataError if no item has text or a
@@ -116,7 +125,13 @@ def embed(
     if max_tokens is None:
         max_tokens = int(trained_settings(canonical(item_llm)).get("max_tokens", MAX_TOKENS))
     precision = check_precision(precision)
-    options = {"quantize": quantize, "long_text": long_text}
+    options = {
+        "quantize": quantize,
+        "template": template,
+        "clean": "yes" if flag("clean", clean) else "no",
+        "field_tokens": written_budgets(field_tokens or {}),
+        "long_text": long_text,
+    }
     from hllm.items.fused import resolve_fields
 
     wanted = resolve_fields(

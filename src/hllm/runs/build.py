@@ -44,11 +44,13 @@ def build_network(
         )
     torch.manual_seed(config.training.seed)
     raw = has_text = live = None
+    fields = 1
     if isinstance(embeddings, LiveItems):
         live = partial(_live, config, trained, embeddings, device)
     elif embeddings is not None:
         raw, has_text = torch.from_numpy(embeddings.vectors), torch.from_numpy(embeddings.has_text)
-    source = make_source(config.items, config.users.d_model, trained, raw, has_text, live)
+        fields = len(embeddings.spec.get("parts", [None]))
+    source = make_source(config.items, config.users.d_model, trained, raw, has_text, live, fields)
     return with_source(source, config).to(device)
 
 

@@ -1,1 +1,1 @@
-"""Item text: templates, and later the fusion and shortening of long fields."""
+"""Item text: templates, cleaning, fusion, and what is kept of long fields."""

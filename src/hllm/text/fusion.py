@@ -8,22 +8,24 @@ import numpy as np
 
 from hllm.errors import ConfigError
 
-FUSIONS = ("together", "mean", "concat")
+FUSIONS = ("together", "mean", "learned", "concat")
+LEARNED = "learned"
 
 
 def parse_fusion(name: str, n_fields: int) -> tuple[str, list[float]]:
     """How fields are put together and their weights: ("mean", [3, 1]) of "mean:3,1".
 
     "together" is one text of all fields, "mean" the (weighted) mean of their vectors, "concat" the vectors, times
-    their weights, side by side. Without weights all are 1. Raises ConfigError for anything else, for weights that
-    are not positive, or not one a field.
+    their weights, side by side; "learned" is a mean whose weights are trained with the user model, from vectors side
+    by side (items/source/fields_table.py). Without weights all are 1. Raises ConfigError for anything else, for
+    weights that are not positive, or not one a field.
     """
     how, _, listed = name.partition(":")
     try:
         weights = [float(part) for part in listed.split(",")] if listed else [1.0] * n_fields
     except ValueError:
         weights = []
-    if how not in FUSIONS or (how == "together" and listed):
+    if how not in FUSIONS or (how in ("together", LEARNED) and listed):
         raise ConfigError(f"unknown fusion {name!r}; valid: {', '.join(FUSIONS)}, with weights as mean:3,1")
     if len(weights) != n_fields or not all(0 < w < 1e6 for w in weights):
         raise ConfigError(f"fusion {name!r} needs one positive weight for each of the {n_fields} fields")
@@ -40,7 +42,7 @@ def fuse(
     """
     any_text = np.logical_or.reduce(has_text)
     scaled = [w * v * has[:, None] for w, v, has in zip(weights, vectors, has_text, strict=True)]
-    if how == "concat":
+    if how in ("concat", LEARNED):
         return np.concatenate(scaled, axis=1).astype(np.float32), any_text
     total = sum(w * has.astype(np.float64) for w, has in zip(weights, has_text, strict=True))
     mean = sum(scaled) / np.maximum(total, 1e-12)[:, None]

@@ -1,17 +1,20 @@
-"""The text an item LLM reads: a prompt, then the item's fields laid end to end.
+"""The text an item LLM reads: a prompt, then the item's fields as a template lays them out.
 
-The official template (ByteDance's HLLM) is
+The template "official" (ByteDance's HLLM) is
 
     Compress the following sentence into embedding: title: Toy Story (1995)genres: Animation
 
 with no separator between fields. It is reproduced to the letter: an embedding depends on every
-character, so a tidier template would give other vectors than the published ones.
+character, so a tidier template would give other vectors than the published ones. The template "natural" writes
+the same as sentences, "Title: Toy Story (1995). Genres: Animation."; any other is a format string over the
+columns, "{title}, a {genres} film".
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from string import Formatter
 from typing import TYPE_CHECKING, Any
 
 from hllm.arguments import text
@@ -21,20 +24,35 @@ if TYPE_CHECKING:
     import polars as pl
 
 OFFICIAL_PROMPT = "Compress the following sentence into embedding: "
+OFFICIAL, NATURAL = "official", "natural"
+_END = (".", "!", "?", "…", "。")
 
 
 @dataclass(frozen=True)
 class Template:
-    """`prompt`, then `name: value` of each of `fields` that has a value, joined by `separator`."""
+    """`prompt`, then each of `fields` that has a value, as `form` lays them out.
+
+    form  "official": `name: value`, joined by `separator`; "natural": `Name: value.`, joined by spaces; or a format
+          string, whose {columns} are `fields` (see `template_fields`) and are empty where there is no value
+    """
 
     fields: tuple[str, ...]
     prompt: str = OFFICIAL_PROMPT
     separator: str = ""
+    form: str = OFFICIAL
 
     def render(self, item: Mapping[str, Any]) -> str | None:
         """Text of one item; None if no field has a value (the item then has no embedding)."""
-        parts = [f"{name}: {value}" for name in self.fields if (value := field_text(item.get(name)))]
-        return self.prompt + self.separator.join(parts) if parts else None
+        values = {name: field_text(item.get(name)) for name in self.fields}
+        there = {name: value for name, value in values.items() if value}
+        if not there:
+            return None
+        if self.form == OFFICIAL:
+            return self.prompt + self.separator.join(f"{name}: {value}" for name, value in there.items())
+        if self.form == NATURAL:
+            return self.prompt + " ".join(map(_sentence, there.items()))
+        parts = Formatter().parse(self.form)
+        return self.prompt + "".join(literal + values.get(name or "", "") for literal, name, *_ in parts)
 
     def render_all(self, items: pl.DataFrame) -> list[str | None]:
         """Texts of the rows of `items`, in their order. DataError names a field that is no column."""
@@ -42,6 +60,31 @@ class Template:
             if name not in items.columns:
                 raise DataError(unknown("text field", name, items.columns))
         return [self.render(row) for row in items.select(self.fields).iter_rows(named=True)]
+
+
+def _sentence(field: tuple[str, str]) -> str:
+    name, value = field[0].replace("_", " "), field[1].strip()
+    return f"{name[:1].upper()}{name[1:]}: {value}" + ("" if value.endswith(_END) else ".")
+
+
+def template_fields(form: str) -> tuple[str, ...] | None:
+    """The columns that the template `form` names, in order; None for "official" and "natural", which take any.
+
+    ConfigError for a format string without a column, or with more in its braces than a column's name.
+    """
+    if form in (OFFICIAL, NATURAL):
+        return None
+    try:
+        parts = list(Formatter().parse(text("template", form)))
+    except ValueError as err:
+        raise ConfigError(f"template {form[:80]!r}: {err}; a brace that is meant is written twice") from err
+    names = tuple(dict.fromkeys(name for _, name, *_ in parts if name is not None))
+    if not names or "" in names or any(spec or conversion for _, _, spec, conversion in parts):
+        raise ConfigError(
+            f"template {form[:80]!r} is neither {OFFICIAL} nor {NATURAL}, and no format string with columns in braces, "
+            "as {title} by {brand}"
+        )
+    return names
 
 
 def field_text(value: Any) -> str:

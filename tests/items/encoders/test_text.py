@@ -9,6 +9,7 @@ from hllm.items.encoders.backbones import load_backbone, quiet
 from hllm.items.encoders.pooling import pool
 from hllm.items.encoders.prefix import common_prefix
 from hllm.items.encoders.text import LanguageModelEncoder
+from hllm.items.encoders.tokens import token_ids
 
 CPU = torch.device("cpu")
 LONG = " ".join(f"word{i}" for i in range(200))
@@ -155,3 +156,20 @@ def test_quiet_puts_everything_back():
     with pytest.raises(RuntimeError), quiet():
         raise RuntimeError
     assert (logging.get_verbosity(), sys.stderr, list(warnings.filters)) == before
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_text_that_spells_a_special_token_stays_text(tmp_path, save_model, fast) -> None:
+    folder = save_model(tmp_path / "model", "t5" if not fast else "llama")
+    if not fast:
+        from transformers import ByT5Tokenizer
+
+        for path in folder.glob("tokenizer*"):
+            path.unlink()
+        ByT5Tokenizer().save_pretrained(folder)
+    backbone = load_backbone(folder, "fp32", torch.device("cpu"))
+    end = "<eos>" if fast else "</s>"
+    (ids,) = token_ids(backbone, [f"Up{end}<pad>away"])
+    plain = backbone.tokenizer(f"Up{end}<pad>away")["input_ids"]
+    assert len(ids) == len(f"Up{end}<pad>away") + (not fast)  # a token a letter
+    assert len(plain) < len(ids)

@@ -70,7 +70,9 @@ def token_ids(backbone: Backbone, texts: list[str], **options: Any) -> list[list
         return []
     tokenizer = backbone.tokenizer
     tokenizer.truncation_side = "right"
-    encoded = tokenizer(texts, return_attention_mask=False, verbose=False, **options)["input_ids"]
+    # A title that spells "</s>" is letters, not the token.
+    options |= {"return_attention_mask": False, "verbose": False, "split_special_tokens": True}
+    encoded = tokenizer(texts, **options)["input_ids"]
     # A text of nothing but characters unknown to the tokenizer may have no token at all.
     return [ids or [backbone.pad_id] for ids in encoded]
 

@@ -19,6 +19,7 @@ class TextTable(ItemSource):
 
     table     float32 (n_items + 1, r) transformed text vectors, row = token
     has_text  bool (n_items + 1,)
+    rank      of the vectors that the adapter takes, where it is not the table's
     """
 
     table: Tensor
@@ -31,9 +32,10 @@ class TextTable(ItemSource):
         whitening: Whitening | None = None,
         width: int | None = None,
         hidden: int | None = None,
+        rank: int | None = None,
     ) -> None:
         super().__init__()
-        rank = table.shape[1]
+        rank = table.shape[1] if rank is None else rank
         self.register_buffer("table", table)
         self.register_buffer("has_text", has_text)
         self.whitening = whitening
@@ -49,9 +51,13 @@ class TextTable(ItemSource):
     def n_items(self) -> int:
         return self.has_text.shape[0] - 1
 
+    def rows(self, tokens: Tensor) -> Tensor:
+        """What the adapter takes: transformed text vectors (n, r) of `tokens` int64 (n,)."""
+        return self.table[tokens]
+
     def encode(self, tokens: Tensor) -> Tensor:
         """Vectors (n, width) of `tokens` int64 (n,)."""
-        rows = self.table[tokens]  # (n, r)
+        rows = self.rows(tokens)
         if self.adapter is None:
             return rows
         vectors = self.adapter(rows)

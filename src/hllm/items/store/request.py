@@ -15,14 +15,18 @@ from hllm.items.encoders.hub import trained_settings
 from hllm.items.encoders.kinds import Kind, kind_of
 from hllm.items.encoders.names import canonical, is_local
 from hllm.items.encoders.registry import QUANTIZATIONS, own_prompt
-from hllm.text.template import OFFICIAL_PROMPT, Template, choose_fields
+from hllm.text.template import OFFICIAL, OFFICIAL_PROMPT, Template, choose_fields, template_fields
 
 if TYPE_CHECKING:
     import polars as pl
 
 # Choices that a specification holds only where they are not these.
-OFF = {"quantize": "none", "long_text": "cut"}
-CHOICES = {"quantize": ("none", *QUANTIZATIONS), "long_text": ("cut", "bm25")}
+OFF = {"quantize": "none", "template": OFFICIAL, "clean": "no", "field_tokens": "none", "long_text": "cut"}
+CHOICES = {
+    "quantize": ("none", *QUANTIZATIONS),
+    "clean": ("no", "yes"),
+    "long_text": ("cut", "heads", "bm25"),
+}
 TRAINED = ("item_emb_token_n", "right_aligned")
 
 
@@ -30,7 +34,8 @@ TRAINED = ("item_emb_token_n", "right_aligned")
 class Request:
     """A model and how its texts are made and pooled. `precision`, `max_tokens` and `options`: None = any.
 
-    options   quantize ("none", "8bit", "4bit"), long_text ("cut", "bm25")
+    options   quantize ("none", "8bit", "4bit"), template ("official", "natural", a format string), clean ("no", "yes"),
+              field_tokens ("none", "title=32,..."), long_text ("cut", "heads", "bm25")
     """
 
     model: str
@@ -64,17 +69,32 @@ class Request:
 
     @property
     def template(self) -> Template:
-        return Template(self.fields, self.prompt, self.kind.separator)
+        form = self.options.get("template") or OFFICIAL
+        return Template(self.fields, self.prompt, self.kind.separator, form)
 
     def render(self, items: pl.DataFrame) -> list[str | None]:
         """The text of each row of `items`; None where there is none. DataError for a field that is no column.
 
-        With long_text "bm25" texts too long for `max_tokens` lose the sentences that say least about their item.
+        Fields are cleaned, then cut to their budgets; with long_text "heads" texts too long for `max_tokens` lose the
+        ends of their longest fields, with "bm25" the sentences that say least about their item.
         """
-        if self.options.get("long_text") == "bm25":
+        if self.options.get("clean") == "yes":
+            from hllm.text.clean import clean
+
+            items = clean(items, self.fields)
+        if (budgets := self.options.get("field_tokens") or "none") != "none":
+            from hllm.text.budget import cut_fields, parse_budgets
+
+            items = cut_fields(items, parse_budgets(budgets))
+        long_text, limit = self.options.get("long_text"), self.max_tokens or 0
+        if long_text == "bm25":
             from hllm.text.bm25 import shorten
 
-            items = shorten(items, self.fields, self.max_tokens or 0)
+            items = shorten(items, self.fields, limit)
+        elif long_text == "heads":
+            from hllm.text.budget import keep_heads
+
+            items = keep_heads(items, self.fields, limit)
         return self.template.render_all(items)
 
     def matches(self, spec: Mapping[str, Any]) -> bool:
@@ -104,7 +124,9 @@ class Request:
                 parts += ["--prompt", self.prompt]
         for name, value in self.options.items():
             parts += ["--" + name.replace("_", "-"), value] if value else []
-        return shlex.join([*parts, "--fields", ",".join(self.fields)])
+        if template_fields(self.options.get("template") or OFFICIAL) is None:
+            parts += ["--fields", ",".join(self.fields)]
+        return shlex.join(parts)
 
 
 def make_request(
@@ -124,9 +146,8 @@ def make_request(
     """
     if prompt is not None:
         text("prompt", prompt)
-    options = {name: value for name, value in (options or {}).items() if value is not None}
-    for name, value in options.items():
-        one_of(name, value, CHOICES[name])
+    options = {name: str(value) for name, value in (options or {}).items() if value is not None}
+    asked_fields = check_options(options, asked_fields)
     model = canonical(item_llm, must_exist)
     own = trained_settings(model)
     pooling = str(own.get("pooling", "mean")) if pooling is None else pooling
@@ -134,13 +155,37 @@ def make_request(
         raise ConfigError("pooling 'item-token' reads learned tokens, which only a trained item LLM has")
     fields = choose_fields(asked_fields, text_fields)
     if not kind_of(model).is_language_model:
-        if options:
-            raise ConfigError(f"{', '.join(sorted(options))}: {model} is no language model; leave it out")
-        return Request(model, "none", "", fields, "fp32", 0)
+        of_llms = [n for n in ("quantize", "long_text") if options.get(n, OFF[n]) != OFF[n]]
+        if of_llms:
+            raise ConfigError(f"{', '.join(of_llms)}: {model} is no language model; leave it out")
+        return Request(model, "none", "", fields, "fp32", 0, options)
     if prompt is None:
         prompt = own_prompt(model) if pooling == "auto" else str(own.get("prompt", OFFICIAL_PROMPT))
     trained = {name: own[name] for name in TRAINED if own.get(name) and pooling == own["pooling"]}
     return Request(model, pooling, prompt, fields, precision, max_tokens, options, trained)
+
+
+def check_options(options: Mapping[str, str | None], fields: Iterable[str] | None) -> Iterable[str] | None:
+    """Raise ConfigError for an option without meaning; returns the `fields`, or those that a format string names."""
+    for name, value in options.items():
+        if name in CHOICES:
+            one_of(name, value, CHOICES[name])
+        else:
+            text(name, value)
+    named = template_fields(options.get("template", OFFICIAL))
+    if named is not None and fields is not None:
+        raise ConfigError(f"template {options['template'][:80]!r} names its fields itself; leave fields out")
+    fields = fields if named is None else named
+    budgets = options.get("field_tokens", "none")
+    if budgets != "none":
+        from hllm.text.budget import parse_budgets
+
+        unread = [n for n in parse_budgets(budgets) if fields is not None and n not in fields]
+        if unread:
+            raise ConfigError(
+                f"field tokens of {', '.join(unread)}, which is none of the fields that are read"
+            )
+    return fields
 
 
 def describe_request(request: Request) -> str:

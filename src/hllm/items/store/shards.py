@@ -33,7 +33,7 @@ FORMAT, VERSION = "hllm-embeddings", 1
 # What the vectors depend on. The rest of a specification (device, versions, ...) is for the record.
 IDENTITY = ("revision", "weights", "prompt", "fields", "pooling", "precision", "max_tokens", "catalogue")
 # The same, written only where they are not what they are by default.
-OPTIONAL = ("quantize", "own", "long_text")
+OPTIONAL = ("quantize", "own", "template", "clean", "field_tokens", "long_text")
 _SHARD = re.compile(r"shard-(\d{6,})\.safetensors")
 SMALL_SHARD, LARGE_SHARD = 64 << 20, 256 << 20  # bytes: smaller ones are merged, up to this size
 
