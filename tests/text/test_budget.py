@@ -10,7 +10,7 @@ from hllm.text.budget import cut_fields, estimated_tokens, head, keep_heads, par
 def test_the_head_of_a_text_ends_at_a_word() -> None:
     text = "The Good, the Bad and the Uglyyyyyyyyy (1966)"
     assert head(text, 99) == text
-    assert head(text, 7) == "The Good, the Bad and"
+    assert head(text, 6) == "The Good, the Bad and"
     assert head(text, 9) == "The Good, the Bad and the"
     assert head("Supercalifragilistic", 2) == "Supercalif"
     assert head("東京物語 1953", 3) == "東京物"

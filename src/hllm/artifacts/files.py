@@ -30,6 +30,9 @@ T = TypeVar("T")
 HEADER = "hllm"  # key of our digest and metadata in safetensors headers
 
 
+_MAPPED = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "U8": "u1", "I64": "<i8", "I32": "<i4", "BOOL": "?"}
+
+
 def home() -> Path:
     """hllm's cache folder: `HLLM_HOME`, or the platform's cache folder. ConfigError where there is none."""
     value = os.environ.get("HLLM_HOME")
@@ -169,6 +172,31 @@ def read_tensors(path: Path | str, device: str = "cpu") -> tuple[dict[str, torch
         if sha256 is not None and sha256 != _digest_tensors(tensors, text):
             raise ArtifactError(f"cannot read {p}: it is damaged: its SHA-256 is not the one in its header")
         return {name: value.to(device) for name, value in tensors.items()}, json.loads(text)
+
+    return _read(path, load)
+
+
+def map_tensors(path: Path | str) -> dict[str, np.ndarray]:
+    """The tensors of a file that `write_tensors` wrote, mapped read-only; nothing is read or checked.
+
+    Of types that numpy has.
+    """
+
+    def load(p: Path) -> dict[str, np.ndarray]:
+        with open(p, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if not 0 < size < p.stat().st_size:
+                raise ArtifactError(f"cannot read {p}: it has no header")
+            header = json.loads(file.read(size))
+        found: dict[str, np.ndarray] = {}
+        for name, told in header.items():
+            if name != "__metadata__":
+                first, end = told["data_offsets"]
+                shape, dtype = tuple(told["shape"]), np.dtype(_MAPPED[told["dtype"]])
+                if 8 + size + end > p.stat().st_size:
+                    raise ArtifactError(f"cannot read {p}: it ends too early")
+                found[name] = np.memmap(p, dtype, "r", 8 + size + first, shape)
+        return found
 
     return _read(path, load)
 

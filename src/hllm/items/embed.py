@@ -20,6 +20,7 @@ from hllm.items.encoders.kinds import make_encoder
 from hllm.items.encoders.names import canonical, is_local
 from hllm.items.encoders.precision import auto_precision, check_precision
 from hllm.items.store.encode import complete_store
+from hllm.items.store.mapped import StoredVectors
 from hllm.items.store.request import Request, describe_request, describe_spec, make_request
 from hllm.items.store.shards import (
     Store,
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from hllm.items.encoders.hub import ModelFolder
 
 Spec = dict[str, Any]
+RESIDENT = 2 << 30  # bytes of vectors that are read into memory at once
+SAMPLED = 1_000_000
 MAX_TOKENS = 256  # of a text, beside the prompt, where nothing else is asked for
 
 
@@ -48,7 +51,8 @@ MAX_TOKENS = 256  # of a text, beside the prompt, where nothing else is asked fo
 class ItemEmbeddings:
     """Raw item vectors of one catalogue.
 
-    vectors   float32 (n_catalogue + 1, d), row = token; row 0 and rows without text are zero
+    vectors   float32 (n_catalogue + 1, d), row = token; row 0 and rows without text are zero. More than 2 GiB
+              are a `StoredVectors`, which reads from the store what is indexed
     has_text  bool (n_catalogue + 1,)
     spec      model, source, revision, weights, prompt, fields, pooling, precision, max_tokens, dim, key
     stats     of the call that made them: `encoded`, `reused` (distinct texts), `truncated`,
@@ -62,11 +66,17 @@ class ItemEmbeddings:
 
     @property
     def mean_cosine(self) -> float:
-        """Mean cosine between two different items' vectors: near 1 means that they need centring."""
-        rows = self.vectors[self.has_text].astype(np.float64)
-        unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)
-        n = len(unit)
-        return float((np.square(unit.sum(0)).sum() - n) / (n * (n - 1))) if n > 1 else 1.0
+        """Mean cosine between two different items' vectors: near 1 means that they need centring.
+
+        Of more than a million items an even sample counts.
+        """
+        total, place = np.zeros(self.vectors.shape[1]), np.flatnonzero(self.has_text)
+        place = place[np.linspace(0, len(place) - 1, min(len(place), SAMPLED)).astype(int)]
+        for some in np.array_split(place, -(-len(place) // 65_536) or 1):
+            rows = self.vectors[some].astype(np.float64)
+            total += (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)).sum(0)
+        n = len(place)
+        return float((np.square(total).sum() - n) / (n * (n - 1))) if n > 1 else 1.0
 
 
 def embed(
@@ -216,8 +226,8 @@ class Resolved:
         """Read the embeddings; errors as of `load_embeddings`."""
         spec = self._finished()
         store = self._store(spec)
-        keys = read_index(store.folder, self._fingerprint(spec))
-        return _of_store(self.dataset, spec, store, keys)
+        keys, has_text = read_index(store.folder, self._fingerprint(spec))
+        return of_store(self.dataset, spec, store, keys, has_text)
 
     def complete(
         self,
@@ -271,7 +281,7 @@ class Resolved:
             progress,
         )
         write_index(store.folder, self._fingerprint(spec), keys)
-        result = _of_store(self.dataset, spec, store, keys)
+        result = of_store(self.dataset, spec, store, *read_index(store.folder, self._fingerprint(spec)))
         result.stats.update(
             encoded=encoded,
             reused=len(texts) - encoded,
@@ -325,7 +335,7 @@ class Resolved:
         earlier = self.found[0] if len(self.found) == 1 else None
         if revision is not None and earlier and not str(earlier["revision"]).startswith(revision):
             earlier = None
-        if earlier and not is_local(request.model) and texts.keys() <= self._store(earlier).rows.keys():
+        if earlier and not is_local(request.model) and not (self._store(earlier).find(list(texts)) < 0).any():
             return earlier, None
         from hllm.items.encoders.hub import find_model
 
@@ -376,24 +386,29 @@ class Resolved:
         return self.dataset.texts_fingerprint(spec["fields"])
 
 
-def _of_store(dataset: Dataset, spec: Spec, store: Store, keys: Sequence[bytes | None]) -> ItemEmbeddings:
-    """The vectors of a catalogue whose token i + 1 has the text with key `keys[i]`."""
-    lost = sum(key is not None and key not in store.rows for key in keys)
+def of_store(
+    dataset: Dataset, spec: Spec, store: Store, keys: np.ndarray, has_text: np.ndarray
+) -> ItemEmbeddings:
+    """The vectors of a catalogue whose token i + 1 has the text with key `keys[i]`, if it has one.
+
+    keys uint8 (n, 16); has_text bool (n,)
+    """
+    places = np.full(len(keys) + 1, -1, dtype=np.int64)  # row = token
+    has_text = np.concatenate(([False], has_text))
+    places[has_text] = store.find(keys[has_text[1:]])
+    lost = int((places[has_text] < 0).sum())
     if len(keys) != dataset.n_catalogue or lost:
         damaged = f", {len(store.damaged)} files are damaged" if store.damaged else ""
         raise ArtifactError(
             f"embeddings in {store.folder} do not cover the dataset's {dataset.n_catalogue:,} items ({lost:,} "
             f"are missing{damaged}); run `hllm embed` again with the same options: it encodes only these"
         )
-    has_text = np.array([False, *(key is not None for key in keys)])
-    present = [key for key in keys if key is not None]
     spec = {**(read_spec(store.folder) or spec), "dim": store.dim}
-    vectors = np.zeros((len(keys) + 1, spec["dim"]), dtype=np.float32)
-    rows = store.take(present)
-    vectors[has_text] = rows.vectors
+    stored = StoredVectors(store.read, places, store.dim or 0)
+    vectors: Any = stored if 4 * stored.size > RESIDENT else stored[:]
     stats = {
-        "truncated": int(rows.truncated.sum()),
-        "without_text": len(keys) - len(present),
+        "truncated": int(store.truncated(places[has_text]).sum()),
+        "without_text": int((~has_text[1:]).sum()),
         "folder": str(store.folder),
     }
     return ItemEmbeddings(vectors, has_text, spec, stats)

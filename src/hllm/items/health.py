@@ -12,6 +12,7 @@ from hllm.items.embed import ItemEmbeddings
 NEAR = 0.999  # cosine of centred vectors from which two items count as near-duplicates
 _PROBED = 5_000  # items that are compared with all others
 _BLOCK = 512
+_READ = 100_000  # items that are looked at
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,12 @@ class Health:
 
 
 def check(embeddings: ItemEmbeddings) -> Health:
-    """Measure item embeddings; those of more than 5,000 items by an even sample where pairs are compared."""
-    rows = embeddings.vectors[embeddings.has_text]
+    """Measure item embeddings: 100,000 items, evenly chosen where there are more, 5,000 of them against all these."""
+    place = np.flatnonzero(embeddings.has_text)
+    rows = embeddings.vectors[_evenly(place, _READ)]
     unit = _centred(rows)
     _, counts = np.unique(rows, axis=0, return_counts=True)
-    probed = np.linspace(0, max(len(unit) - 1, 0), min(len(unit), _PROBED)).astype(int)
+    probed = _evenly(np.arange(len(unit)), _PROBED)
     near, total, pairs = 0, 0.0, 0
     for first in range(0, len(probed), _BLOCK):
         some = probed[first : first + _BLOCK]
@@ -104,6 +106,7 @@ def effective_rank(rows: np.ndarray) -> float:
 def neighbours(embeddings: ItemEmbeddings, tokens: Sequence[int], k: int) -> list[list[int]]:
     """For each of `tokens`, items with text, the `k` tokens nearest by the cosine of centred vectors."""
     place = np.flatnonzero(embeddings.has_text)
+    place = np.union1d(_evenly(place, _READ), np.asarray(tokens, dtype=np.int64))
     unit = _centred(embeddings.vectors[place])
     found = []
     for token in tokens:
@@ -111,6 +114,11 @@ def neighbours(embeddings: ItemEmbeddings, tokens: Sequence[int], k: int) -> lis
         cosine[place == token] = -np.inf
         found.append(place[np.argsort(-cosine, kind="stable")[: min(k, len(place) - 1)]].tolist())
     return found
+
+
+def _evenly(values: np.ndarray, n: int) -> np.ndarray:
+    """At most `n` of `values` (m,), from the first to the last."""
+    return values[np.linspace(0, max(len(values) - 1, 0), min(len(values), n)).astype(int)]
 
 
 def _centred(rows: np.ndarray) -> np.ndarray:

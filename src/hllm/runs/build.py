@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from hllm.config import Config
@@ -48,7 +49,8 @@ def build_network(
     if isinstance(embeddings, LiveItems):
         live = partial(_live, config, trained, embeddings, device)
     elif embeddings is not None:
-        raw, has_text = torch.from_numpy(embeddings.vectors), torch.from_numpy(embeddings.has_text)
+        raw = torch.from_numpy(np.asarray(embeddings.vectors))
+        has_text = torch.from_numpy(embeddings.has_text)
         fields = len(embeddings.spec.get("parts", [None]))
     source = make_source(config.items, config.users.d_model, trained, raw, has_text, live, fields)
     return with_source(source, config).to(device)

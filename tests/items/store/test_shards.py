@@ -6,8 +6,20 @@ import numpy as np
 import pytest
 
 from hllm.errors import ArtifactError
+from hllm.items.store import mapped
 from hllm.items.store import shards as stores
-from hllm.items.store.shards import Shard, Store, locked, read_index, spec_key, text_key, write_index
+from hllm.items.store.mapped import KeyTable
+from hllm.items.store.shards import (
+    Shard,
+    Store,
+    join,
+    key_array,
+    locked,
+    read_index,
+    spec_key,
+    text_key,
+    write_index,
+)
 
 SPEC = {
     "model": "m",
@@ -20,7 +32,7 @@ SPEC = {
 
 
 def shard(*texts, dim=4):
-    keys = [text_key(t) for t in texts]
+    keys = key_array([text_key(t) for t in texts])
     vectors = np.stack([np.random.default_rng(len(t)).standard_normal(dim) for t in texts]).astype(np.float32)
     return Shard(vectors, keys, np.array([len(t) > 3 for t in texts]))
 
@@ -40,7 +52,7 @@ def test_rows_are_found_by_their_text_in_any_order(tmp_path):
             store.take(keys).vectors, np.stack([b.vectors[0], a.vectors[0], b.vectors[0]])
         )
         assert store.take(keys).truncated.tolist() == [True, False, True]
-        assert text_key("other") not in store.rows
+        assert store.find([text_key("other"), text_key("x")]).tolist()[0] == -1
 
 
 def test_compaction_keeps_every_row_and_gives_the_same_bytes_whatever_the_history(tmp_path):
@@ -57,7 +69,7 @@ def test_compaction_keeps_every_row_and_gives_the_same_bytes_whatever_the_histor
     a, b = Store(one.folder), Store(two.folder)
     keys = [text_key(t) for t in ("x", "yy", "zzzz")]
     np.testing.assert_array_equal(a.take(keys).vectors, b.take(keys).vectors)
-    assert next(iter(a.shards.values())).keys == next(iter(b.shards.values())).keys
+    np.testing.assert_array_equal(next(iter(a.shards.values())).keys, next(iter(b.shards.values())).keys)
 
 
 def test_large_shards_are_left_alone(tmp_path, monkeypatch):
@@ -69,7 +81,7 @@ def test_large_shards_are_left_alone(tmp_path, monkeypatch):
         store.append(shard(text))  # 16 bytes each: two fit into one
     store.compact()
     assert sorted(len(s.keys) for s in Store(tmp_path).shards.values()) == [1, 2, 3]
-    assert len(Store(tmp_path).rows) == 6
+    assert len(Store(tmp_path).keys()) == 6
 
 
 def test_a_merge_interrupted_before_the_old_shards_were_deleted(tmp_path, monkeypatch):
@@ -83,7 +95,7 @@ def test_a_merge_interrupted_before_the_old_shards_were_deleted(tmp_path, monkey
     again = Store(tmp_path)
     again.compact()
     assert len(files(tmp_path)) == 1
-    assert Store(tmp_path).rows.keys() == {text_key("x"), text_key("yy")}
+    assert Store(tmp_path).keys() == {text_key("x"), text_key("yy")}
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text"])
@@ -97,7 +109,7 @@ def test_a_damaged_shard_is_noticed_and_its_rows_count_as_missing(tmp_path, dama
     path.write_bytes({"cut": data[:-9], "flip": data, "empty": b"", "text": b"hello"}[damage])
     opened = Store(tmp_path)
     assert opened.damaged == [path]
-    assert opened.rows.keys() == {text_key("yy")}
+    assert opened.keys() == {text_key("yy")}
     with pytest.warns(UserWarning, match=r"shard-000000\.safetensors.* damaged.* encoded again"):
         opened.drop_damaged()
     opened.append(shard("x"))
@@ -109,7 +121,7 @@ def test_a_shard_of_another_store_is_not_read(tmp_path):
         (tmp_path / name).mkdir()
     Store(tmp_path / "one").append(shard("x"))
     os.rename(tmp_path / "one" / "shard-000000.safetensors", tmp_path / "two" / "shard-000000.safetensors")
-    assert not Store(tmp_path / "two").rows
+    assert not Store(tmp_path / "two").keys()
 
 
 def test_the_key_depends_on_what_decides_the_vectors_and_on_nothing_else():
@@ -124,7 +136,9 @@ def test_the_key_depends_on_what_decides_the_vectors_and_on_nothing_else():
 def test_index_round_trip(tmp_path):
     keys = [text_key("a"), None, text_key("a"), text_key("b")]
     write_index(tmp_path, "f" * 64, keys)
-    assert read_index(tmp_path, "f" * 64) == keys
+    found, has_text = read_index(tmp_path, "f" * 64)
+    assert has_text.tolist() == [True, False, True, True]
+    assert [key.tobytes() for key in found[has_text]] == [key for key in keys if key]
 
 
 HOLD = """
@@ -151,3 +165,51 @@ def test_a_second_writer_is_refused_until_the_first_is_dead(tmp_path, run_python
     (tmp_path / ".shard-000000.safetensors.123.tmp").write_bytes(b"left over")
     with locked(tmp_path):
         assert not list(tmp_path.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_large_shard_is_mapped_and_its_blocks_are_checked_when_they_are_read(
+    tmp_path, monkeypatch, dtype
+) -> None:
+    monkeypatch.setattr(mapped, "WHOLE", 0)
+    monkeypatch.setattr(mapped, "CHECKED", 4 * 4 * np.dtype(dtype).itemsize)  # four rows a block
+    texts = [f"text {i}" for i in range(30)]
+    whole = join([shard(*texts)])
+    drawn = np.random.default_rng(0).standard_normal((30, 4))
+    whole = Shard(drawn.astype(dtype), whole.keys, whole.truncated)
+    Store(tmp_path).append(whole)
+    store = Store(tmp_path)
+    (opened,) = store.shards.values()
+    assert isinstance(opened.vectors, np.memmap) and opened.unchecked.tolist() == [True] * 8
+    places = store.find(whole.keys[[5, 29]])
+    np.testing.assert_array_equal(store.read(places), whole.vectors[[5, 29]].astype(np.float32))
+    assert np.flatnonzero(~opened.unchecked).tolist() == [1, 7]
+    assert store.dtype == dtype
+    opened.check()
+    path = tmp_path / "shard-000000.safetensors"
+    data = bytearray(path.read_bytes())
+    data[data.index(whole.vectors[17].tobytes())] ^= 1
+    path.write_bytes(data)
+    store = Store(tmp_path)
+    np.testing.assert_array_equal(store.read(store.find(whole.keys[:16])), whole.vectors[:16])
+    with pytest.raises(ArtifactError, match=r"damaged; run: hllm embed DATASET --prune"):
+        store.read(store.find(whole.keys[17:18]))
+    with pytest.raises(ArtifactError):
+        next(iter(store.shards.values())).check()
+    data[data.index(whole.keys[3].tobytes())] ^= 1
+    path.write_bytes(data)
+    assert Store(tmp_path).damaged == [path]
+    path.write_bytes(data[: len(data) // 2])
+    assert Store(tmp_path).damaged == [path]
+
+
+def test_keys_are_found_whatever_their_halves_share() -> None:
+    draw = np.random.default_rng(0)
+    keys = draw.integers(0, 2, (400, 16), dtype=np.uint8)
+    keys[:, :8] = draw.integers(0, 2, (400, 8)) * (np.arange(8) == 7)  # two first halves alone
+    keys = np.unique(keys, axis=0)[draw.permutation(len(np.unique(keys, axis=0)))]
+    table = KeyTable([keys[:100], keys[100:200]])
+    np.testing.assert_array_equal(table.find(keys[:200]), np.arange(200))
+    assert (table.find(keys[200:]) == -1).all()
+    assert [k.tobytes() for k in keys[:200][table.order]] == sorted(k.tobytes() for k in keys[:200])
+    assert KeyTable([]).find(keys[:2]).tolist() == [-1, -1]

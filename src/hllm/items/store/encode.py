@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hllm.errors import DataError
-from hllm.items.store.shards import Shard, Store, join, locked
+from hllm.items.store.shards import Shard, Store, join, key_array, locked
 from hllm.progress import progress
 
 if TYPE_CHECKING:
@@ -42,30 +42,29 @@ def complete_store(
     with locked(store.folder):
         store.refresh()
         damaged = store.drop_damaged()
-        missing = texts.keys() - store.rows.keys()
-        seconds = 0.0
-        if not missing:
+        keys = sorted(texts)
+        wanted = store.find(keys) < 0
+        count, seconds = int(wanted.sum()), 0.0
+        if not count:
             store.write_spec({**spec, "dim": store.dim})
         else:
             encoder = load()
-            keys = sorted(texts)
             lengths = encoder.prepare([texts[key] for key in keys])
             store.write_spec({**spec, "dim": encoder.dim})
-            wanted = np.array([key in missing for key in keys])
             start = time.perf_counter()  # loading a model is not encoding
             title = f"embedding with {spec['model']}"
-            with progress(title, len(missing), "items", show) as bar, _blocks(store) as add:
+            with progress(title, count, "items", show) as bar, _blocks(store) as add:
                 batches = planned_batches(
                     lengths, wanted, batch_size or BATCH_SIZE, damaged, None if batch_size else encoder.budget
                 )
                 for rows, vectors in encode_batches(
                     encoder, batches, wanted, spec, lambda i: name_of(keys[i])
                 ):
-                    add(Shard(vectors, [keys[i] for i in rows], encoder.truncated[rows]))
+                    add(Shard(vectors, key_array([keys[i] for i in rows]), encoder.truncated[rows]))
                     bar.advance(len(rows))
             seconds = time.perf_counter() - start
         store.compact()
-    return len(missing), seconds
+    return count, seconds
 
 
 def encode_batches(

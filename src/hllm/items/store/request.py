@@ -146,8 +146,8 @@ def make_request(
     """
     if prompt is not None:
         text("prompt", prompt)
-    options = {name: str(value) for name, value in (options or {}).items() if value is not None}
-    asked_fields = check_options(options, asked_fields)
+    chosen = {name: value for name, value in (options or {}).items() if value is not None}
+    asked_fields = check_options(chosen, asked_fields)
     model = canonical(item_llm, must_exist)
     own = trained_settings(model)
     pooling = str(own.get("pooling", "mean")) if pooling is None else pooling
@@ -155,17 +155,17 @@ def make_request(
         raise ConfigError("pooling 'item-token' reads learned tokens, which only a trained item LLM has")
     fields = choose_fields(asked_fields, text_fields)
     if not kind_of(model).is_language_model:
-        of_llms = [n for n in ("quantize", "long_text") if options.get(n, OFF[n]) != OFF[n]]
+        of_llms = [n for n in ("quantize", "long_text") if chosen.get(n, OFF[n]) != OFF[n]]
         if of_llms:
             raise ConfigError(f"{', '.join(of_llms)}: {model} is no language model; leave it out")
-        return Request(model, "none", "", fields, "fp32", 0, options)
+        return Request(model, "none", "", fields, "fp32", 0, chosen)
     if prompt is None:
         prompt = own_prompt(model) if pooling == "auto" else str(own.get("prompt", OFFICIAL_PROMPT))
     trained = {name: own[name] for name in TRAINED if own.get(name) and pooling == own["pooling"]}
-    return Request(model, pooling, prompt, fields, precision, max_tokens, options, trained)
+    return Request(model, pooling, prompt, fields, precision, max_tokens, chosen, trained)
 
 
-def check_options(options: Mapping[str, str | None], fields: Iterable[str] | None) -> Iterable[str] | None:
+def check_options(options: Mapping[str, str], fields: Iterable[str] | None) -> Iterable[str] | None:
     """Raise ConfigError for an option without meaning; returns the `fields`, or those that a format string names."""
     for name, value in options.items():
         if name in CHOICES:
