@@ -23,7 +23,7 @@ import torch
 from hllm import Dataset, hardware
 from hllm.artifacts import write_json
 from hllm.config import load_config
-from hllm.items.embed import ItemEmbeddings
+from hllm.items.embeddings import ItemEmbeddings
 from hllm.runs.train import make_trainer
 from hllm.train.trainer import CHECKPOINT_SECONDS, Trainer
 

@@ -34,7 +34,7 @@ from hllm.config import Config, load_config, parse_assignments
 from hllm.data.dataset import Dataset
 from hllm.evaluate.evaluation import evaluate, parse_max_len
 from hllm.evaluate.metrics import Metrics
-from hllm.items.embed import ItemEmbeddings
+from hllm.items.embeddings import ItemEmbeddings
 from hllm.items.live_items import LiveItems, live_items
 from hllm.items.source.live import LiveText
 from hllm.runs.build import build_network

@@ -35,7 +35,8 @@ from hllm.config import Config, load_config
 from hllm.data.dataset import Dataset
 from hllm.evaluate.evaluation import evaluate
 from hllm.evaluate.metrics import Metrics
-from hllm.items.embed import ItemEmbeddings, load_embeddings
+from hllm.items.embed import load_embeddings
+from hllm.items.embeddings import ItemEmbeddings
 from hllm.models.hllm import Network
 from hllm.models.rechub_weights import rechub_weights
 from hllm.packing import Batch, segment_ids

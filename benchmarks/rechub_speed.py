@@ -34,7 +34,8 @@ from hllm.compat.rechub.windows import StoredWindows, leave_last_out
 from hllm.config import Config, load_config
 from hllm.data.batches.training import TrainLoader
 from hllm.data.dataset import Dataset
-from hllm.items.embed import ItemEmbeddings, load_embeddings
+from hllm.items.embed import load_embeddings
+from hllm.items.embeddings import ItemEmbeddings
 from hllm.settings import heads_of
 
 WARM_UP = 5

@@ -20,7 +20,8 @@ from torch import Tensor
 from hllm import Dataset, hardware
 from hllm.artifacts import write_json
 from hllm.config import Config, load_config, parse_assignments
-from hllm.items.embed import ItemEmbeddings, load_embeddings
+from hllm.items.embed import load_embeddings
+from hllm.items.embeddings import ItemEmbeddings
 from hllm.packing import Batch
 from hllm.runs.train import make_trainer
 from hllm.train.trainer import Trainer

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from hllm.data.prepare import load_dataset as load_dataset
     from hllm.errors import HLLMError as HLLMError
     from hllm.evaluate.metrics import Metrics as Metrics
-    from hllm.items.embed import ItemEmbeddings as ItemEmbeddings
     from hllm.items.embed import embed as embed
+    from hllm.items.embeddings import ItemEmbeddings as ItemEmbeddings
     from hllm.pipeline import Recommender as Recommender
 
 __version__ = "0.1.0"
@@ -28,7 +28,7 @@ _PUBLIC = {
     "Config": "hllm.config",
     "Dataset": "hllm.data.dataset",
     "HLLMError": "hllm.errors",
-    "ItemEmbeddings": "hllm.items.embed",
+    "ItemEmbeddings": "hllm.items.embeddings",
     "Metrics": "hllm.evaluate.metrics",
     "Recommender": "hllm.pipeline",
     "embed": "hllm.items.embed",

@@ -44,6 +44,19 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def peak_memory(device: torch.device | None) -> int | None:
+    """Bytes that this process held at most: of the GPU `device`, else of the machine; None where no one counts them."""
+    if device is not None and device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def check_device(name: object) -> str:
     """The name of a device as text; DeviceError unless one could be called so. Needs no torch."""
     text = str(name)[:100]

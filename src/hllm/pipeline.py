@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from hllm.data.batches.queries import Queries
-    from hllm.items.embed import ItemEmbeddings
+    from hllm.items.embeddings import ItemEmbeddings
     from hllm.recommend.options import RuleOptions, SearchOptions
 
 

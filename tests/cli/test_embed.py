@@ -35,7 +35,7 @@ def test_embed_says_what_it_did_and_what_is_next(dataset, capsys):
         (["--pooling", "max"], "unknown pooling 'max'; valid: mean, last, cls"),
         (["--pooling", "item-token"], "only a trained item LLM has"),
         (["--quantize", "3bit"], "unknown quantize '3bit' (did you mean '8bit'?); valid: none, 8bit, 4bit"),
-        (["--long-text", "short"], "unknown long_text 'short'; valid: cut, bm25"),
+        (["--long-text", "short"], "unknown long_text 'short'; valid: cut, heads, bm25"),
         (["--item-llm", "tfidf", "--quantize", "8bit"], "tfidf is no language model"),
         (["--dtype", "int4"], "unknown precision 'int4'"),
         (["--fields", "name"], "unknown text field 'name'; valid: item_id, title, genres"),
@@ -62,20 +62,20 @@ def test_interrupted(dataset, capsys, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hllm.items.embed.complete_store", interrupt)
+    monkeypatch.setattr("hllm.items.store.encode.Job.run", interrupt)
     assert main(["embed", str(dataset), "--item-llm", "random"]) == 130
     assert "same command goes on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_training_reads_the_embeddings_once(tmp_path, monkeypatch, capsys, seeds):
-    from hllm.items.store import shards
+    from hllm.items.store import mapped
     from hllm.testing import world
 
     data = world().save(tmp_path / "data")
     assert main(["embed", str(data.path), "--item-llm", "random", "--device", "cpu"]) == 0
-    read, original = [], shards.read_shard
-    monkeypatch.setattr(shards, "read_shard", lambda *a: read.append(a) or original(*a))
+    read, original = [], mapped._whole
+    monkeypatch.setattr(mapped, "_whole", lambda path: read.append(path) or original(path))
     small = {"item_llm": "random", "d_model": 8, "n_heads": 2, "n_layers": 1, "epochs": 1, "whiten_rank": 4}
     settings = [part for name, value in small.items() for part in ("--set", f"{name}={value}")]
     options = ["--preset", "demo", "--device", "cpu", "--seeds", str(seeds), "--out", str(tmp_path / "run")]

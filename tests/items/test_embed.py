@@ -15,7 +15,7 @@ import pytest
 from hllm import artifacts
 from hllm.data.dataset import Dataset
 from hllm.errors import AmbiguousError, ArtifactError, ConfigError, DataError, DeviceError
-from hllm.items import embed as module
+from hllm.items import resolve as module
 from hllm.items.embed import embed, load_embeddings
 from hllm.text.template import OFFICIAL_PROMPT
 
@@ -515,14 +515,14 @@ def test_foreign_files_in_a_store_are_left_alone(make_dataset, llama):
 
 
 def test_a_request_is_looked_up_once_and_each_file_read_once(make_dataset, llama, monkeypatch):
-    from hllm.items.store import shards
+    from hllm.items.store import mapped
 
     data = make_dataset()
     embed_quietly(data, llama)
     changed = make_dataset(["Se7en", *["Up"] * 8])
     read, looked = [], []
-    read_shard, list_specs = shards.read_shard, module.list_specs
-    monkeypatch.setattr(shards, "read_shard", lambda *a: read.append(a[0].name) or read_shard(*a))
+    whole, list_specs = mapped._whole, module.list_specs
+    monkeypatch.setattr(mapped, "_whole", lambda path: read.append(path.name) or whole(path))
     monkeypatch.setattr(module, "list_specs", lambda root: looked.append(root) or list_specs(root))
     wanted = module.resolve(changed, str(llama))
     with pytest.raises(ArtifactError, match="not finished"):

@@ -62,9 +62,9 @@ def test_weights_of_fields_are_learned_saved_and_used_for_new_items(llama, make_
     data = make_dataset(titles, [None if i % 3 == 0 else f"kind {i % 4}" for i in range(12)], name="learned")
     embed(data, str(llama), fusion="learned", **OPTIONS)
     rec = Recommender.from_preset(
-        "demo", item_llm=str(llama), fusion="learned", epochs=1, device="cpu", d_model=16, whiten_rank=8
+        "demo", item_llm=str(llama), fusion="learned", epochs=1, d_model=16, whiten_rank=8
     )
-    rec.fit(data)
+    rec.fit(data, device="cpu")
     part = rec.network.source.parts["text"]
     assert part.has_field.shape == (13, 2) and int(part.has_field[:, 1].sum()) == 8
     with torch.no_grad():

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from hllm.items.embed import ItemEmbeddings
+from hllm.items.embeddings import ItemEmbeddings
 from hllm.items.health import check, effective_rank, neighbours
 
 

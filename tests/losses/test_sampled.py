@@ -15,7 +15,7 @@ from torch import Tensor
 from hllm.artifacts import read_tensors
 from hllm.config import load_config
 from hllm.errors import TrainingError
-from hllm.items.embed import ItemEmbeddings
+from hllm.items.embeddings import ItemEmbeddings
 from hllm.losses.sampled import draw, history_keys, sampled_softmax, similar_share
 from hllm.packing import ItemView
 from hllm.runs.folder import run_state

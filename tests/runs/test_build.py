@@ -12,7 +12,7 @@ import torch
 from hllm.config import Config, load_config
 from hllm.data.dataset import Dataset
 from hllm.errors import DataError
-from hllm.items.embed import ItemEmbeddings
+from hllm.items.embeddings import ItemEmbeddings
 from hllm.items.source.build import empty_source
 from hllm.items.source.whitening import Whitening
 from hllm.runs.build import build_network, with_source

@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from hllm.errors import ConfigError, DataError
-from hllm.text.budget import cut_fields, estimated_tokens, head, keep_heads, parse_budgets, written_budgets
+from hllm.text.budget import cut_fields, estimated_tokens, head, parse_budgets, water_level, written_budgets
 
 
 def test_the_head_of_a_text_ends_at_a_word() -> None:
@@ -17,18 +17,11 @@ def test_the_head_of_a_text_ends_at_a_word() -> None:
     assert all(estimated_tokens(head(text, n)) <= n for n in range(1, 30))
 
 
-def test_what_is_too_long_is_taken_from_the_longest_fields() -> None:
-    long = " ".join(f"word{i % 10}" for i in range(400))
-    items = pl.DataFrame(
-        {"title": ["Short title", "Short title"], "about": [long, "few words"], "brand": ["Acme " * 50, None]}
-    )
-    got = keep_heads(items, ["title", "about", "brand", "absent"], 100)
-    assert got["title"].to_list() == ["Short title", "Short title"]
-    assert got["about"][1] == "few words" and got["brand"][1] == ""
-    about, brand = got["about"][0], got["brand"][0]
-    assert long.startswith(about) and brand.startswith("Acme Acme")
-    assert abs(estimated_tokens(about) - estimated_tokens(brand)) <= 3
-    assert 70 <= sum(estimated_tokens(got[name][0]) for name in got.columns) <= 100
+def test_room_is_shared_as_water_finds_its_level() -> None:
+    assert water_level([3, 50, 80], 63) == 30
+    assert water_level([3, 50, 80], 200) == 80
+    assert water_level([9, 9, 9], 2) == 1
+    assert water_level([], 5) == 1
 
 
 def test_budgets_are_of_fields() -> None:

@@ -2,7 +2,7 @@ import polars as pl
 import pytest
 
 from hllm.errors import ConfigError, DataError
-from hllm.text.template import OFFICIAL_PROMPT, Template, choose_fields, field_text, template_fields
+from hllm.text.template import OFFICIAL_PROMPT, Marked, Template, choose_fields, field_text, template_fields
 
 
 def test_official_text_to_the_letter():
@@ -77,3 +77,17 @@ def test_natural_sentences_and_format_strings() -> None:
 def test_what_is_no_template_is_refused(form) -> None:
     with pytest.raises(ConfigError, match="template"):
         template_fields(form)
+
+
+@pytest.mark.parametrize("form", ["official", "natural", "{tags}, {title}."])
+def test_a_text_knows_where_its_values_stand(form) -> None:
+    item = {"title": "Up", "tags": ["Drama", "War"], "brand": None}
+    text = Template(("title", "tags", "brand"), "Say: ", form=form).render(item)
+    assert {name: text[a:b] for name, a, b in text.fields} == {"title": "Up", "tags": "Drama, War"}
+    moved = text.after("Now. ").lower()
+    assert {name: moved[a:b] for name, a, b in moved.fields} == {"title": "up", "tags": "drama, war"}
+    short = text.shortened([2] * 2, lambda value, n: value[:n])
+    assert str(short) == str(text).replace("Drama, War", "Dr")
+    assert {name: short[a:b] for name, a, b in short.fields} == {"title": "Up", "tags": "Dr"}
+    assert len("\u0130".lower()) == 2  # where letters become two, places are lost
+    assert Marked.of([("\u0130", "title")]).lower().fields == ()

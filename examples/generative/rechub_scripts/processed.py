@@ -26,7 +26,8 @@ from hllm.formats.rechub import (
     read_vocab,
     write_embeddings,
 )
-from hllm.items.embed import ItemEmbeddings, load_embeddings
+from hllm.items.embed import load_embeddings
+from hllm.items.embeddings import ItemEmbeddings
 from hllm.text.template import OFFICIAL_PROMPT
 from rechub_scripts.entry import say
 from rechub_scripts.families import Family, check_sequences

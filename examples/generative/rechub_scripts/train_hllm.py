@@ -37,7 +37,7 @@ from rechub_scripts.processed import Processed, open_folder
 
 if TYPE_CHECKING:
     from hllm.data.dataset import Dataset
-    from hllm.items.embed import ItemEmbeddings
+    from hllm.items.embeddings import ItemEmbeddings
 
 KS = (10, 50, 200)
 SMALL_BATCH = 256

@@ -11,7 +11,8 @@ import torch
 from hllm.data.sources.bytedance import FIELDS
 from hllm.errors import DeviceError
 from hllm.formats.rechub import write_text_map
-from hllm.items.embed import ItemEmbeddings, embed
+from hllm.items.embed import embed
+from hllm.items.embeddings import ItemEmbeddings
 from hllm.text.template import Template
 from rechub_scripts import books
 from rechub_scripts.entry import Parser, model_flags, positive, raw_flags, say, warn

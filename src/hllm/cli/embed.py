@@ -12,7 +12,7 @@ import typer
 from hllm.cli import console
 
 if TYPE_CHECKING:
-    from hllm.items.embed import ItemEmbeddings
+    from hllm.items.embeddings import ItemEmbeddings
 
 
 def embed(
@@ -77,6 +77,38 @@ def embed(
     field_tokens: Annotated[
         str | None, typer.Option(help="Most tokens of fields, as title=32,description=128.")
     ] = None,
+    store: Annotated[
+        str, typer.Option("--store", help="Precision in which vectors are kept: fp32 or fp16.")
+    ] = "fp32",
+    share: Annotated[
+        bool, typer.Option("--share", help="Look texts up in, and add them to, the cache of all datasets.")
+    ] = False,
+    from_: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="Bring in vectors: .npy, .npz, .parquet, .safetensors or .pt; no model runs."
+        ),
+    ] = None,
+    ids: Annotated[
+        Path | None,
+        typer.Option(
+            help="Item ids of the rows of --from, where it does not hold them: one a line, or .npy."
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What --from's vectors are called; else as the file.")
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what it would cost in tokens, time and memory; write nothing."),
+    ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Read every byte of DATASET's embeddings and say what is damaged."),
+    ] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Delete what no item of DATASET needs, and what is damaged.")
+    ] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that the model's repository brings.")
     ] = False,
@@ -88,39 +120,57 @@ def embed(
 
     Encodes only what is missing: run it again after an interruption or an edited title.
     """
+    from hllm.cli import embed_store
     from hllm.data.dataset import Dataset
     from hllm.errors import ConfigError
     from hllm.items import embed as items
     from hllm.text.budget import parse_budgets
 
-    if list_:
-        _list(dataset)
+    if list_ and dataset is None:
+        embed_store.list_models()
         return
     if dataset is None:
         raise ConfigError("name a dataset folder: hllm embed DATASET, or hllm embed --list for item LLMs")
     data = Dataset.load(dataset)
+    for asked, act in (
+        (list_, embed_store.list_stores),
+        (verify, embed_store.verify),
+        (prune, embed_store.prune),
+    ):
+        if asked:
+            act(data)
+            return
     chosen = None if fields is None else [name.strip() for name in fields.split(",") if name.strip()]
+    options: dict[str, Any] = {
+        "template": template,
+        "clean": clean,
+        "field_tokens": parse_budgets(field_tokens or ""),
+        "quantize": quantize,
+        "long_text": long_text,
+        "store": store,
+        "fusion": fusion,
+        "precision": precision,
+        "max_tokens": max_tokens,
+    }
+    how: dict[str, Any] = {
+        "device": device,
+        "batch_size": batch_size,
+        "trust_remote_code": trust_remote_code,
+        "attn": attn,
+        "revision": revision,
+        "share": share,
+    }
+    if dry_run:
+        if from_ is not None:
+            raise ConfigError("--dry-run is of an encoding; --from encodes nothing")
+        for line in embed_store.cost(
+            items.estimate(data, item_llm, pooling, prompt, chosen, **options, **how)
+        ):
+            console.result(line)
+        return
+    brought: dict[str, Any] = {"vectors": from_, "ids": ids, "name": name}
     try:
-        result = items.embed(
-            data,
-            item_llm,
-            pooling,
-            prompt,
-            chosen,
-            device=device,
-            precision=precision,
-            batch_size=batch_size,
-            max_tokens=max_tokens,
-            trust_remote_code=trust_remote_code,
-            quantize=quantize,
-            attn=attn,
-            revision=revision,
-            long_text=long_text,
-            fusion=fusion,
-            template=template,
-            clean=clean,
-            field_tokens=parse_budgets(field_tokens or ""),
-        )
+        result = items.embed(data, item_llm, pooling, prompt, chosen, **options, **how, **brought)
     except KeyboardInterrupt as err:
         raise KeyboardInterrupt(
             "interrupted; finished batches are kept, and the same command goes on with the rest"
@@ -128,31 +178,6 @@ def embed(
     for line in summary(result):
         console.result(line)
     console.result(f"next: {train_command(dataset, result.spec, chosen)}")
-
-
-def _list(dataset: Path | None) -> None:
-    """Print the item LLMs with a short name, or what the store of a dataset holds."""
-    from hllm.items.encoders.registry import BACKBONES
-    from hllm.items.store.request import describe_spec
-    from hllm.items.store.shards import list_specs
-
-    if dataset is not None:
-        from hllm.data.dataset import Dataset
-
-        specs = list_specs(Dataset.load(dataset).embeddings_dir)
-        for spec in specs:
-            console.result(f"{spec['key']}  {spec['dim']} dimensions, {describe_spec(spec)}")
-        if not specs:
-            console.result(f"no embeddings yet; next: hllm embed {dataset}")
-        return
-    columns = ("name", "on the hub", "licence", "own pooling", "own prompt", "width", "layers")
-    precisions = ("fp32", "bf16", "8bit", "4bit")
-    rows = []
-    for short, m in BACKBONES.items():
-        memory = [f"{m.gigabytes(precision):.1f}" for precision in precisions]
-        rows.append((short, m.hub, m.licence, m.pooling, m.prompt, m.dim, m.layers, *memory))
-    title = "Item LLMs by short name; GB of weights by precision. Any other hub name, folder or GGUF file works too"
-    console.table(title, (*columns, *precisions), rows, text_columns=5)
 
 
 def train_command(dataset: Path, spec: dict[str, Any], fields: list[str] | None) -> str:
@@ -181,15 +206,25 @@ def train_command(dataset: Path, spec: dict[str, Any], fields: list[str] | None)
 
 
 def summary(result: ItemEmbeddings) -> list[str]:
-    """What was done, in two lines."""
+    """What was done, in two or three lines."""
     from hllm.progress import duration, rate_text
 
     spec, stats = result.spec, result.stats
+    cosine = f"mean cosine between items {result.mean_cosine:.3f}"
+    where = f"{spec['dim']} dimensions, {cosine}; in {stats['folder']}"
+    if "brought" in stats:
+        return [
+            f"item vectors: {stats['brought']:,} brought in from {spec['source']} ({spec['precision']}), "
+            f"{stats['missing']:,} items without one, {stats['surplus']:,} of no item",
+            f"{spec['model']}; {where}",
+        ]
     encoded, seconds = stats["encoded"], stats["encode_seconds"]
     rate = ""
     if encoded:
         rate = f" in {duration(stats['seconds'])} with loading ({rate_text(encoded, seconds, 'items')})"
     details = [f"{encoded:,} encoded{rate}", f"{stats['reused']:,} reused"]
+    if stats.get("from_shared"):
+        details[-1] += f" ({stats['from_shared']:,} from the shared cache)"
     if stats["without_text"]:
         details.append(f"{stats['without_text']:,} without text")
     if stats["truncated"]:
@@ -197,8 +232,13 @@ def summary(result: ItemEmbeddings) -> list[str]:
     model = f"{spec['model']} from {spec['source']}, {spec['precision']}, pooling {spec['pooling']}"
     if spec["source"] == "control":
         model = str(spec["model"])
-    cosine = f"mean cosine between items {result.mean_cosine:.3f}"
-    return [
-        f"item embeddings: {', '.join(details)}",
-        f"{model}; {spec['dim']} dimensions, {cosine}; in {stats['folder']}",
-    ]
+    lines = [f"item embeddings: {', '.join(details)}", f"{model}; {where}"]
+    if stats.get("computed"):
+        memory = stats.get("peak_memory")
+        lines.insert(
+            1,
+            f"{stats['tokens']:,} tokens read, {rate_text(stats['tokens'], seconds, 'tokens')}; {stats['computed']:,} "
+            f"computed, {stats.get('padding', 0.0):.1%} padding"
+            + (f"; peak memory {memory / 2**30:.2f} GiB" if memory else ""),
+        )
+    return lines

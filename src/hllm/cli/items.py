@@ -11,7 +11,7 @@ from hllm.cli import console
 
 if TYPE_CHECKING:
     from hllm.data.dataset import Dataset
-    from hllm.items.embed import ItemEmbeddings
+    from hllm.items.embeddings import ItemEmbeddings
 
 
 def items(
@@ -81,7 +81,7 @@ def _neighbours(data: Dataset, embeddings: ItemEmbeddings, samples: int, k: int)
     place = np.flatnonzero(embeddings.has_text)
     if samples == 0 or len(place) < 2:
         return
-    field = embeddings.spec["fields"][0]
+    field = (embeddings.spec["fields"] or data.meta.get("text_fields") or ["item_id"])[0]
     names = [field_text(value) or "?" for value in data.items[field].to_list()]
     tokens = place[np.linspace(0, len(place) - 1, min(samples, len(place))).astype(int)].tolist()
     rows = [

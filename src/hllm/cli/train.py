@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from hllm.config import Config
     from hllm.data.dataset import Dataset
-    from hllm.items.embed import ItemEmbeddings
+    from hllm.items.embeddings import ItemEmbeddings
     from hllm.pipeline import Recommender
 
 

@@ -99,7 +99,7 @@ class ItemsConfig(Settings):
             reason = f"item_llm={self.item_llm} is the key of a store, which says it already"
             found |= dict.fromkeys(("pooling", "prompt", "text_fields", "fusion"), reason)
             found |= dict.fromkeys(_LIVE, f"{reason}; to train its model, name that")
-        elif self.item_llm in CONTROLS:
+        elif self.item_llm in CONTROLS or self.item_llm.startswith("vectors:"):
             found |= dict.fromkeys(_LIVE, f"item_llm={self.item_llm} is no language model")
         elif self.live:
             found["fusion"] = "a trained item LLM reads all fields in one text"

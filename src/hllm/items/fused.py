@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from hllm import artifacts
 from hllm.errors import ConfigError
 from hllm.items.config import is_store_key
-from hllm.items.embed import ItemEmbeddings, Resolved, resolve
+from hllm.items.embeddings import ItemEmbeddings
+from hllm.items.resolve import Resolved, resolve
 from hllm.text.fusion import fuse, parse_fusion
 from hllm.text.template import choose_fields
 
@@ -26,7 +27,7 @@ def resolve_fields(
     text_fields: Iterable[str] | None = None,
     **others: Any,
 ) -> Resolved | Fused:
-    """As `hllm.items.embed.resolve`, with fields put together by `fusion` (see `parse_fusion`)."""
+    """As `hllm.items.resolve.resolve`, with fields put together by `fusion` (see `parse_fusion`)."""
     if fusion == "together":
         return resolve(dataset, item_llm, pooling, prompt, text_fields, **others)
     if is_store_key(item_llm):
@@ -66,8 +67,17 @@ class Fused:
             "dim": vectors.shape[1],
             "key": artifacts.digest(self.fusion, *(str(s["key"]) for s in specs))[:16],
         }
-        counts = ("encoded", "reused", "encode_seconds", "seconds", "truncated")
-        stats = {name: sum(f.stats[name] for f in found) for name in counts if name in found[0].stats}
+        counts = (
+            "encoded",
+            "reused",
+            "from_shared",
+            "encode_seconds",
+            "seconds",
+            "truncated",
+            "tokens",
+            "computed",
+        )
+        stats = {name: sum(f.stats.get(name, 0) for f in found) for name in counts if name in found[0].stats}
         stats["without_text"] = int((~has_text[1:]).sum())
         stats["folder"] = ", ".join(str(f.stats["folder"]) for f in found)
         return ItemEmbeddings(vectors, has_text, spec, stats)

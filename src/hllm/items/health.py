@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hllm.items.embed import ItemEmbeddings
+from hllm.items.embeddings import ItemEmbeddings
 
 NEAR = 0.999  # cosine of centred vectors from which two items count as near-duplicates
 _PROBED = 5_000  # items that are compared with all others

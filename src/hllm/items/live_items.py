@@ -10,7 +10,8 @@ import numpy as np
 
 from hllm.errors import AmbiguousError, ArtifactError, ConfigError, DataError
 from hllm.items.config import ItemsConfig
-from hllm.items.embed import ItemEmbeddings, resolve
+from hllm.items.embeddings import ItemEmbeddings
+from hllm.items.resolve import resolve
 from hllm.items.store.shards import spec_key
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def live_items(dataset: Dataset, items: ItemsConfig, stored: ItemEmbeddings | No
         raise ConfigError(f"item_llm={items.item_llm} is no language model; train=frozen reads its vectors")
     from hllm.items.encoders.hub import find_model
 
-    texts = request.template.render_all(dataset.items)
+    texts = list(request.template.render_all(dataset.items))
     if all(text is None for text in texts):
         raise DataError(
             f"none of the {len(texts):,} items has text in the fields {', '.join(request.fields)}"

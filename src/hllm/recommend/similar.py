@@ -45,6 +45,10 @@ def text_vector(
             "this run reads no text through an item LLM with a table of vectors, so no item can be found by a text; "
             "train with item_llm, for example --set item_llm=smollm2-135m"
         )
+    if not spec["fields"]:
+        raise ConfigError(
+            f"the item vectors of this run, {spec['model']}, were brought in: no model here reads a text"
+        )
     if not isinstance(text, str) or not text.strip():
         raise ConfigError(f"text={text!r}: write what to look for, in words")
     fields = list(spec["fields"])

@@ -17,7 +17,7 @@ from hllm.settings import heads_of
 
 if TYPE_CHECKING:
     from hllm.data.dataset import Dataset
-    from hllm.items.embed import ItemEmbeddings
+    from hllm.items.embeddings import ItemEmbeddings
 
 T = TypeVar("T")
 GIB = 2**30

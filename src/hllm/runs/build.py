@@ -21,7 +21,7 @@ from hllm.train.step import use_bf16
 
 if TYPE_CHECKING:
     from hllm.data.dataset import Dataset
-    from hllm.items.embed import ItemEmbeddings
+    from hllm.items.embeddings import ItemEmbeddings
 
 
 def build_network(

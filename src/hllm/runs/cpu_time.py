@@ -10,7 +10,7 @@ from hllm.progress import duration
 
 if TYPE_CHECKING:
     from hllm.data.dataset import Dataset
-    from hllm.items.embed import ItemEmbeddings
+    from hllm.items.embeddings import ItemEmbeddings
 
 RATE = 25e9  # operations a second and core, in float32: servers of today reach 20 to 40 in training
 LONG = 600.0  # seconds, above which it is worth saying

@@ -16,7 +16,7 @@ from hllm.train.trainer import FitResult
 if TYPE_CHECKING:
     from hllm.config import Config
     from hllm.data.dataset import Dataset
-    from hllm.items.embed import ItemEmbeddings
+    from hllm.items.embeddings import ItemEmbeddings
 
 
 @dataclass(frozen=True)

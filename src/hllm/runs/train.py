@@ -29,7 +29,7 @@ from hllm.train.trainer import FitResult, Trainer
 
 if TYPE_CHECKING:
     from hllm.data.dataset import Histories
-    from hllm.items.embed import ItemEmbeddings
+    from hllm.items.embeddings import ItemEmbeddings
 
 VALIDATION_SCORES = 10**10  # users x candidates, above which a sample of the users is validated on
 

@@ -1,7 +1,6 @@
 """Room for every field: a budget of tokens each, or the text's room shared so that each keeps its beginning.
 
-A text's row in the store is found without the model that made it, so no tokenizer decides what is read: tokens are
-estimated, on the high side for languages written in letters of ASCII.
+A language model's tokenizer decides exactly (items/encoders/heads.py); here tokens are estimated, for what has none.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     import polars as pl
 
 _PIECE = re.compile(r"[A-Za-z]{1,5}|[^\sA-Za-z]")  # a token: five letters, or one digit, mark or other letter
-LABEL_TOKENS = 3  # of a field's name and the marks around it, beside the letters of the name
 
 
 def estimated_tokens(text: str) -> int:
@@ -74,27 +72,11 @@ def cut_fields(items: pl.DataFrame, budgets: Mapping[str, int]) -> pl.DataFrame:
     return _changed(items, list(budgets), lambda texts: [head(t, budgets[n]) for n, t in texts.items()])
 
 
-def keep_heads(items: pl.DataFrame, fields: Sequence[str], max_tokens: int) -> pl.DataFrame:
-    """`items` whose texts fit `max_tokens`: what is too long is taken from the ends of the longest of the `fields`.
+def water_level(sizes: Sequence[int], room: int) -> int:
+    """The largest L for which the sum of min(size, L) is at most `room`; at least 1.
 
-    The room is shared as water finds its level: short fields are whole, and all that are cut keep as much.
+    Room is shared as water finds its level: what is small stays whole, and all that is cut keeps as much.
     """
-    fields = [name for name in fields if name in items.columns]
-    labels = sum(estimated_tokens(name) + LABEL_TOKENS for name in fields)
-
-    def shared(texts: dict[str, str]) -> list[str]:
-        sizes = [estimated_tokens(text) for text in texts.values()]
-        room = max(max_tokens - labels, len(fields))
-        if sum(sizes) <= room:
-            return list(texts.values())
-        level = _level(sizes, room)
-        return [head(text, level) for text in texts.values()]
-
-    return _changed(items, fields, shared)
-
-
-def _level(sizes: Sequence[int], room: int) -> int:
-    """The largest L for which sum of min(size, L) is at most `room`; at least 1."""
     left, rest = room, sorted(sizes)
     for i, size in enumerate(rest):
         share = left // (len(rest) - i)

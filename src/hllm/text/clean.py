@@ -20,9 +20,7 @@ _INLINE = re.compile(
 )
 _SPACE = re.compile(r"[\s\u00ad\u200b-\u200f\u2060\ufeff]+")  # zero-width characters too
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
-_LIST = re.compile(
-    r"\[\s*['\"].*['\"]\s*\]", re.DOTALL
-)  # of texts, printed by Python or JSON
+_LIST = re.compile(r"\[\s*['\"].*['\"]\s*\]", re.DOTALL)  # of texts, printed by Python or JSON
 _MIDNIGHT = re.compile(r"(\d{4}-\d{2}-\d{2})[T ]00:00(?::00(?:\.0+)?)?(?:Z|\+00:00)?")
 _NUMBER = re.compile(r"([$€£¥]?)\s?(-?\d{1,15}\.\d+)")
 

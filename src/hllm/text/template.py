@@ -12,7 +12,7 @@ columns, "{title}, a {genres} film".
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from string import Formatter
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,49 @@ OFFICIAL, NATURAL = "official", "natural"
 _END = (".", "!", "?", "…", "。")
 
 
+class Marked(str):
+    """A text that knows where in it the fields' values stand.
+
+    fields  (name, first character, character after the last) of each value, in order
+    """
+
+    fields: tuple[tuple[str, int, int], ...] = ()
+
+    @classmethod
+    def of(cls, parts: Iterable[tuple[str, str | None]]) -> Marked:
+        """The parts end to end: (text, the field whose value it is, or None)."""
+        pieces, spans, at = [], [], 0
+        for part, name in parts:
+            if name is not None and part:
+                spans.append((name, at, at + len(part)))
+            pieces.append(part)
+            at += len(part)
+        text = cls("".join(pieces))
+        text.fields = tuple(spans)
+        return text
+
+    def after(self, start: str) -> Marked:
+        """`start`, then this text."""
+        moved = Marked(start + self)
+        moved.fields = tuple((name, a + len(start), b + len(start)) for name, a, b in self.fields)
+        return moved
+
+    def lower(self) -> Marked:
+        low = str.lower(self)
+        lower = Marked(low)
+        lower.fields = self.fields if len(low) == len(self) else ()  # a few letters become two
+        return lower
+
+    def shortened(self, lengths: Sequence[int], head: Callable[[str, int], str]) -> Marked:
+        """This text with `head(value, length)` in the place of each value."""
+        parts: list[tuple[str, str | None]] = []
+        at = 0
+        for (name, first, end), length in zip(self.fields, lengths, strict=True):
+            parts += [(self[at:first], None), (head(self[first:end], length), name)]
+            at = end
+        return Marked.of([*parts, (self[at:], None)])
+
+
 @dataclass(frozen=True)
 class Template:
     """`prompt`, then each of `fields` that has a value, as `form` lays them out.
@@ -41,20 +84,25 @@ class Template:
     separator: str = ""
     form: str = OFFICIAL
 
-    def render(self, item: Mapping[str, Any]) -> str | None:
+    def render(self, item: Mapping[str, Any]) -> Marked | None:
         """Text of one item; None if no field has a value (the item then has no embedding)."""
         values = {name: field_text(item.get(name)) for name in self.fields}
         there = {name: value for name, value in values.items() if value}
         if not there:
             return None
+        parts: list[tuple[str, str | None]] = [(self.prompt, None)]
         if self.form == OFFICIAL:
-            return self.prompt + self.separator.join(f"{name}: {value}" for name, value in there.items())
-        if self.form == NATURAL:
-            return self.prompt + " ".join(map(_sentence, there.items()))
-        parts = Formatter().parse(self.form)
-        return self.prompt + "".join(literal + values.get(name or "", "") for literal, name, *_ in parts)
+            for i, (name, value) in enumerate(there.items()):
+                parts += [(f"{self.separator if i else ''}{name}: ", None), (value, name)]
+        elif self.form == NATURAL:
+            for i, (name, value) in enumerate(there.items()):
+                parts += _sentence(name, value.strip(), " " if i else "")
+        else:
+            for literal, column, *_ in Formatter().parse(self.form):
+                parts += [(literal, None), (values.get(column or "", ""), column)]
+        return Marked.of(parts)
 
-    def render_all(self, items: pl.DataFrame) -> list[str | None]:
+    def render_all(self, items: pl.DataFrame) -> Sequence[str | None]:
         """Texts of the rows of `items`, in their order. DataError names a field that is no column."""
         for name in self.fields:
             if name not in items.columns:
@@ -62,9 +110,10 @@ class Template:
         return [self.render(row) for row in items.select(self.fields).iter_rows(named=True)]
 
 
-def _sentence(field: tuple[str, str]) -> str:
-    name, value = field[0].replace("_", " "), field[1].strip()
-    return f"{name[:1].upper()}{name[1:]}: {value}" + ("" if value.endswith(_END) else ".")
+def _sentence(name: str, value: str, before: str) -> list[tuple[str, str | None]]:
+    label = name.replace("_", " ")
+    end = "" if value.endswith(_END) else "."
+    return [(f"{before}{label[:1].upper()}{label[1:]}: ", None), (value, name), (end, None)]
 
 
 def template_fields(form: str) -> tuple[str, ...] | None:

@@ -12,7 +12,7 @@ from hllm.errors import ArtifactError
 from hllm.items.embed import embed, load_embeddings
 from hllm.items.encoders.controls import random_vector
 from hllm.items.store import encode
-from hllm.items.store.encode import complete_store
+from hllm.items.store.encode import Job
 from hllm.items.store.shards import Store, read_index, spec_key, text_key
 
 OLD = Path(__file__).parent / "old"  # written by commit 39b754e: one file a batch, no checksum of indexes
@@ -49,7 +49,7 @@ class Counting:
 def complete(folder: Path, encoder: Counting, texts: dict[bytes, str] = TEXTS) -> Store:
     spec = {"key": spec_key(SPEC), **SPEC}
     store = Store(folder / spec["key"])
-    complete_store(store, spec, texts, lambda: encoder, 4, str, show=False)
+    Job(spec, [], texts, lambda: encoder, 4, str).run(store, show=False)
     return Store(store.folder)
 
 

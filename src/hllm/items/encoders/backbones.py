@@ -20,7 +20,7 @@ from hllm.items.encoders import baichuan
 from hllm.items.encoders.pooling import states_of
 from hllm.items.encoders.registry import QUANTIZATIONS
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.float32}
 _PROBE = 5  # tokens of the text that finds out where a model's positions begin
 _UNLIMITED = 1_000_000  # tokenizers without a limit of their own report about 1e30
 

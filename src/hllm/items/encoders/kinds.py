@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hllm.items.encoders.text import Encoder
 
 PACKED = "packed"
+VECTORS = "vectors:"  # begins the name of vectors that were brought in, not made here
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Kind:
 
 def kind_of(model: str) -> Kind:
     """The kind of the encoder with this canonical name."""
-    return CONTROLS.get(model, LANGUAGE_MODEL)
+    return BROUGHT if model.startswith(VECTORS) else CONTROLS.get(model, LANGUAGE_MODEL)
 
 
 def make_encoder(
@@ -64,11 +65,16 @@ def _language_model(
     attn: str | None,
 ) -> Encoder:
     from hllm.items.encoders.backbones import load_backbone
+    from hllm.items.encoders.heads import Keep
     from hllm.items.encoders.own import own_way
     from hllm.items.encoders.packs import PackedLanguageModelEncoder, packs_pay
 
     assert model is not None
-    own_attention = None if attn == PACKED else attn
+    own_attention, integers = None if attn == PACKED else attn, spec["precision"] == "int8"
+    if integers and (device.type != "cpu" or own_attention or spec.get("quantize")):
+        raise ConfigError(
+            "--precision int8 is for a CPU, without --attn and --quantize; on a GPU --quantize 8bit holds weights so"
+        )
     quantize = spec.get("quantize")
     backbone = load_backbone(
         model.path, spec["precision"], device, trust_remote_code, spec["model"], quantize, own_attention
@@ -77,10 +83,13 @@ def _language_model(
         return _trained(spec, model, backbone)
     own = own_way(model.path, spec["model"]) if spec["pooling"] == "auto" else None
     encoder = PackedLanguageModelEncoder(backbone, spec["pooling"], spec["prompt"], spec["max_tokens"], own)
+    encoder.keep = Keep.of(spec)
     if attn == PACKED or (attn is None and packs_pay(device, spec["precision"])):
-        reason = encoder.try_packs()
-        if reason and attn == PACKED:
-            raise ConfigError(f"{spec['model']} cannot be run in packs ({reason}); leave --attn packed out")
+        reason = encoder.try_packs(integers)
+        if reason and (attn == PACKED or integers):
+            raise ConfigError(
+                f"{spec['model']} cannot be run in packs ({reason}); leave --attn packed and int8 out"
+            )
     return encoder
 
 
@@ -110,5 +119,13 @@ def _random(*_: Any) -> Encoder:
     return RandomEncoder()
 
 
+def _brought(spec: Mapping[str, Any], *_: Any) -> Encoder:
+    raise ConfigError(
+        f"{spec['model']} was brought in, and no model here makes more of it: bring the vectors of all items in again "
+        "(hllm embed DATASET --from FILE)"
+    )
+
+
+BROUGHT = Kind(_brought, "vectors of others")
 LANGUAGE_MODEL = Kind(_language_model, "language model", is_language_model=True, separator="")
 CONTROLS = {"tfidf": Kind(_tfidf, "TF-IDF", of_catalogue=True), "random": Kind(_random, "random")}

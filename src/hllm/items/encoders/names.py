@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from hllm.errors import ConfigError, nearest
@@ -9,6 +10,7 @@ from hllm.items.encoders import kinds
 from hllm.items.encoders.registry import BACKBONES
 
 CONTROLS = tuple(kinds.CONTROLS)
+VECTORS = kinds.VECTORS
 
 # short name -> name on the hub. Any other hub name works too, and so does a local folder.
 SHORT_NAMES = {short: known.hub for short, known in BACKBONES.items()}
@@ -23,12 +25,14 @@ def canonical(name: str, must_exist: bool = True) -> str:
     """The one spelling under which a model is recorded.
 
     A short name, also for the hub name it stands for, with or without its owner; any other hub name
-    as given; the absolute path of a local folder or GGUF file; "tfidf" or "random". Raises ConfigError
+    as given; the absolute path of a local folder or GGUF file; "tfidf" or "random"; "vectors:NAME". Raises ConfigError
     for anything else, and for a path to nothing where it `must_exist`.
     """
     lowered = name.lower()
     if lowered in SHORT_NAMES or lowered in CONTROLS:
         return lowered
+    if name.startswith(VECTORS):  # what was brought in, under a name of the user's
+        return VECTORS + vectors_name(name.removeprefix(VECTORS))
     try:
         path = Path(name).expanduser()
         exists = bool(name) and path.exists()
@@ -51,6 +55,15 @@ def canonical(name: str, must_exist: bool = True) -> str:
         f"unknown item LLM {name!r}{nearest(name, choices())}; valid: {_SHORT}, a hub name such as "
         "Qwen/Qwen3-0.6B, or a local folder"
     )
+
+
+def vectors_name(name: str) -> str:
+    """`name`, or ConfigError if vectors that are brought in cannot be called so."""
+    if not re.fullmatch(r"[\w.+-][\w.+ -]{0,99}", name):
+        raise ConfigError(
+            f"name {name[:80]!r} of vectors: letters, digits and . + - _ are allowed, 100 at most"
+        )
+    return name
 
 
 def choices() -> list[str]:

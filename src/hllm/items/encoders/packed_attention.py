@@ -184,12 +184,25 @@ def attention(
         half = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(half), k.to(half), v.to(half)
     scale = 1 / math.sqrt(q.shape[-1]) if scaling is None else float(scaling)
-    if use_varlen(q, v, dropout, softcap, sliding_window):
+    return attend(q, k, v, pack, causal, sliding_window, scale, softcap, dropout).unsqueeze(0), None
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pack: Pack,
+    causal: bool,
+    window: int | None,
+    scale: float,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """q (T, H, D), k and v (T, Hk, D) to (T, H, D), by the kernel where it runs, else in the portable form."""
+    if use_varlen(q, v, dropout, softcap, window):
         repeat = varlen_works(q.device.index or 0) == "repeated"
-        out = attend_varlen(q, k, v, pack, causal, sliding_window, scale, repeat)
-    else:
-        out = attend_grid(q, k, v, pack, causal, sliding_window, scale, softcap, dropout)
-    return out.unsqueeze(0), None
+        return attend_varlen(q, k, v, pack, causal, window, scale, repeat)
+    return attend_grid(q, k, v, pack, causal, window, scale, softcap, dropout)
 
 
 def attend_grid(

@@ -10,16 +10,19 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from hllm.items.encoders import packed_attention
-from hllm.items.encoders.backbones import hidden_size, quiet
+from hllm.items.encoders.backbones import hidden_size, quiet, table_rows
 from hllm.items.encoders.packed_attention import Pack
 from hllm.items.encoders.pooling import states_of
 from hllm.packing import pad, unpad
+
+if TYPE_CHECKING:
+    from hllm.items.encoders.fast import FastDecoder, FastEncoder
 
 # Largest relative difference at which two ways of computing states count as the same.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -44,6 +47,7 @@ class PackedModel(nn.Module):
         self._takes_positions = "position_ids" in accepted
         self._takes_types = "token_type_ids" in accepted and bool(getattr(model.config, "type_vocab_size", 0))
         self._no_cache = {"use_cache": False} if "use_cache" in accepted else {}
+        self.fast: FastDecoder | FastEncoder | None = None
         self.shift = 0  # first position id: RoBERTa counts from the padding id on
         self.reason = "" if self._takes_positions and open_ended else "no position_ids or keyword arguments"
         self.packed = not self.reason
@@ -53,6 +57,8 @@ class PackedModel(nn.Module):
         """Hidden states (T, dim) after the final norm of token `ids` int64 (T,) or `embeds` (T, dim)."""
         if not self.packed:
             return self._padded(pack, ids, embeds)
+        if self.fast is not None and ids is not None and not torch.is_grad_enabled():
+            return self.fast(pack, ids, self.shift, self.layers)
         extra: dict[str, Any] = {"position_ids": (pack.positions + self.shift).unsqueeze(0), "pack": pack}
         if self._takes_types:
             extra["token_type_ids"] = torch.zeros_like(extra["position_ids"])
@@ -61,6 +67,27 @@ class PackedModel(nn.Module):
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings (T, dim) of token ids, as the model takes them for `embeds`."""
         return self.model.get_input_embeddings()(ids)  # type: ignore[operator]
+
+    @torch.no_grad()
+    def speed_up(self, quantise: bool = False) -> bool:
+        """Run without gradient in the written-out form (fast.py) from now on, if the model has one and it gives the
+        same states; `quantise` for one in 8-bit integers, whose states are its own. True where it does."""
+        from hllm.items.encoders.fast import fast_form
+
+        fast = fast_form(self.model, quantise) if self.packed else None
+        if fast is None:
+            return False
+        device = next(self.model.parameters()).device
+        ids = torch.arange(19, device=device).remainder(table_rows(self.model) or 4)
+        pack = Pack([5, 9, 5], device)
+        own = self(pack, ids)
+        try:
+            same = quantise or self._same(fast(pack, ids, self.shift, self.layers), own)
+        except (RuntimeError, TypeError, ValueError):  # a variation that looked the same
+            same = False
+        if same:
+            self.fast = fast
+        return same
 
     def can_checkpoint(self) -> bool:
         """Whether the model's layers can be run again in the backward pass."""

@@ -6,29 +6,56 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hllm.errors import ConfigError
 from hllm.items.encoders.packed import PackedEncoder
 from hllm.items.encoders.prefix import MIN_TOKENS, common_prefix
 from hllm.items.encoders.text import LanguageModelEncoder
 
 PACK_TOKENS = 16_384  # of one forward on an accelerator
+SAME = 0.999  # least cosine with float32's vectors at which vectors made in integers are taken
+SAMPLE = 32  # texts on which that is tried
 
 
 class PackedLanguageModelEncoder(LanguageModelEncoder):
     """As LanguageModelEncoder, whose vectors it gives up to rounding; for one pooling that reads the prompt too."""
 
     packed: PackedEncoder | None = None
+    quantised = False
 
-    def try_packs(self) -> str:
-        """Switch the model to packed attention; returns why it does not carry it, "" where it does."""
+    def try_packs(self, quantise: bool = False) -> str:
+        """Switch the model to packed attention; returns why it does not carry it, "" where it does.
+
+        quantise   products run in 8-bit integers, on a CPU
+        """
         if self.own is not None and (len(self.own.poolings) > 1 or not self.own.pools_prompt):
             return "its pooling reads several vectors, or leaves the prompt out"
         backbone = self.backbone
         layers = f"@{backbone.layers}" if backbone.layers else ""
         packed = PackedEncoder(backbone.model, self.poolings[0] + layers, pad_id=backbone.pad_id).eval()
         if packed.backbone.packed:
-            self.packed = packed
+            fast = packed.backbone.speed_up(quantise)
+            if quantise and not fast:
+                return "its blocks are not those of Llama or BERT"
+            self.packed, self.quantised = packed, quantise
             self.budget = PACK_TOKENS if backbone.device.type != "cpu" else None
         return packed.backbone.reason
+
+    def prepare(self, texts: list[str]) -> np.ndarray:
+        """As of `LanguageModelEncoder`. ConfigError where 8-bit integers give other vectors than float32 does."""
+        lengths = super().prepare(texts)
+        if self.quantised and self.packed is not None:
+            rows = np.linspace(0, len(texts) - 1, min(len(texts), SAMPLE)).astype(int)
+            made, backbone = self.encode(rows), self.packed.backbone
+            backbone.fast, integers = None, backbone.fast
+            exact, backbone.fast = self.encode(rows), integers
+            norms = np.linalg.norm(made, axis=1) * np.linalg.norm(exact, axis=1)
+            least = float(((made * exact).sum(1) / np.maximum(norms, 1e-30)).min())
+            if least < SAME:
+                raise ConfigError(
+                    f"{self.backbone.name} in int8 gives vectors whose cosine with float32's falls to {least:.4f}; "
+                    f"{SAME} is the least that is taken: use --precision fp32"
+                )
+        return lengths
 
     def _share_prefix(self, lengths: np.ndarray) -> None:
         if self.packed is None:
@@ -44,14 +71,22 @@ class PackedLanguageModelEncoder(LanguageModelEncoder):
             return super()._pooled(rows)
         starts = self.offsets[rows] + len(self.packed.prefix)
         lengths = self.offsets[rows + 1] - starts
+        self.computed += len(self.packed.prefix) + int(lengths.sum())
         index = np.repeat(starts - np.concatenate(([0], lengths.cumsum()[:-1])), lengths) + np.arange(
             lengths.sum()
         )
         return self.packed(torch.from_numpy(self.flat[index]), torch.from_numpy(lengths))
 
+    def _size(self, rows: np.ndarray) -> int:
+        if self.packed is None:
+            return super()._size(rows)
+        return int((self.offsets[rows + 1] - self.offsets[rows]).sum())
+
 
 def packs_pay(device: torch.device, precision: str) -> bool:
-    """Whether packs are faster than padded batches: where the variable-length kernel runs."""
+    """Whether packs are faster than padded batches: on a CPU, and where a GPU's variable-length kernel runs."""
     from hllm.items.encoders.packed_attention import varlen_works
 
+    if device.type == "cpu":
+        return True
     return device.type == "cuda" and precision in ("bf16", "fp16") and bool(varlen_works(device.index or 0))

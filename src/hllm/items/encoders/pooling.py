@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -48,7 +49,13 @@ def states_of(output: Any, layers: str) -> Tensor:
     """
     if not layers:
         return output.last_hidden_state
-    every = output.hidden_states
+    return of_layers(None, output.hidden_states, layers)
+
+
+def of_layers(last: Any, every: Sequence[Tensor], layers: str) -> Tensor:
+    """As `states_of`: `last` for "", else some of `every` layer's states, the input embeddings first."""
+    if not layers:
+        return last
     if layers.startswith("last"):
         n = int(layers.removeprefix("last"))
         if n <= len(every):

@@ -16,7 +16,7 @@ from hllm.arguments import one_of
 if TYPE_CHECKING:
     import torch
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 _ALIASES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # torch's names
 FILE = "precision.json"  # in the embeddings folder: the choice of each kind of processor met so far
 _SIZES = (64, 512, 1536)  # rows of the tiny, small and layer-sized product that are timed in turn
@@ -29,25 +29,26 @@ def check_precision(precision: str) -> str:
     return one_of("precision", _ALIASES[precision] if known else precision, ("auto", *PRECISIONS))
 
 
-def auto_precision(device: torch.device, folder: Path) -> str:
+def auto_precision(device: torch.device, folder: Path | None) -> str:
     """The precision for `device`: bf16 on a GPU that has it, on a CPU what a measurement says.
 
-    The measurement is recorded in `folder`, so that a rerun makes the same choice, and with it the
+    The measurement is recorded in `folder` (None: not at all), so that a rerun makes the same choice, and with it the
     same embeddings.
     """
     if device.type == "cuda":
         return "bf16" if hardware.bf16_is_fast(device) else "fp32"
     if device.type != "cpu":
         return "fp32"
-    path, processor = folder / FILE, str(hardware.describe_hardware()["cpu"])
-    known = artifacts.read_json(path) if path.is_file() else {}
+    path, processor = folder and folder / FILE, str(hardware.describe_hardware()["cpu"])
+    known = artifacts.read_json(path) if path and path.is_file() else {}
     if known.get(processor, {}).get("precision") not in PRECISIONS:
         speedup = measure_bf16()
         known[processor] = {
             "precision": "bf16" if speedup >= _WORTH else "fp32",
             "bf16_speedup": round(speedup, 2),
         }
-        artifacts.write_json(path, known)
+        if path:
+            artifacts.write_json(path, known)
     return str(known[processor]["precision"])
 
 

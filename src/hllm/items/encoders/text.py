@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
@@ -14,10 +16,12 @@ from hllm.errors import ArtifactError, DeviceError
 from hllm.hardware import is_out_of_memory, release_memory
 from hllm.items.config import split_pooling
 from hllm.items.encoders.backbones import Backbone, table_rows
+from hllm.items.encoders.heads import Keep
 from hllm.items.encoders.own import OwnWay
 from hllm.items.encoders.pooling import pool
 from hllm.items.encoders.prefix import SharedPrefix, common_prefix, share_prefix
 from hllm.items.encoders.tokens import token_ids, tokenise
+from hllm.text.template import Marked
 
 
 class Encoder(Protocol):
@@ -71,6 +75,9 @@ class LanguageModelEncoder:
                 stacklevel=2,
             )
         self.prefix: SharedPrefix | None = None
+        self.keep: Keep | None = None  # what is taken of fields before a text is cut
+        self.computed = self.padding = 0  # positions that the model ran, and how many of these were padding
+        self.most = sys.maxsize  # positions of a forward, where memory did not hold more
 
     def prepare(self, texts: list[str]) -> np.ndarray:
         """Tokenise `texts` (whole, so that no token boundary depends on the prompt) and find their prefix.
@@ -78,8 +85,12 @@ class LanguageModelEncoder:
         Raises ArtifactError where the tokenizer is not the model's, or has no vocabulary.
         """
         if self.own:
-            texts = [self.before + (text.lower() if self.own.lower else text) for text in texts]
-        sequences, self.truncated = tokenise(self.backbone, texts, self.max_length)
+            texts = [text.lower() if self.own.lower else text for text in texts]
+        if self.before:
+            texts = [
+                text.after(self.before) if isinstance(text, Marked) else self.before + text for text in texts
+            ]
+        sequences, self.truncated = tokenise(self.backbone, texts, self.max_length, self.keep)
         lengths = np.array([len(ids) for ids in sequences], dtype=np.int64)
         self.offsets = np.concatenate(([0], lengths.cumsum()))
         self.flat = np.fromiter(
@@ -89,17 +100,25 @@ class LanguageModelEncoder:
         self._share_prefix(lengths)
         return lengths
 
-    @torch.inference_mode()
     def encode(self, rows: np.ndarray) -> np.ndarray:
-        """One forward for `rows`; two of their halves where memory does not hold it, and so on.
+        """Vectors float32 (m, dim) of the prepared texts `rows` int64 (m,): see `start`."""
+        return self.start(rows)()
 
-        DeviceError if the device's memory does not hold even one text.
+    @torch.inference_mode()
+    def start(self, rows: np.ndarray) -> Callable[[], np.ndarray]:
+        """Begin one forward for `rows`; where memory does not hold it, two of their halves, from then on too.
+
+        Returns what waits for the vectors. DeviceError if the device's memory does not hold even one text.
         """
+        size = self._size(rows)
+        if size > self.most and len(rows) > 1:
+            return self._halves(rows)
         longest = int((self.offsets[rows + 1] - self.offsets[rows]).max())
         tokens = f"{len(rows)} texts of {longest} tokens"
         try:
             vectors = self._pooled(rows)
-            return (self.own.finish(vectors) if self.own else vectors).float().cpu().numpy()
+            vectors = (self.own.finish(vectors) if self.own else vectors).float()
+            return lambda: vectors.cpu().numpy()
         except (RuntimeError, MemoryError, IndexError, ValueError) as err:
             if not is_out_of_memory(err):
                 reason = " ".join(str(err).split())[:200]
@@ -111,8 +130,17 @@ class LanguageModelEncoder:
                     f"{self.backbone.device} has too little memory for {tokens}; use a smaller --max-tokens, "
                     "--quantize 8bit or --device cpu"
                 ) from err
+        self.most = size // 2
         release_memory()  # the error, which holds the forward's tensors, is gone by now
-        return np.concatenate([self.encode(half) for half in np.array_split(rows, 2)])
+        return self._halves(rows)
+
+    def _halves(self, rows: np.ndarray) -> Callable[[], np.ndarray]:
+        parts = [self.start(half) for half in np.array_split(rows, 2)]
+        return lambda: np.concatenate([part() for part in parts])
+
+    def _size(self, rows: np.ndarray) -> int:
+        """Positions of a forward of `rows`."""
+        return len(rows) * int((self.offsets[rows + 1] - self.offsets[rows]).max())
 
     def _check_tokens(self, n_texts: int) -> None:
         """ArtifactError for ids that the model has no embedding for, or texts of unknown tokens alone."""
@@ -155,6 +183,7 @@ class LanguageModelEncoder:
         width = int((ends - starts).max())
         index = starts[:, None] + np.arange(width)
         mask = index < ends[:, None]
+        self.computed, self.padding = self.computed + mask.size, self.padding + int(mask.size - mask.sum())
         ids = np.where(mask, self.flat[np.where(mask, index, 0)], self.backbone.pad_id)
         device = self.backbone.device
         return torch.from_numpy(ids).to(device), torch.from_numpy(mask.astype(np.int64)).to(device)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hllm.errors import DataError
+from hllm.items.encoders.heads import Keep, trim
 from hllm.packing import flat_index, lengths_of
 
 if TYPE_CHECKING:
@@ -47,15 +48,19 @@ class Ragged:
         return cls(torch.from_numpy(flat), torch.from_numpy(np.concatenate(([0], lengths.cumsum()))))
 
 
-def tokenise(backbone: Backbone, texts: list[str], limit: int) -> tuple[list[list[int]], np.ndarray]:
+def tokenise(
+    backbone: Backbone, texts: list[str], limit: int, keep: Keep | None = None
+) -> tuple[list[list[int]], np.ndarray]:
     """Ids of each text, cut to `limit` tokens, and bool (n,): which were cut.
 
     Texts are tokenised whole, so that no token boundary depends on a prompt. Cutting takes the end of
-    the text and keeps the special tokens that the tokenizer adds after it.
+    the text and keeps the special tokens that the tokenizer adds after it; `keep` says what is first taken of fields.
     """
     sequences = token_ids(backbone, texts)
-    long = [i for i, ids in enumerate(sequences) if len(ids) > limit]
     truncated = np.zeros(len(texts), dtype=bool)
+    if keep is not None:
+        truncated |= trim(backbone, texts, sequences, limit, keep)
+    long = [i for i, ids in enumerate(sequences) if len(ids) > limit]
     if long:
         truncated[long] = True
         cut = token_ids(backbone, [texts[i] for i in long], truncation=True, max_length=limit)

@@ -3,68 +3,156 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hllm import artifacts, hardware
 from hllm.errors import DataError
-from hllm.items.store.shards import Shard, Store, join, key_array, locked
-from hllm.progress import progress
+from hllm.items.store.shards import Shard, Store, join, key_array, locked, spec_key
+from hllm.progress import progress, rate_text
 
 if TYPE_CHECKING:
+    import torch
+
     from hllm.items.encoders.text import Encoder
 
+_DTYPES: dict[str, type[np.floating]] = {"fp32": np.float32, "fp16": np.float16}
 BATCH_SIZE = 64  # texts, where nothing else is asked for
 # A block is written after this many seconds or bytes: what a killed process loses, in one file.
 BLOCK_SECONDS, BLOCK_BYTES = 5.0, 64 << 20
 
 
-def complete_store(
-    store: Store,
-    spec: Mapping[str, Any],
-    texts: Mapping[bytes, str],
-    load: Callable[[], Encoder],
-    batch_size: int | None,
-    name_of: Callable[[bytes], str],
-    show: bool = True,
-) -> tuple[int, float]:
-    """Encode the `texts` (by key) that `store` lacks; return their number and the seconds.
+@dataclass
+class Job:
+    """Texts to encode and all that it takes.
 
-    `load` makes the encoder, and is not called if nothing is missing. A batch has `batch_size` texts; None: as
-    many tokens as the encoder counts batches in, or 64 texts. `name_of` names an item for an
-    error. Batches are planned from all the texts, so that an interrupted encoding goes on with the
-    batches, and to the bits, of an uninterrupted one. Raises DataError at the first vector that is not
-    finite; it is not stored, all others up to there are.
+    spec        of the store they belong to
+    keys        text key of each item in token order, None without text
+    texts       by key
+    load        makes the encoder; not called if nothing is missing
+    batch_size  texts of a batch; None: as many tokens as the encoder counts batches in, or 64 texts
+    name_of     names the item of a key, for an error
+    shared      texts of all datasets, to be looked up and added to
     """
-    with locked(store.folder):
-        store.refresh()
-        damaged = store.drop_damaged()
-        keys = sorted(texts)
-        wanted = store.find(keys) < 0
-        count, seconds = int(wanted.sum()), 0.0
-        if not count:
-            store.write_spec({**spec, "dim": store.dim})
-        else:
-            encoder = load()
-            lengths = encoder.prepare([texts[key] for key in keys])
-            store.write_spec({**spec, "dim": encoder.dim})
-            start = time.perf_counter()  # loading a model is not encoding
-            title = f"embedding with {spec['model']}"
-            with progress(title, count, "items", show) as bar, _blocks(store) as add:
-                batches = planned_batches(
-                    lengths, wanted, batch_size or BATCH_SIZE, damaged, None if batch_size else encoder.budget
-                )
-                for rows, vectors in encode_batches(
-                    encoder, batches, wanted, spec, lambda i: name_of(keys[i])
-                ):
-                    add(Shard(vectors, key_array([keys[i] for i in rows]), encoder.truncated[rows]))
-                    bar.advance(len(rows))
-            seconds = time.perf_counter() - start
-        store.compact()
-    return count, seconds
+
+    spec: dict[str, Any]
+    keys: Sequence[bytes | None]
+    texts: Mapping[bytes, str]
+    load: Callable[[], Encoder]
+    batch_size: int | None = None
+    name_of: Callable[[bytes], str] = repr
+    device: torch.device | None = None
+    shared: Store | None = None
+
+    def run(self, store: Store, show: bool = True) -> dict[str, Any]:
+        """Encode the texts that `store` lacks.
+
+        Batches are planned from all the texts, so that an interrupted encoding goes on with the batches, and to the
+        bits, of an uninterrupted one. Returns `encoded` and `reused` texts, `from_shared` of these, `encode_seconds`
+        without loading the model, and of what was encoded `tokens` read, positions that were `computed`, the share of
+        `padding` among these, `peak_memory` in bytes. Raises DataError at the first vector that is not finite; it is
+        not stored, all others up to there are.
+        """
+        with locked(store.folder):
+            store.refresh()
+            damaged = store.drop_damaged()
+            keys = sorted(self.texts)
+            wanted = store.find(keys) < 0
+            missing = int(wanted.sum())
+            if missing and self.shared is not None:
+                wanted &= ~self._borrow(store, keys, wanted)
+            stats: dict[str, Any] = {"encoded": int(wanted.sum()), "encode_seconds": 0.0}
+            stats |= {"reused": len(keys) - stats["encoded"], "from_shared": missing - stats["encoded"]}
+            if stats["encoded"]:
+                stats |= self._encode(store, keys, wanted, damaged, show)
+            else:
+                store.write_spec({**self.spec, "dim": store.dim})
+            store.compact()
+        if self.shared is not None:
+            self._lend(store, keys)
+        return stats
+
+    def batches(
+        self, encoder: Encoder, lengths: np.ndarray, wanted: np.ndarray, whole: bool = False
+    ) -> Iterator[np.ndarray]:
+        """The planned batches of the `wanted` bool (n,) texts, in the order of their keys."""
+        size, budget = self.batch_size or BATCH_SIZE, None if self.batch_size else encoder.budget
+        return planned_batches(lengths, wanted, size, whole, budget)
+
+    def _encode(
+        self, store: Store, keys: list[bytes], wanted: np.ndarray, damaged: bool, show: bool
+    ) -> dict[str, Any]:
+        encoder = self.load()
+        lengths = encoder.prepare([self.texts[key] for key in keys])
+        store.write_spec({**self.spec, "dim": encoder.dim})
+        start, count = time.perf_counter(), int(wanted.sum())  # loading a model is not encoding
+        done, all_keys, dtype = 0, key_array(keys), _DTYPES[self.spec.get("store", "fp32")]
+        with (
+            progress(f"embedding with {self.spec['model']}", count, "items", show) as bar,
+            _blocks(store) as add,
+        ):
+            batches = self.batches(encoder, lengths, wanted, damaged)
+            for rows, vectors in encode_batches(
+                encoder, batches, wanted, self.spec, lambda i: self.name_of(keys[i])
+            ):
+                add(Shard(_kept(vectors, dtype), all_keys[rows], encoder.truncated[rows]))
+                bar.advance(len(rows))
+                done += int(lengths[rows].sum())
+                bar.note(rate_text(done, time.perf_counter() - start, "tokens"))
+        seconds, computed = time.perf_counter() - start, getattr(encoder, "computed", 0)
+        return {
+            "encode_seconds": seconds,
+            "tokens": int(lengths[wanted].sum()),
+            "computed": computed,
+            "padding": getattr(encoder, "padding", 0) / max(computed, 1),
+            "peak_memory": hardware.peak_memory(self.device),
+        }
+
+    def _borrow(self, store: Store, keys: list[bytes], wanted: np.ndarray) -> np.ndarray:
+        """Copy from the shared texts what they have; bool (n,): which of the wanted these are."""
+        assert self.shared is not None
+        self.shared.refresh()
+        there = wanted & (self.shared.find(keys) >= 0)
+        if there.any():
+            found = self.shared.take(key_array(keys)[there])
+            dtype = _DTYPES[self.spec.get("store", "fp32")]
+            store.append(Shard(_kept(found.vectors, dtype), found.keys, found.truncated))
+        return there
+
+    def _lend(self, store: Store, keys: list[bytes]) -> None:
+        """Add to the shared texts what they lack."""
+        assert self.shared is not None
+        with locked(self.shared.folder):
+            self.shared.refresh()
+            self.shared.drop_damaged()
+            new = key_array(keys)[self.shared.find(keys) < 0]
+            if len(new):
+                self.shared.append(store.take(new))
+            self.shared.compact()
+
+
+def shared_store(spec: Mapping[str, Any]) -> Store:
+    """Where the texts of all datasets are kept that are read as `spec` says: whatever the fields they came from."""
+    of_texts = {**spec, "fields": [], "catalogue": None}
+    for name in ("template", "clean", "field_tokens", "long_text"):
+        of_texts.pop(name, None)
+    return Store(artifacts.home() / "texts" / spec_key(of_texts))
+
+
+def _kept(vectors: np.ndarray, dtype: type[np.floating]) -> np.ndarray:
+    """Vectors as they are stored; DataError where float16 does not hold them."""
+    with np.errstate(over="ignore"):
+        kept = vectors.astype(dtype, copy=False)
+    if dtype is np.float16 and not np.isfinite(kept).all():
+        raise DataError(
+            f"vectors reach {np.abs(vectors).max():.3g}, beyond float16; use --store fp32 (store='fp32')"
+        )
+    return kept
 
 
 def encode_batches(
@@ -79,14 +167,30 @@ def encode_batches(
     Raises DataError, after the other rows of its batch, for a vector that is not finite; `name_of`
     names the item of a row.
     """
-    for rows in batches:
-        vectors = encoder.encode(rows)
+    for rows, vectors in _one_ahead(encoder, batches):
         rows, vectors = rows[wanted[rows]], vectors[wanted[rows]]
         finite = np.isfinite(vectors).all(1)
         if finite.any():
             yield rows[finite], vectors[finite]
         if not finite.all():
             raise _not_finite(name_of(int(rows[~finite][0])), int((~finite).sum()), spec)
+
+
+def _one_ahead(encoder: Encoder, batches: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows and vectors of each batch; where the encoder can `start` one, the next is under way before one is read."""
+    start = getattr(encoder, "start", None)
+    if start is None:
+        for rows in batches:
+            yield rows, encoder.encode(rows)
+        return
+    before: tuple[np.ndarray, Callable[[], np.ndarray]] | None = None
+    for rows in batches:
+        under_way = rows, start(rows)
+        if before is not None:
+            yield before[0], before[1]()
+        before = under_way
+    if before is not None:
+        yield before[0], before[1]()
 
 
 def planned_batches(
@@ -149,6 +253,7 @@ def _not_finite(item: str, count: int, spec: Mapping[str, Any]) -> DataError:
     advice = {
         "fp16": "float16 overflows in some models: use --precision bf16",
         "bf16": "use --precision fp32",
+        "int8": "use --precision fp32",
         "fp32": "the weights may be damaged: download the model again, or use another one",
     }[precision]
     more = f" (and {count - 1} more of its batch)" if count > 1 else ""

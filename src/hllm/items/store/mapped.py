@@ -6,7 +6,7 @@ mapped, and each block of them is checked when one of its rows is first read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +38,20 @@ class StoredShard:
     truncated  bool (n,)
     vectors    float32 or float16 (n, d), in memory or mapped
 
+    written  what was just written to it, which need not be read again
+
     Raises ArtifactError for a file that is damaged or of another store than `spec`.
     """
 
-    def __init__(self, path: Path, spec: str) -> None:
+    def __init__(self, path: Path, spec: str, written: Mapping[str, np.ndarray] | None = None) -> None:
         self.path = path
         self.unchecked: np.ndarray | None = None  # bool: blocks that were not read yet
         header = artifacts.read_metadata(path)
         if header.get("spec") != spec:
             raise ArtifactError(f"{path} does not belong here")
+        arrays: Mapping[str, np.ndarray]
         if path.stat().st_size <= WHOLE or "blocks" not in header:
-            arrays = _whole(path)
+            arrays = _whole(path) if written is None else written
         else:
             arrays = artifacts.map_tensors(path)
             self.header = header

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from hllm import hardware
 from hllm.errors import ArtifactError, ConfigError
-from hllm.items.encoders.kinds import make_encoder
+from hllm.items.encoders.kinds import BROUGHT, make_encoder
 from hllm.items.store.encode import encode_batches, planned_batches
 from hllm.items.store.request import Request
 from hllm.text.fusion import fuse, parse_fusion
@@ -51,6 +52,12 @@ def encode_with(
         raise ConfigError(
             f"{request.kind.title} vectors belong to the catalogue they were fitted on: new items need a run whose "
             "item_llm is a language model, for example item_llm=smollm2-135m"
+        )
+    if request.kind is BROUGHT:
+        warnings.warn(
+            f"the {len(items):,} new items have no vector, as {spec['model']} was brought in: they share the learned "
+            "one; bring the vectors of all items in again and train again",
+            stacklevel=2,
         )
     rendered = request.render(items)
     has_text = np.array([text is not None for text in rendered], dtype=bool)

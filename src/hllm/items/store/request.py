@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hllm import artifacts
 from hllm.arguments import one_of, text
 from hllm.errors import ConfigError
 from hllm.items.config import check_pooling
 from hllm.items.encoders.hub import trained_settings
-from hllm.items.encoders.kinds import Kind, kind_of
+from hllm.items.encoders.kinds import BROUGHT, VECTORS, Kind, kind_of
 from hllm.items.encoders.names import canonical, is_local
 from hllm.items.encoders.registry import QUANTIZATIONS, own_prompt
 from hllm.text.template import OFFICIAL, OFFICIAL_PROMPT, Template, choose_fields, template_fields
@@ -20,8 +21,13 @@ from hllm.text.template import OFFICIAL, OFFICIAL_PROMPT, Template, choose_field
 if TYPE_CHECKING:
     import polars as pl
 
+    from hllm.data.dataset import Dataset
+
 # Choices that a specification holds only where they are not these.
-OFF = {"quantize": "none", "template": OFFICIAL, "clean": "no", "field_tokens": "none", "long_text": "cut"}
+OFF = {
+    "quantize": "none", "template": OFFICIAL, "clean": "no", "field_tokens": "none", "long_text": "cut",
+    "store": "fp32",
+}  # fmt: skip
 CHOICES = {
     "quantize": ("none", *QUANTIZATIONS),
     "clean": ("no", "yes"),
@@ -35,7 +41,7 @@ class Request:
     """A model and how its texts are made and pooled. `precision`, `max_tokens` and `options`: None = any.
 
     options   quantize ("none", "8bit", "4bit"), template ("official", "natural", a format string), clean ("no", "yes"),
-              field_tokens ("none", "title=32,..."), long_text ("cut", "heads", "bm25")
+              field_tokens ("none", "title=32,..."), long_text ("cut", "heads", "bm25"), store ("fp32", "fp16")
     """
 
     model: str
@@ -72,29 +78,26 @@ class Request:
         form = self.options.get("template") or OFFICIAL
         return Template(self.fields, self.prompt, self.kind.separator, form)
 
-    def render(self, items: pl.DataFrame) -> list[str | None]:
+    def render(self, items: pl.DataFrame) -> Sequence[str | None]:
         """The text of each row of `items`; None where there is none. DataError for a field that is no column.
 
-        Fields are cleaned, then cut to their budgets; with long_text "heads" texts too long for `max_tokens` lose the
-        ends of their longest fields, with "bm25" the sentences that say least about their item.
+        Fields are cleaned; with long_text "bm25" texts too long for `max_tokens` lose the sentences that say least
+        about their item. Budgets of fields are the tokenizer's to keep (items/encoders/heads.py), but estimated for a
+        control.
         """
         if self.options.get("clean") == "yes":
             from hllm.text.clean import clean
 
             items = clean(items, self.fields)
-        if (budgets := self.options.get("field_tokens") or "none") != "none":
+        budgets = self.options.get("field_tokens") or "none"
+        if budgets != "none" and not self.kind.is_language_model:
             from hllm.text.budget import cut_fields, parse_budgets
 
             items = cut_fields(items, parse_budgets(budgets))
-        long_text, limit = self.options.get("long_text"), self.max_tokens or 0
-        if long_text == "bm25":
+        if self.options.get("long_text") == "bm25":
             from hllm.text.bm25 import shorten
 
-            items = shorten(items, self.fields, limit)
-        elif long_text == "heads":
-            from hllm.text.budget import keep_heads
-
-            items = keep_heads(items, self.fields, limit)
+            items = shorten(items, self.fields, self.max_tokens or 0)
         return self.template.render_all(items)
 
     def matches(self, spec: Mapping[str, Any]) -> bool:
@@ -115,6 +118,11 @@ class Request:
 
     def command(self, dataset_path: Path | None) -> str:
         """The command, or the Python call, that makes these embeddings."""
+        if self.kind is BROUGHT:
+            name = self.model.removeprefix(VECTORS)
+            return shlex.join(
+                ["hllm", "embed", str(dataset_path or "DATASET"), "--from", "FILE", "--name", name]
+            )
         if dataset_path is None:
             return f"hllm.embed(data, item_llm={self.model!r}, pooling={self.pooling!r})"
         parts = ["hllm", "embed", str(dataset_path), "--item-llm", self.model]
@@ -153,6 +161,8 @@ def make_request(
     pooling = str(own.get("pooling", "mean")) if pooling is None else pooling
     if check_pooling(pooling) == "item-token" != own.get("pooling"):
         raise ConfigError("pooling 'item-token' reads learned tokens, which only a trained item LLM has")
+    if kind_of(model) is BROUGHT:
+        return Request(model, "none", "", (), None, 0)
     fields = choose_fields(asked_fields, text_fields)
     if not kind_of(model).is_language_model:
         of_llms = [n for n in ("quantize", "long_text") if chosen.get(n, OFF[n]) != OFF[n]]
@@ -188,14 +198,26 @@ def check_options(options: Mapping[str, str], fields: Iterable[str] | None) -> I
     return fields
 
 
+def index_fingerprint(dataset: Dataset, fields: Sequence[str]) -> str:
+    """Identity of a catalogue, by which its index is found: of what the items' `fields` say; without any, as where
+    vectors were brought in, of the items' ids in token order, types included."""
+    if fields:
+        return dataset.texts_fingerprint(fields)
+    return artifacts.digest(*(f"{type(item).__name__} {item}" for item in dataset.item_ids))
+
+
 def describe_request(request: Request) -> str:
     """One phrase for messages."""
+    if request.kind is BROUGHT:
+        return request.model
     pooling = f", pooling {request.pooling}" if request.kind.is_language_model else ""
     return f"{request.model} (fields {', '.join(request.fields)}{pooling})"
 
 
 def describe_spec(spec: dict[str, Any]) -> str:
     """One phrase for messages: what tells this store from others."""
+    if kind_of(spec["model"]) is BROUGHT:
+        return f"{spec['model']}, {spec['precision']}, from {spec['source']}"
     parts = [str(spec["model"]), f"fields {','.join(spec['fields'])}"]
     if kind_of(spec["model"]).is_language_model:
         parts += [f"pooling {spec['pooling']}", spec["precision"], f"max_tokens {spec['max_tokens']}"]

@@ -34,7 +34,7 @@ FORMAT, VERSION = "hllm-embeddings", 1
 # What the vectors depend on. The rest of a specification (device, versions, ...) is for the record.
 IDENTITY = ("revision", "weights", "prompt", "fields", "pooling", "precision", "max_tokens", "catalogue")
 # The same, written only where they are not what they are by default.
-OPTIONAL = ("quantize", "own", "template", "clean", "field_tokens", "long_text")
+OPTIONAL = ("quantize", "own", "template", "clean", "field_tokens", "long_text", "store")
 _SHARD = re.compile(r"shard-(\d{6,})\.safetensors")
 SMALL_SHARD, LARGE_SHARD = 64 << 20, 256 << 20  # bytes: smaller ones are merged, up to this size
 
@@ -193,9 +193,9 @@ class Store:
     def append(self, shard: Shard) -> None:
         """Write one block."""
         name = f"shard-{self.next_number:06d}.safetensors"
-        write_shard(self.folder / name, self.folder.name, shard)
+        arrays = write_shard(self.folder / name, self.folder.name, shard)
         self.next_number += 1
-        self._add(name, StoredShard(self.folder / name, self.folder.name))
+        self._add(name, StoredShard(self.folder / name, self.folder.name, arrays))
 
     def drop_damaged(self) -> bool:
         """Delete shards that cannot be trusted, with a warning; their texts count as missing. True if any."""
@@ -249,8 +249,8 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def write_shard(path: Path, spec: str, shard: Shard) -> None:
-    """Write a shard of the store named `spec`, with checksums over its contents."""
+def write_shard(path: Path, spec: str, shard: Shard) -> dict[str, np.ndarray]:
+    """Write a shard of the store named `spec`, with checksums over its contents; returns these."""
     import torch
 
     half = shard.vectors.dtype == np.float16
@@ -261,6 +261,7 @@ def write_shard(path: Path, spec: str, shard: Shard) -> None:
     }
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     artifacts.write_tensors(path, tensors, {"spec": spec, **block_header(**arrays)})
+    return arrays
 
 
 def index_path(folder: Path, items_fingerprint: str) -> Path:

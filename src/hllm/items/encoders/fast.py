@@ -1,0 +1,224 @@
+"""The common decoder and encoder written out for inference on packs: fewer and larger products than transformers'.
+
+Queries, keys and values are one product, gate and up another; residuals are added by the product before them; on a
+GPU rotation and gating are one kernel each. Whether a model is of such a shape is read from its modules, and whether
+the states come out the same is tried (`PackedModel`), so that an unknown variation runs in its own way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hllm.items.encoders.packed_attention import Pack, attend
+from hllm.items.encoders.pooling import of_layers
+
+_DECODER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+_DECODER_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"}
+_ENCODER = {"attention", "intermediate", "output"}
+
+Product = Callable[[Tensor], Tensor]
+
+
+def fast_form(model: nn.Module, quantise: bool = False) -> FastDecoder | FastEncoder | None:
+    """`model` written out, sharing its weights; None for one of another shape.
+
+    quantise  weights are held in 8 bits, a scale a row, and products run in integers (CPU; inputs are scaled as
+              they come). The model's own weights stay as they are
+    """
+    for kind in (FastDecoder, FastEncoder):
+        try:
+            return kind(model, quantise)
+        except (AttributeError, NotImplementedError):
+            continue
+    return None
+
+
+class FastDecoder:
+    """Llama and what is built like it (Mistral, Qwen, SmolLM2, ...): norm, attention, norm, gated feed-forward."""
+
+    def __init__(self, model: Any, quantise: bool) -> None:
+        self.embed, self.rotary = model.embed_tokens, model.rotary_emb
+        self.norm = _Norm(model.norm)
+        self.blocks = [_DecoderBlock(layer, quantise) for layer in model.layers]
+
+    def __call__(self, pack: Pack, ids: Tensor, shift: int, layers: str) -> Tensor:
+        """States (T, d) of `layers` (see `of_layers`) of token `ids` int64 (T,), positions from `shift` on."""
+        x = self.embed(ids)
+        cos, sin = (part[0] for part in self.rotary(x.unsqueeze(0), (pack.positions + shift).unsqueeze(0)))
+        states = [x]
+        for i, block in enumerate(self.blocks):
+            x = block(x, cos, sin, pack)
+            if layers and i < len(self.blocks) - 1:
+                states.append(x)
+        return of_layers(self.norm(x), [*states, self.norm(x)] if layers else [], layers)
+
+
+class _DecoderBlock:
+    def __init__(self, layer: Any, quantise: bool) -> None:
+        attn, mlp = layer.self_attn, layer.mlp
+        known = _names(layer) <= _DECODER and _names(attn) <= _DECODER_ATTENTION
+        if not known or not isinstance(mlp.act_fn, nn.SiLU | type(_silu())):
+            raise NotImplementedError
+        self.before, self.between = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
+        self.q_norm, self.k_norm = (
+            _Norm(getattr(attn, name)) if hasattr(attn, name) else None for name in ("q_norm", "k_norm")
+        )
+        self.qkv = _merged((attn.q_proj, attn.k_proj, attn.v_proj), quantise)
+        self.out, self.down = _added(attn.o_proj, quantise), _added(mlp.down_proj, quantise)
+        self.gate_up = _merged((mlp.gate_proj, mlp.up_proj), quantise)
+        self.sizes = [linear.out_features for linear in (attn.q_proj, attn.k_proj, attn.v_proj)]
+        self.head = int(attn.head_dim)
+        whole = getattr(attn.config, "sliding_window", None)
+        self.scale, self.window = float(attn.scaling), getattr(attn, "sliding_window", whole)
+
+    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, pack: Pack) -> Tensor:
+        q, k, v = (
+            part.unflatten(-1, (-1, self.head)) for part in self.qkv(self.before(x)).split(self.sizes, -1)
+        )
+        if self.q_norm and self.k_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotated(q, cos, sin), rotated(k, cos, sin)
+        attended = attend(q, k, v, pack, True, self.window, self.scale)
+        x = self.out(attended.flatten(1), x)
+        return self.down(gated(self.gate_up(self.between(x))), x)
+
+
+class FastEncoder:
+    """BERT and what is built like it (MiniLM, E5, BGE, GTE, RoBERTa): attention, norm, feed-forward, norm."""
+
+    def __init__(self, model: Any, quantise: bool) -> None:
+        self.embed = model.embeddings
+        if getattr(model.config, "is_decoder", False):
+            raise NotImplementedError
+        self.blocks = [_EncoderBlock(layer, quantise) for layer in model.encoder.layer]
+
+    def __call__(self, pack: Pack, ids: Tensor, shift: int, layers: str) -> Tensor:
+        """As of `FastDecoder`."""
+        positions = (pack.positions + shift).unsqueeze(0)
+        x = self.embed(
+            input_ids=ids.unsqueeze(0), position_ids=positions, token_type_ids=torch.zeros_like(positions)
+        )[0]
+        states = [x]
+        for block in self.blocks:
+            x = block(x, pack)
+            if layers:
+                states.append(x)
+        return of_layers(x, states, layers)
+
+
+class _EncoderBlock:
+    def __init__(self, layer: Any, quantise: bool) -> None:
+        own, after = layer.attention.self, layer.attention.output
+        if not _names(layer) <= _ENCODER or getattr(own, "position_embedding_type", "absolute") != "absolute":
+            raise NotImplementedError
+        self.qkv = _merged((own.query, own.key, own.value), quantise)
+        self.heads, self.head = int(own.num_attention_heads), int(own.attention_head_size)
+        self.out, self.up, self.down = (
+            _merged((linear,), quantise)
+            for linear in (after.dense, layer.intermediate.dense, layer.output.dense)
+        )
+        self.act, self.norms = (
+            layer.intermediate.intermediate_act_fn,
+            (after.LayerNorm, layer.output.LayerNorm),
+        )
+        if not all(type(norm) is nn.LayerNorm for norm in self.norms):
+            raise NotImplementedError
+
+    def __call__(self, x: Tensor, pack: Pack) -> Tensor:
+        q, k, v = self.qkv(x).view(len(x), 3, self.heads, self.head).unbind(1)
+        attended = attend(q, k, v, pack, False, None, self.head**-0.5)
+        x = self.norms[0](self.out(attended.flatten(1)).add_(x))
+        return self.norms[1](self.down(self.act(self.up(x))).add_(x))
+
+
+@dataclass(eq=False)
+class _Norm:
+    """Root-mean-square norm over the last dimension."""
+
+    module: Any
+
+    def __post_init__(self) -> None:
+        self.weight = self.module.weight
+        self.eps = float(getattr(self.module, "variance_epsilon", getattr(self.module, "eps", 0.0)))
+        if "RMSNorm" not in type(self.module).__name__ or self.weight.dim() != 1:
+            raise NotImplementedError
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions (Su and others, 2021) on x (T, H, D), cos and sin (T, D) of equal halves; may be in place."""
+    dim = x.shape[2]
+    if x.is_cuda and dim & (dim - 1) == 0 and x.stride()[1:] == (dim, 1):
+        from hllm.items.encoders.fast_kernels import rotate_
+
+        return rotate_(x, cos.contiguous(), sin.contiguous())
+    half = dim // 2
+    first, second = x[..., :half], x[..., half:]
+    c, s = cos[:, None, :half], sin[:, None, :half]
+    return torch.cat((first * c - second * s, second * c + first * s), dim=-1)
+
+
+def gated(x: Tensor) -> Tensor:
+    """silu(gate) * up (T, F) of `x` (T, 2 F), gate and up side by side."""
+    if x.is_cuda:
+        from hllm.items.encoders.fast_kernels import silu_times
+
+        return silu_times(x)
+    gate, up = x.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)
+
+
+def _silu() -> Any:
+    from transformers.activations import ACT2FN
+
+    return ACT2FN["silu"]
+
+
+def _names(module: nn.Module) -> set[str]:
+    return {name for name, _ in module.named_children()}
+
+
+def _merged(linears: tuple[Any, ...], quantise: bool) -> Product:
+    """One product for several of the same input; their weights become parts of one matrix."""
+    if not all(type(linear) is nn.Linear for linear in linears):
+        raise NotImplementedError  # low-rank additions, bitsandbytes' weights
+    if len({linear.bias is None for linear in linears}) > 1:
+        raise NotImplementedError
+    biases = [linear.bias for linear in linears if linear.bias is not None]
+    bias = torch.cat(biases) if biases else None
+    if quantise:
+        return quantised(torch.cat([linear.weight for linear in linears]), bias)
+    if len(linears) == 1:
+        weight = linears[0].weight
+    else:
+        weight = torch.cat([linear.weight for linear in linears])
+        for linear, part in zip(linears, weight.split([x.out_features for x in linears]), strict=True):
+            linear.weight = nn.Parameter(part, requires_grad=False)  # so that memory holds them once
+    return lambda x: F.linear(x, weight, bias)
+
+
+def _added(linear: Any, quantise: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    """x, residual -> residual + linear(x)."""
+    product = _merged((linear,), quantise)
+    if quantise or linear.bias is not None:
+        return lambda x, residual: product(x).add_(residual)
+    weight = linear.weight
+    return lambda x, residual: torch.addmm(residual, x, weight.T)
+
+
+def quantised(weight: Tensor, bias: Tensor | None) -> Product:
+    """x -> x W + b in 8-bit integers: weights with a scale a row, inputs with one a call (dynamic quantisation)."""
+    scales = (weight.abs().amax(1) / 127).clamp(min=1e-12).double()
+    zeros = torch.zeros(len(weight), dtype=torch.long)
+    packed = torch.ops.quantized.linear_prepack(
+        torch.quantize_per_channel(weight.detach().float(), scales, zeros, 0, torch.qint8), bias
+    )
+    return lambda x: torch.ops.quantized.linear_dynamic(x, packed)

@@ -1,0 +1,109 @@
+"""Truncation by field: every field keeps its beginning, whatever stands before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hllm.text.budget import head, parse_budgets, water_level
+from hllm.text.template import Marked
+
+if TYPE_CHECKING:
+    from hllm.items.encoders.backbones import Backbone
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What texts keep of their fields.
+
+    heads    a text that is too long loses the ends of its longest fields, not its own end
+    budgets  the most tokens of a field, by name
+    """
+
+    heads: bool = False
+    budgets: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, spec: Mapping[str, Any]) -> Keep | None:
+        """As a specification says; None where texts are only cut at their end."""
+        budgets = spec.get("field_tokens", "none")
+        keep = cls(spec.get("long_text") == "heads", {} if budgets == "none" else parse_budgets(budgets))
+        return keep if keep.heads or keep.budgets else None
+
+
+def trim(
+    backbone: Backbone, texts: Sequence[str], sequences: list[list[int]], limit: int, keep: Keep
+) -> np.ndarray:
+    """Shorten `sequences`, the ids of `texts`, in place; returns bool (n,): of which something was left out.
+
+    Tokens stay those of the whole text: some are left out, none is made anew. Tokens outside the fields (prompt,
+    names, special tokens) always stay. A tokenizer that does not say where its tokens stand (one without a fast form)
+    is given shorter and shorter texts.
+    """
+    cut = np.zeros(len(texts), dtype=bool)
+    for i, text in enumerate(texts):
+        long = keep.heads and len(sequences[i]) > limit
+        if not isinstance(text, Marked) or not (
+            long or any(name in keep.budgets for name, *_ in text.fields)
+        ):
+            continue
+        room = limit if keep.heads else len(sequences[i])
+        if backbone.tokenizer.is_fast:
+            shorter = _kept(backbone, text, room, keep)
+        else:
+            shorter = _retried(backbone, text, room, keep)
+        cut[i] = len(shorter) < len(sequences[i])
+        sequences[i] = shorter
+    return cut
+
+
+def _kept(backbone: Backbone, text: Marked, room: int, keep: Keep) -> list[int]:
+    """The tokens of `text` that stay, at most `room` where the fields can spare as many."""
+    encoded = backbone.tokenizer(
+        str(text), return_offsets_mapping=True, split_special_tokens=True, verbose=False
+    )
+    ids, places = np.array(encoded["input_ids"]), np.array(encoded["offset_mapping"]).reshape(-1, 2)
+    owner = np.full(len(ids), -1)
+    for number, (_, first, end) in enumerate(text.fields):
+        # A token may begin with the space before a field; it belongs to what it ends in.
+        owner[(places[:, 1] > first) & (places[:, 1] <= end) & (places[:, 1] > places[:, 0])] = number
+    sizes = [int((owner == number).sum()) for number in range(len(text.fields))]
+    allowed = _allowed(sizes, [name for name, *_ in text.fields], room - int((owner < 0).sum()), keep)
+    stays = owner < 0
+    for number, most in enumerate(allowed):
+        stays[np.flatnonzero(owner == number)[:most]] = True
+    kept: list[int] = ids[stays].tolist()
+    return kept
+
+
+def _allowed(sizes: Sequence[int], names: Sequence[str], room: int, keep: Keep) -> list[int]:
+    """Tokens that fields of these sizes keep, with `room` for all."""
+    allowed = [min(size, keep.budgets.get(name, size)) for size, name in zip(sizes, names, strict=True)]
+    if not keep.heads or sum(allowed) <= room:
+        return allowed
+    level = water_level(allowed, room)
+    spare = room - sum(min(n, level) for n in allowed)
+    out = []
+    for n in allowed:  # what the level leaves goes to the first fields that were cut
+        more = 1 if n > level and spare > 0 else 0
+        spare -= more
+        out.append(min(n, level + more))
+    return out
+
+
+def _retried(backbone: Backbone, text: Marked, room: int, keep: Keep) -> list[int]:
+    """The ids of `text` with its fields cut by estimated tokens, tighter until it fits."""
+    from hllm.items.encoders.tokens import token_ids
+
+    sizes = [len(text[first:end].encode()) for _, first, end in text.fields]  # no tokenizer makes more
+    names = [name for name, *_ in text.fields]
+    share = room
+    while True:
+        allowed = _allowed(sizes, names, share, keep)
+        (ids,) = token_ids(backbone, [text.shortened(allowed, head)])
+        if len(ids) <= room or share <= len(names):
+            return ids
+        share = max(share - max(len(ids) - room, 1), len(names))
