@@ -1,16 +1,18 @@
-"""Items a second of an item LLM: plain sorted batches of transformers, hllm padded, hllm in packs.
+"""Items a second of an item LLM: one text at a time, plain sorted batches of transformers, hllm padded and in packs.
 
     python benchmarks/embed_speed.py DATASET --model minilm --out benchmarks/results/embed_speed_cpu.json
     python benchmarks/embed_speed.py --shape tinyllama --texts ml-1m --device cuda   # random weights, no files
 
 Every way encodes the same texts in the same process, in turn, `--repeats` times after a warm-up; the best
 time of each is taken. `tokens` are those of the texts as the model reads them, prompt included; the padding
-share is of the tokens that the plain way computes.
+share is of the tokens that the plain way computes. On a GPU the useful share is 2 x weights of the blocks x tokens
+that must be run (distinct texts, the shared prefix once) a second, of what a square product in bf16 reaches here.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import time
 from collections.abc import Callable
@@ -23,8 +25,8 @@ import torch
 
 from hllm import hardware
 from hllm.items.encoders.backbones import DTYPES, Backbone, hidden_size, load_backbone
-from hllm.items.encoders.packs import PACK_TOKENS, PackedLanguageModelEncoder
-from hllm.items.store.encode import planned_batches
+from hllm.items.encoders.packs import PackedLanguageModelEncoder
+from hllm.items.store.encode import one_ahead, planned_batches
 
 # width, width of the feed-forward, layers, heads, heads of keys and values, vocabulary
 SHAPES = {"tinyllama": (2048, 5632, 22, 32, 4, 32000), "smollm2-135m": (576, 1536, 30, 9, 3, 49152)}
@@ -56,9 +58,10 @@ def random_texts(kind: str, vocab: int) -> list[str]:
     return [f"{head} " + " ".join(map(str, draw.integers(20, vocab, int(n)))) for n in lengths]
 
 
-def make(options: argparse.Namespace) -> tuple[Backbone, list[str], str]:
-    """The model, the texts and their prompt."""
-    device = hardware.pick_device(options.device)
+def make(options: argparse.Namespace, plainly: bool = False) -> tuple[Backbone, list[str], str]:
+    """The model, the texts and their prompt; `plainly` in the precision of the plain way."""
+    device, precision = hardware.pick_device(options.device), options.precision
+    precision = options.plain_precision if plainly else precision
     if options.shape:
         from transformers import LlamaConfig, LlamaModel
 
@@ -67,7 +70,7 @@ def make(options: argparse.Namespace) -> tuple[Backbone, list[str], str]:
         )
         torch.manual_seed(0)
         with device:
-            model = LlamaModel(config).to(DTYPES[options.precision]).eval().requires_grad_(False)
+            model = LlamaModel(config).to(DTYPES[precision]).eval().requires_grad_(False)
         size = hidden_size(config)
         backbone = Backbone(model, Numbers(), device, size, 0, 2048, options.shape)
         return backbone, random_texts(options.texts, config.vocab_size), ""
@@ -80,7 +83,7 @@ def make(options: argparse.Namespace) -> tuple[Backbone, list[str], str]:
     request = make_request(data.meta["text_fields"], options.model, options.pooling, None, None)
     texts = sorted({text for text in request.template.render_all(data.items) if text is not None})
     found = find_model(canonical(options.model))
-    backbone = load_backbone(found.path, options.precision, device, name=options.model)
+    backbone = load_backbone(found.path, precision, device, name=options.model)
     return backbone, texts, request.prompt
 
 
@@ -112,8 +115,9 @@ def ours(encoder: PackedLanguageModelEncoder, texts: list[str], size: int) -> np
     """hllm's way, tokenising included: vectors float32 (n, d)."""
     lengths = encoder.prepare(texts)
     out = np.zeros((len(texts), encoder.dim), dtype=np.float32)
-    for rows in planned_batches(lengths, np.ones(len(texts), dtype=bool), size, budget=encoder.budget):
-        out[rows] = encoder.encode(rows)
+    batches = planned_batches(lengths, np.ones(len(texts), dtype=bool), size, budget=encoder.budget)
+    for rows, vectors in one_ahead(encoder, batches):
+        out[rows] = vectors
     return out
 
 
@@ -125,17 +129,42 @@ def ways(options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     padded = PackedLanguageModelEncoder(backbone, options.pooling, prompt)
     packed = PackedLanguageModelEncoder(make(options)[0], options.pooling, prompt)
     options.reason = packed.try_packs()
-    packed.budget = options.pack_tokens
+    packed.budget = options.pack_tokens or packed.budget
+    options.packed = packed
+    plain_backbone = backbone if options.plain_precision == options.precision else make(options, True)[0]
     calls = {
-        "plain sorted batches": lambda: plain(backbone, texts, options.pooling, options.batch_size),
+        "plain sorted batches": lambda: plain(plain_backbone, texts, options.pooling, options.batch_size),
         "hllm padded": lambda: ours(padded, texts, options.batch_size),
     }
+    if options.alone:
+        calls["one at a time"] = lambda: plain(backbone, texts[: options.alone], options.pooling, 1)
     if not options.reason:
         calls["hllm packed"] = lambda: ours(packed, texts, options.batch_size)
         one, other = (ours(encoder, texts, options.batch_size) for encoder in (padded, packed))
         norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
         options.least_cosine = float(((one * other).sum(1) / norms).min())
     return calls
+
+
+def needed_tokens(encoder: PackedLanguageModelEncoder, texts: list[str]) -> int:
+    """Tokens of the distinct texts, less the prefix that they share but for one."""
+    lengths = encoder.prepare(sorted(set(texts)))
+    prefix = len(encoder.packed.prefix) if encoder.packed else 0
+    return int(lengths.sum()) - prefix * (len(lengths) - 1)
+
+
+def matmul_rate(device: torch.device, size: int = 8192) -> float:
+    """Best Tflop/s of a square product in bf16."""
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    times = []
+    for _ in range(12):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(4):
+            a @ b
+        torch.cuda.synchronize()
+        times.append((time.perf_counter() - start) / 4)
+    return 2 * size**3 / min(times) / 1e12
 
 
 def best(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
@@ -160,16 +189,22 @@ def main() -> None:
     parser.add_argument("--precision", default="bf16", choices=DTYPES)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--pack-tokens", type=int, default=PACK_TOKENS)
+    parser.add_argument("--pack-tokens", type=int, help="else as hllm embed does")
+    parser.add_argument("--plain-precision", choices=DTYPES, help="of the plain way; else the same")
+    parser.add_argument("--alone", type=int, default=0, help="texts that are also encoded one at a time")
     parser.add_argument("--limit", type=int, help="texts to take, evenly")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    options.plain_precision = options.plain_precision or options.precision
     options.reason, options.least_cosine = "", None
     seconds = best(ways(options), options.repeats)
     backbone, texts = options.backbone, options.texts_read
     real, computed = plain(backbone, texts, options.pooling, options.batch_size)
-    first = seconds["plain sorted batches"]
+    first, alone = seconds["plain sorted batches"], seconds.pop("one at a time", None)
+    blocks = sum(p.numel() for name, p in backbone.model.named_parameters() if "embed" not in name)
+    needed = needed_tokens(options.packed, texts)
+    rate = matmul_rate(backbone.device) if backbone.device.type == "cuda" else None
     result = SimpleNamespace(
         model=options.shape or options.model,
         precision=options.precision,
@@ -181,21 +216,37 @@ def main() -> None:
         padding_share=1 - real / computed,
         least_cosine_packed_padded=options.least_cosine,
         why_not_packed=options.reason,
+        written_out=options.packed.packed is not None and options.packed.packed.backbone.fast is not None,
+        plain_precision=options.plain_precision,
+        pack_tokens=options.packed.budget,
+        needed_tokens=needed,
+        measured_bf16_tflops=rate,
+        one_at_a_time_seconds=alone and alone * len(texts) / min(options.alone, len(texts)),
+        one_at_a_time_texts=options.alone,
+        command=hardware.command_line(),
+        versions=hardware.describe_versions(),
+        date=datetime.date.today().isoformat(),
         ways={
             name: {
                 "seconds": s,
                 "items_per_second": len(texts) / s,
                 "tokens_per_second": real / s,
                 "ratio": first / s,
+                "useful_share": rate and 2 * blocks * needed / s / 1e12 / rate,
             }
             for name, s in seconds.items()
         },
     )
     for name, row in result.ways.items():
         print(
-            f"{name:22} {row['seconds']:8.2f} s {row['items_per_second']:9.0f} items/s {row['ratio']:6.2f} x"
+            f"{name:22} {row['seconds']:8.3f} s {row['items_per_second']:9.0f} items/s {row['ratio']:6.2f} x"
+            + (f", useful share {row['useful_share']:.1%}" if rate else "")
         )
-    print(f"{real:,} tokens, padding {result.padding_share:.1%}, least cosine {options.least_cosine}")
+    if alone:
+        print(f"one at a time, from {options.alone} texts: {result.one_at_a_time_seconds:.1f} s")
+    print(
+        f"{real:,} tokens, {needed:,} needed, padding {result.padding_share:.1%}, least cosine {options.least_cosine}"
+    )
     if options.out:
         known = json.loads(options.out.read_text()) if options.out.exists() else []
         options.out.write_text(json.dumps([*known, vars(result)], indent=1) + "\n")

@@ -95,7 +95,7 @@ def test_list_prints_item_llms_or_what_a_dataset_has(dataset, capsys):
     capsys.readouterr()
     assert main(["embed", str(dataset), "--list"]) == 0
     assert re.fullmatch(
-        r"[0-9a-f]{16}  256 dimensions, random, fields title,genres\n", capsys.readouterr().out
+        r"[0-9a-f]{16}  256 dimensions, 0.0 MiB, random, fields title,genres\n", capsys.readouterr().out
     )
     assert main(["embed"]) == 2
     assert "name a dataset folder" in capsys.readouterr().err

@@ -39,8 +39,6 @@ def written(folder, kind):
                 json.dumps({"item_id": i, "v": row}) + "\n" for i, row in zip(ids, x.tolist(), strict=True)
             )
         )
-    elif kind == "csv":
-        pl.DataFrame({"item_id": ids, **{f"d{i}": x[:, i] for i in range(6)}}).write_csv(file)
     elif kind == "safetensors":
         save_file({"vectors": torch.from_numpy(x), "item_ids": torch.tensor(ids)}, file)
     elif kind == "safetensors-rows":
@@ -55,7 +53,7 @@ def written(folder, kind):
 
 
 FILES = (
-    "npy", "npz", "parquet", "parquet-columns", "jsonl", "csv", "safetensors", "safetensors-rows", "pt", "pt-dict",
+    "npy", "npz", "parquet", "parquet-columns", "jsonl", "safetensors", "safetensors-rows", "pt", "pt-dict",
 )  # fmt: skip
 
 
@@ -70,9 +68,7 @@ def test_every_kind_of_file_gives_each_item_its_own_vector(tmp_path, make_datase
     assert out.endswith(f"next: hllm train {data.path} --set item_llm=vectors:mine\n")
     found = load_embeddings(data, "vectors:mine")
     rows = [IDS.index(item) for item in data.item_ids]
-    np.testing.assert_allclose(
-        found.vectors[1:], X[rows], rtol=0, atol=1e-6 if kind in ("csv", "jsonl") else 0
-    )
+    np.testing.assert_allclose(found.vectors[1:], X[rows], rtol=0, atol=1e-6 if kind == "jsonl" else 0)
     assert found.has_text.tolist() == [False] + [True] * 9
 
 
@@ -231,7 +227,7 @@ def test_training_with_them_and_new_items_without(make_dataset, llama, tmp_path)
         Recommender.from_preset("demo", item_llm=llm, **small).fit(data, device="cpu", progress=False)
         for llm in ("random", "vectors:same")
     ]
-    first, second = (run.evaluate(data, device="cpu").values for run in runs)
+    first, second = (run.evaluate(data).values for run in runs)
     assert first == second  # to the last digit
     with pytest.warns(UserWarning, match="new items have no vector, as vectors:same was brought in"):
         vectors, has = encode_new_items(runs[1].record.embeddings, pl.DataFrame({"title": ["Up"]}), "cpu")

@@ -50,7 +50,7 @@ def embed(
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Items a forward pass; 64, or 16,384 tokens on a GPU, if absent.")
+        int | None, typer.Option(help="Items a forward pass; 64, or 32,768 tokens on a GPU, if absent.")
     ] = None,
     max_tokens: Annotated[
         int | None, typer.Option(help="Tokens of an item's text beside the prompt; 256 if absent.")
@@ -190,7 +190,7 @@ def train_command(dataset: Path, spec: dict[str, Any], fields: list[str] | None)
     told = spec.get("item_emb_token_n") or any(name in spec for name in OFF if name != "quantize")
     if told and "parts" not in spec:  # a run's settings do not tell these vectors from others of the model
         return shlex.join(["hllm", "train", str(dataset), "--set", f"item_llm={spec['key']}"])
-    if spec["source"] != "control":
+    if spec["pooling"] != "none":  # of a language model
         settings |= {"pooling": spec["pooling"], "prompt": json.dumps(spec["prompt"])}
     defaults = {name: ItemsConfig.model_fields[name].default for name in settings}
     defaults["prompt"] = json.dumps(OFFICIAL_PROMPT)

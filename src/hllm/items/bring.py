@@ -62,6 +62,8 @@ def bring_in(
         request = Request(VECTORS, "none", prompt or "", fields, None, max_tokens, chosen)
         foreign = encode_foreign(model, request.render(dataset.items), dataset.item_ids)
         return bring(dataset, foreign, vectors_name(name or type(model).__name__))
+    if name is not None:
+        vectors_name(name)
     if isinstance(vectors, str | os.PathLike):
         file = path("vectors", vectors)
         foreign = read_foreign(file, None if ids is None else path("ids", ids))

@@ -62,7 +62,7 @@ def read_foreign(path: Path, ids: Path | None = None) -> Foreign:
             from hllm.formats.pickles import load_torch
 
             content = load_torch(path)
-        elif has_ending(path, (*PARQUET, *JSON)) or has_ending(path, (".csv", ".tsv")):
+        elif has_ending(path, (*PARQUET, *JSON)):
             content = read_table_file(path)
         else:
             raise DataError(f"{path}: unknown kind of file; valid endings: {', '.join(ENDINGS)}")
@@ -75,8 +75,6 @@ def read_foreign(path: Path, ids: Path | None = None) -> Foreign:
     found, own, untyped = _split(content, str(path))
     if given is not None:
         own, untyped = given
-    elif is_untyped(path) and own is not None:
-        untyped = has_ending(path, (".csv", ".tsv"))
     return _foreign(found, own, untyped, f"file {path.name}", str(path), "--ids FILE")
 
 

@@ -11,7 +11,7 @@ from hllm.items.encoders.packed import PackedEncoder
 from hllm.items.encoders.prefix import MIN_TOKENS, common_prefix
 from hllm.items.encoders.text import LanguageModelEncoder
 
-PACK_TOKENS = 16_384  # of one forward on an accelerator
+PACK_TOKENS = 32_768  # of one forward on an accelerator
 SAME = 0.999  # least cosine with float32's vectors at which vectors made in integers are taken
 SAMPLE = 32  # texts on which that is tried
 

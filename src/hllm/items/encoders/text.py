@@ -118,7 +118,7 @@ class LanguageModelEncoder:
         try:
             vectors = self._pooled(rows)
             vectors = (self.own.finish(vectors) if self.own else vectors).float()
-            return lambda: vectors.cpu().numpy()
+            return fetched(vectors)
         except (RuntimeError, MemoryError, IndexError, ValueError) as err:
             if not is_out_of_memory(err):
                 reason = " ".join(str(err).split())[:200]
@@ -187,3 +187,17 @@ class LanguageModelEncoder:
         ids = np.where(mask, self.flat[np.where(mask, index, 0)], self.backbone.pad_id)
         device = self.backbone.device
         return torch.from_numpy(ids).to(device), torch.from_numpy(mask.astype(np.int64)).to(device)
+
+
+def fetched(vectors: Tensor) -> Callable[[], np.ndarray]:
+    """What waits for `vectors` on the host; a GPU goes on with other work meanwhile."""
+    if vectors.device.type != "cuda":
+        return lambda: vectors.cpu().numpy()
+    host, done = vectors.to("cpu", non_blocking=True), torch.cuda.Event()
+    done.record()
+
+    def wait() -> np.ndarray:
+        done.synchronize()
+        return host.numpy().copy()  # page-locked memory goes back
+
+    return wait

@@ -167,7 +167,7 @@ def encode_batches(
     Raises DataError, after the other rows of its batch, for a vector that is not finite; `name_of`
     names the item of a row.
     """
-    for rows, vectors in _one_ahead(encoder, batches):
+    for rows, vectors in one_ahead(encoder, batches):
         rows, vectors = rows[wanted[rows]], vectors[wanted[rows]]
         finite = np.isfinite(vectors).all(1)
         if finite.any():
@@ -176,7 +176,7 @@ def encode_batches(
             raise _not_finite(name_of(int(rows[~finite][0])), int((~finite).sum()), spec)
 
 
-def _one_ahead(encoder: Encoder, batches: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def one_ahead(encoder: Encoder, batches: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows and vectors of each batch; where the encoder can `start` one, the next is under way before one is read."""
     start = getattr(encoder, "start", None)
     if start is None:
