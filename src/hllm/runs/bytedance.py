@@ -20,7 +20,6 @@ from hllm.config import Config, load_config
 from hllm.data.dataset import Dataset
 from hllm.errors import ArtifactError, ConfigError
 from hllm.formats.bytedance import Checkpoint, read_checkpoint, write_checkpoint
-from hllm.items.embed import resolve
 from hllm.items.encoders.backbones import load_tokenizer, quiet
 from hllm.items.encoders.export import load_item_tokens, save_item_llm
 from hllm.items.encoders.from_state import model_config, model_from_state
@@ -28,6 +27,7 @@ from hllm.items.encoders.hub import ITEM_LLM, ITEM_LLM_SETTINGS, find_settings
 from hllm.items.encoders.names import canonical
 from hllm.items.encoders.packed import PackedEncoder
 from hllm.items.live_items import ITEM_TOKEN
+from hllm.items.resolve import resolve
 from hllm.items.source.build import make_source
 from hllm.items.source.text_table import TextTable
 from hllm.items.trained import READING, TrainedLLM
@@ -41,7 +41,7 @@ from hllm.text.template import OFFICIAL_PROMPT
 from hllm.train.files import LAST
 
 if TYPE_CHECKING:
-    from hllm.items.embed import ItemEmbeddings
+    from hllm.items.embeddings import ItemEmbeddings
 
 
 @dataclass(frozen=True)
