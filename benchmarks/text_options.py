@@ -105,6 +105,10 @@ def prepared(name: str, source: Path, folder: Path) -> Path:
     """The folder of the data set `name`, made of what is published the first time."""
     target = folder / name
     if not (target / "dataset.json").is_file():
+        if not (source / name).is_dir():
+            raise SystemExit(
+                f"{source / name} is not there: DIR holds a folder for each of {', '.join(READERS)}"
+            )
         READERS[name](source / name).save(target)
     return target
 

@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument(
         "--other-seeds", type=int, default=None, help="for all other variants; --seeds if absent"
     )
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--set", action="append", default=[], help="key=value, any number of times")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--budget", type=float, default=float("inf"))
@@ -53,7 +54,8 @@ def main() -> None:
     document = _document(args.out, data, args.preset, settings)
     start, longest = time.monotonic(), 0.0
     for seed in range(args.seeds):
-        for name, variant in VARIANTS.items():
+        for name in args.variants:
+            variant = VARIANTS[name]
             others = args.seeds if args.other_seeds is None else args.other_seeds
             wanted = seed < (args.seeds if name in MOST else others)
             if not wanted or any(r["variant"] == name and r["seed"] == seed for r in document["runs"]):
