@@ -161,6 +161,8 @@ def test_a_second_writer_is_refused_until_the_first_is_dead(tmp_path, run_python
             locked(tmp_path),
         ):
             pass
+        with pytest.raises(ArtifactError, match="is writing"):  # an index too has one writer
+            write_index(tmp_path, "f" * 64, [text_key("a")])
         other.kill()
     (tmp_path / ".shard-000000.safetensors.123.tmp").write_bytes(b"left over")
     with locked(tmp_path):

@@ -279,7 +279,8 @@ def write_index(folder: Path, items_fingerprint: str, keys: Sequence[bytes | Non
     }
     header = {"items": items_fingerprint, "sha256": artifacts.digest(*arrays.values())}
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    artifacts.write_tensors(index_path(folder, items_fingerprint), tensors, header)
+    with locked(folder):  # else another writer removes the file while it is written
+        artifacts.write_tensors(index_path(folder, items_fingerprint), tensors, header)
 
 
 def read_index(folder: Path, items_fingerprint: str) -> tuple[np.ndarray, np.ndarray]:
