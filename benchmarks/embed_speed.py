@@ -34,6 +34,7 @@ _NAMES = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "vocab_size",
 )  # fmt: skip
+WARM_UP = 8  # one text in so many is encoded before anything is timed
 PREFIX = 10  # tokens of the official prompt
 
 
@@ -121,8 +122,8 @@ def ours(encoder: PackedLanguageModelEncoder, texts: list[str], size: int) -> np
     return out
 
 
-def ways(options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
-    """A call of each way. Packed attention is a setting of the model, so that way has a model of its own."""
+def ways(options: argparse.Namespace) -> dict[str, Callable[[list[str]], Any]]:
+    """A call of each way with texts. Packed attention is a setting of the model, so that way has a model of its own."""
     backbone, texts, prompt = make(options)
     texts = texts[:: max(1, len(texts) // options.limit)] if options.limit else texts
     options.backbone, options.texts_read = backbone, texts
@@ -133,24 +134,28 @@ def ways(options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     options.packed = packed
     plain_backbone = backbone if options.plain_precision == options.precision else make(options, True)[0]
     calls = {
-        "plain sorted batches": lambda: plain(plain_backbone, texts, options.pooling, options.batch_size),
-        "hllm padded": lambda: ours(padded, texts, options.batch_size),
+        "plain sorted batches": lambda some: plain(plain_backbone, some, options.pooling, options.batch_size),
+        "hllm padded": lambda some: ours(padded, some, options.batch_size),
     }
     if options.alone:
-        calls["one at a time"] = lambda: plain(backbone, texts[: options.alone], options.pooling, 1)
+        calls["one at a time"] = lambda some: plain(backbone, some[: options.alone], options.pooling, 1)
     if not options.reason:
-        calls["hllm packed"] = lambda: ours(packed, texts, options.batch_size)
-        one, other = (ours(encoder, texts, options.batch_size) for encoder in (padded, packed))
+        calls["hllm packed"] = lambda some: ours(packed, some, options.batch_size)
+        few = texts[:: max(1, len(texts) // 500)]
+        one, other = (ours(encoder, few, options.batch_size) for encoder in (padded, packed))
         norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
         options.least_cosine = float(((one * other).sum(1) / norms).min())
-    return calls
+    return {name: call for name, call in calls.items() if options.ways is None or name in options.ways}
 
 
-def needed_tokens(encoder: PackedLanguageModelEncoder, texts: list[str]) -> int:
-    """Tokens of the distinct texts, less the prefix that they share but for one."""
+def counted(encoder: PackedLanguageModelEncoder, texts: list[str], size: int) -> tuple[int, int, int]:
+    """Tokens that must be run (of the distinct texts, the prefix once), tokens of all texts, and these padded in
+    sorted batches of `size`."""
     lengths = encoder.prepare(sorted(set(texts)))
     prefix = len(encoder.packed.prefix) if encoder.packed else 0
-    return int(lengths.sum()) - prefix * (len(lengths) - 1)
+    falling = np.sort(encoder.prepare(texts) if len(lengths) < len(texts) else lengths)[::-1]
+    padded = sum(int(falling[i]) * len(falling[i : i + size]) for i in range(0, len(falling), size))
+    return int(lengths.sum()) - prefix * (len(lengths) - 1), int(falling.sum()), padded
 
 
 def matmul_rate(device: torch.device, size: int = 8192) -> float:
@@ -167,13 +172,13 @@ def matmul_rate(device: torch.device, size: int = 8192) -> float:
     return 2 * size**3 / min(times) / 1e12
 
 
-def best(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Seconds of the fastest of `repeats` rounds of each call, after one that is not timed; the calls take turns."""
+def best(calls: dict[str, Callable[[list[str]], Any]], texts: list[str], repeats: int) -> dict[str, float]:
+    """Seconds of the fastest of `repeats` rounds of each call, after one of some texts; the calls take turns."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for i in range(repeats + 1):
         for name, call in calls.items():
             start = time.perf_counter()
-            call()
+            call(texts if i else texts[::WARM_UP])
             if i:
                 times[name].append(time.perf_counter() - start)
     return {name: min(found) for name, found in times.items()}
@@ -192,18 +197,19 @@ def main() -> None:
     parser.add_argument("--pack-tokens", type=int, help="else as hllm embed does")
     parser.add_argument("--plain-precision", choices=DTYPES, help="of the plain way; else the same")
     parser.add_argument("--alone", type=int, default=0, help="texts that are also encoded one at a time")
+    parser.add_argument("--ways", nargs="*", help="those of the ways to run, by name")
     parser.add_argument("--limit", type=int, help="texts to take, evenly")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     options.plain_precision = options.plain_precision or options.precision
     options.reason, options.least_cosine = "", None
-    seconds = best(ways(options), options.repeats)
+    calls = ways(options)
+    seconds = best(calls, options.texts_read, options.repeats)
     backbone, texts = options.backbone, options.texts_read
-    real, computed = plain(backbone, texts, options.pooling, options.batch_size)
-    first, alone = seconds["plain sorted batches"], seconds.pop("one at a time", None)
+    first, alone = seconds.get("plain sorted batches"), seconds.pop("one at a time", None)
     blocks = sum(p.numel() for name, p in backbone.model.named_parameters() if "embed" not in name)
-    needed = needed_tokens(options.packed, texts)
+    needed, real, computed = counted(options.packed, texts, options.batch_size)
     rate = matmul_rate(backbone.device) if backbone.device.type == "cuda" else None
     result = SimpleNamespace(
         model=options.shape or options.model,
@@ -231,7 +237,7 @@ def main() -> None:
                 "seconds": s,
                 "items_per_second": len(texts) / s,
                 "tokens_per_second": real / s,
-                "ratio": first / s,
+                "ratio": first and first / s,
                 "useful_share": rate and 2 * blocks * needed / s / 1e12 / rate,
             }
             for name, s in seconds.items()
@@ -239,7 +245,7 @@ def main() -> None:
     )
     for name, row in result.ways.items():
         print(
-            f"{name:22} {row['seconds']:8.3f} s {row['items_per_second']:9.0f} items/s {row['ratio']:6.2f} x"
+            f"{name:22} {row['seconds']:8.3f} s {row['items_per_second']:9.0f} items/s {row['ratio'] or 0:6.2f} x"
             + (f", useful share {row['useful_share']:.1%}" if rate else "")
         )
     if alone:

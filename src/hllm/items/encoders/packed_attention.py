@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from hllm.packing import Rows, fill_rows, offsets_of, positions_in_segment, segment_ids
 
 NAME = "hllm_packed"
-SHORT = 256  # tokens of a text on average, up to which the kernel for short texts is the faster one
 _UNREADABLE = ("position_bias", "s_aux", "head_mask")  # what some models add to scores, and this cannot
 
 
@@ -199,11 +198,7 @@ def attend(
     softcap: float | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """q (T, H, D), k and v (T, Hk, D) to (T, H, D), by a kernel where one runs, else in the portable form."""
-    if use_short(q, k, v, pack, dropout, softcap):
-        from hllm.items.encoders.fast_kernels import attend_short
-
-        return attend_short(q, k, v, pack.lengths, pack.offsets, pack.prefix, causal, window, scale)
+    """q (T, H, D), k and v (T, Hk, D) to (T, H, D), by the kernel where it runs, else in the portable form."""
     if use_varlen(q, v, dropout, softcap, window):
         repeat = varlen_works(q.device.index or 0) == "repeated"
         return attend_varlen(q, k, v, pack, causal, window, scale, repeat)
@@ -324,51 +319,6 @@ def use_varlen(q: Tensor, v: Tensor, dropout: float, softcap: float | None, wind
         and width % 8 == 0
         and bool(varlen_works(q.device.index or 0))
     )
-
-
-def use_short(q: Tensor, k: Tensor, v: Tensor, pack: Pack, dropout: float, softcap: float | None) -> bool:
-    """Whether the kernel for short texts takes these: without gradient, texts of some hundred tokens at most, and tried
-    once a device."""
-    dim = q.shape[-1]
-    return (
-        q.device.type == "cuda"
-        and q.dtype in (torch.bfloat16, torch.float16)
-        and not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad))
-        and not dropout
-        and softcap is None
-        and dim in (32, 64, 128)
-        and dim == v.shape[-1]
-        and all(x.stride()[1:] == (dim, 1) for x in (q, k, v))
-        and pack.total < SHORT * len(pack.lengths)
-        and short_works(q.device.index or 0)
-    )
-
-
-@functools.cache
-def short_works(index: int) -> bool:
-    """Whether that kernel's values equal the portable form's."""
-    try:
-        return all(_short_agrees(torch.device("cuda", index), heads) for heads in (2, 3, 8))
-    except Exception:  # no Triton, or a card that it does not know
-        return False
-
-
-@torch.no_grad()
-def _short_agrees(device: torch.device, heads: int) -> bool:
-    """Compare in float32: a prefix, grouped heads, a window, both directions; parts of one wider matrix."""
-    from hllm.items.encoders.fast_kernels import attend_short
-
-    generator = torch.Generator(device).manual_seed(0)
-    for prefix, window, causal in ((5, None, True), (0, None, False), (5, 32, True), (0, 9, False)):
-        pack = Pack([5, 40, 7, 130, 1], device, prefix=prefix)
-        wide = torch.randn(pack.total, (heads + 2) * 2 * 64, device=device, generator=generator).bfloat16()
-        sizes = [heads * 2 * 64, 2 * 64, 2 * 64]
-        q, k, v = (part.unflatten(-1, (-1, 64)) for part in wide.split(sizes, -1))
-        got = attend_short(q, k, v, pack.lengths, pack.offsets, prefix, causal, window, 0.125)
-        want = attend_grid(q.float(), k.float(), v.float(), pack, causal, window, 0.125)
-        if not float((got.float() - want).norm() / want.norm()) < 2e-2:
-            return False
-    return True
 
 
 @functools.cache

@@ -83,7 +83,7 @@ class PackedModel(nn.Module):
         own = self(pack, ids)
         try:
             same = quantise or self._same(fast(pack, ids, self.shift, self.layers), own)
-        except (RuntimeError, TypeError, ValueError):  # a variation that looked the same
+        except Exception:  # a variation that looked the same; no Triton, or none for this card
             same = False
         if same:
             self.fast = fast
