@@ -266,6 +266,7 @@ def index(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
         with zipfile.ZipFile(Path(command[command.index("--dest") + 1]) / "demo-1.0.whl", "w") as wheel:
             wheel.writestr("demo/model.bin", CONTENT)
             wheel.writestr("demo/other.bin", b"other")
+            wheel.writestr("demo/1_Pooling/model.bin", b"inner")
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(fetching.subprocess, "run", run)
@@ -281,6 +282,8 @@ def test_package_files(index: list[list[str]]) -> None:
     files = fetch_package_files("demo", "1.0", {"demo/model.bin": SHA256, "demo/other.bin": None})
     assert [f.name for f in files] == ["model.bin", "other.bin"]
     assert len(index) == 2
+    both = fetch_package_files("demo", "1.0", {"demo/model.bin": SHA256, "demo/1_Pooling/model.bin": None})
+    assert both[1] == both[0].parent / "1_Pooling" / "model.bin" and both[1].read_bytes() == b"inner"
 
 
 def test_package_errors(index: list[list[str]]) -> None:

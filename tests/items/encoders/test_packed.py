@@ -7,7 +7,7 @@ import torch
 from hllm.errors import ConfigError
 from hllm.items.encoders.backbones import load_backbone
 from hllm.items.encoders.packed import PackedEncoder
-from hllm.items.encoders.packed_attention import Pack, attend_grid
+from hllm.items.encoders.packed_attention import Pack, attend_grid, attend_runs
 from hllm.items.encoders.packed_model import PackedModel
 from hllm.items.encoders.text import LanguageModelEncoder
 from hllm.testing.llms import configs, exact_norms, tiny
@@ -235,3 +235,13 @@ def test_the_plan_for_the_variable_length_kernel(monkeypatch, prefix, causal, wi
     )
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize(("prefix", "causal"), [(0, True), (5, True), (0, False)])
+def test_neighbours_of_one_length_attend_as_in_the_grid(prefix, causal, window) -> None:
+    pack = Pack([5, 7, 7, 7, 4, 4, 1, 1, 1], torch.device("cpu"), prefix=prefix)
+    assert [n for _, n, *_ in pack.runs] == [1, 3, 2, 3]
+    q, k, v = (torch.randn(pack.total, heads, 8, dtype=torch.float64) for heads in (6, 2, 2))
+    got = attend_runs(q, k, v, pack, causal, window, 0.3)
+    torch.testing.assert_close(got, attend_grid(q, k, v, pack, causal, window, 0.3))

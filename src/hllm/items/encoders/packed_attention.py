@@ -65,6 +65,20 @@ class Pack:
         return own + self.prefix * (self.owner > 0) if self.prefix else own
 
     @functools.cached_property
+    def runs(self) -> list[tuple[int, int, int, int]]:
+        """Neighbours of one length: (first token, sequences, length, prefix tokens before each)."""
+        found: list[tuple[int, int, int, int]] = []
+        at = 0
+        for i, length in enumerate(self.lengths):
+            before = self.prefix if i else 0
+            if found and found[-1][2:] == (length, before):
+                found[-1] = (found[-1][0], found[-1][1] + 1, length, before)
+            else:
+                found.append((at, 1, length, before))
+            at += length
+        return found
+
+    @functools.cached_property
     def grid(self) -> Rows:
         """The tokens in rows of equal length, several whole sequences to a row."""
         if self.rows is not None:
@@ -202,6 +216,8 @@ def attend(
     if use_varlen(q, v, dropout, softcap, window):
         repeat = varlen_works(q.device.index or 0) == "repeated"
         return attend_varlen(q, k, v, pack, causal, window, scale, repeat)
+    if q.device.type == "cpu" and softcap is None and 4 * len(pack.runs) <= len(pack.lengths) + 8:
+        return attend_runs(q, k, v, pack, causal, window, scale, dropout)
     return attend_grid(q, k, v, pack, causal, window, scale, softcap, dropout)
 
 
@@ -240,6 +256,43 @@ def attend_grid(
         weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)
         out = F.dropout(weights, dropout) @ values
     return out.transpose(1, 2).reshape(b * r, q.shape[1], v.shape[-1])[slots]
+
+
+def attend_runs(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pack: Pack,
+    causal: bool,
+    window: int | None,
+    scale: float,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Neighbours of one length at a time, as they lie: nothing is copied but the prefix, or masked but its future.
+
+    Shapes as in `attend_grid`. For a CPU, which many calls cost little, and texts sorted by length.
+    """
+    parts, group = [], q.shape[1] // k.shape[1]
+    for at, n, length, before in pack.runs:
+        own = slice(at, at + n * length)
+        queries, keys, values = (x[own].unflatten(0, (n, length)).transpose(1, 2) for x in (q, k, v))
+        if before:
+            shared = (x[:before].transpose(0, 1).expand(n, -1, -1, -1) for x in (k, v))
+            keys, values = (torch.cat(both, dim=2) for both in zip(shared, (keys, values), strict=True))
+        if group > 1:
+            keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
+        mask = None
+        if window is not None or (causal and before):
+            place = torch.arange(before, before + length, device=q.device).unsqueeze(1)
+            ahead = place - torch.arange(before + length, device=q.device)
+            mask = ahead >= 0 if causal else torch.ones_like(ahead, dtype=torch.bool)
+            if window is not None:
+                mask = mask & (ahead.abs() < window)
+        out = F.scaled_dot_product_attention(
+            queries, keys, values, mask, dropout, is_causal=causal and mask is None, scale=scale
+        )
+        parts.append(out.transpose(1, 2).flatten(0, 1))
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def attend_varlen(

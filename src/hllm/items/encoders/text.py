@@ -77,6 +77,7 @@ class LanguageModelEncoder:
         self.prefix: SharedPrefix | None = None
         self.keep: Keep | None = None  # what is taken of fields before a text is cut
         self.computed = self.padding = 0  # positions that the model ran, and how many of these were padding
+        self.ahead = backbone.device.type == "cuda"  # a batch may begin before the one before it is fetched
         self.most = sys.maxsize  # positions of a forward, where memory did not hold more
 
     def prepare(self, texts: list[str]) -> np.ndarray:

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 _DTYPES: dict[str, type[np.floating]] = {"fp32": np.float32, "fp16": np.float16}
 BATCH_SIZE = 64  # texts, where nothing else is asked for
-# A block is written after this many seconds or bytes: what a killed process loses, in one file.
-BLOCK_SECONDS, BLOCK_BYTES = 5.0, 64 << 20
+# A block is written after this many seconds or bytes: what a killed process loses, in one file. A batch that takes
+# longer is written by itself.
+BLOCK_SECONDS, BLOCK_BYTES = 1.0, 64 << 20
 
 
 @dataclass
@@ -177,15 +178,14 @@ def encode_batches(
 
 
 def one_ahead(encoder: Encoder, batches: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows and vectors of each batch; where the encoder can `start` one, the next is under way before one is read."""
-    start = getattr(encoder, "start", None)
-    if start is None:
+    """Rows and vectors of each batch; where the encoder works `ahead`, the next is under way before one is read."""
+    if not getattr(encoder, "ahead", False):
         for rows in batches:
             yield rows, encoder.encode(rows)
         return
     before: tuple[np.ndarray, Callable[[], np.ndarray]] | None = None
     for rows in batches:
-        under_way = rows, start(rows)
+        under_way = rows, encoder.start(rows)  # type: ignore[attr-defined]
         if before is not None:
             yield before[0], before[1]()
         before = under_way
