@@ -96,11 +96,11 @@ def test_what_only_looks_the_same_runs_in_its_own_way() -> None:
 def test_int8_is_taken_where_its_vectors_are_those_of_float32(llama, make_dataset, monkeypatch) -> None:
     options = {"device": "cpu", "progress": False}
     exact = embed(make_dataset(), str(llama), precision="fp32", **options)
-    monkeypatch.setattr(packs, "SAME", 0.9)
+    monkeypatch.setattr(packs, "SAME", 0.8)
     made = embed(make_dataset(name="int8"), str(llama), precision="int8", **options)
     cosine = (made.vectors[1:] * exact.vectors[1:]).sum(1)
     cosine /= np.linalg.norm(made.vectors[1:], axis=1) * np.linalg.norm(exact.vectors[1:], axis=1)
-    assert 0.95 < cosine.min() < 1 and made.spec["precision"] == "int8"
+    assert 0.9 < cosine.min() < 1 and made.spec["precision"] == "int8"
     monkeypatch.setattr(packs, "SAME", 1.1)
     with pytest.raises(ConfigError, match=r"int8 gives vectors whose cosine .* use --precision fp32"):
         embed(make_dataset(name="refused"), str(llama), precision="int8", **options)
