@@ -7,6 +7,7 @@ the states come out the same is tried (`PackedModel`), so that an unknown variat
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -218,8 +219,9 @@ def quantised(weight: Tensor, bias: Tensor | None) -> Product:
     """x -> x W + b in 8-bit integers: weights with a scale a row, inputs with one a call (dynamic quantisation)."""
     scales = (weight.abs().amax(1) / 127).clamp(min=1e-12).double()
     zeros = torch.zeros(len(weight), dtype=torch.long)
-    packed = torch.ops.quantized.linear_prepack(
-        torch.quantize_per_channel(weight.detach().float(), scales, zeros, 0, torch.qint8), bias
-    )
+    with warnings.catch_warnings():  # torch means to make such tensors otherwise one day
+        warnings.simplefilter("ignore")
+        integers = torch.quantize_per_channel(weight.detach().float(), scales, zeros, 0, torch.qint8)
+    packed = torch.ops.quantized.linear_prepack(integers, bias)
     # Inputs in 7 bits: sums of 8-bit products run over in the instructions of processors without VNNI.
     return lambda x: torch.ops.quantized.linear_dynamic(x, packed, True)

@@ -143,5 +143,10 @@ class PackedEncoder(nn.Module):
             steps[once:] += once
             states = states * steps.unsqueeze(1)
             total = total * (total + 1) / 2
-        sums = torch.segment_reduce(states[once:], "sum", lengths=lengths, unsafe=True)
+        if states.device.type == "cpu":  # where reducing by segment runs a number at a time
+            runs = pack.runs[1 if once else 0 :]
+            parts = [states[at : at + n * k].reshape(n, k, self.dim).sum(1) for at, n, k, _ in runs]
+            sums = torch.cat(parts) if parts else states[:0]
+        else:
+            sums = torch.segment_reduce(states[once:], "sum", lengths=lengths, unsafe=True)
         return (sums + states[:once].sum(0)) / total.unsqueeze(1)
