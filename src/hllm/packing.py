@@ -52,6 +52,19 @@ class Signals:
 
 
 @dataclass(frozen=True)
+class Events:
+    """Events of a whole batch of which a rank has a part: what its loss compares its own with.
+
+    users            int64 (E,)  dataset rows, -1 = left over
+    inputs, targets  int64 (E,)  rows as in `ItemView`
+    """
+
+    users: Tensor
+    inputs: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True)
 class ItemView:
     """Which items a step needs: what the source encodes, once each, and where events find their items among them.
 
@@ -61,6 +74,7 @@ class ItemView:
     targets    int64 (T,)  row of each event's target, -1 = nothing to predict
     negatives  int64 (K,)  rows drawn as negatives, repeats kept; None where the loss draws none
     log_q      float32 (M,)  log of each item's probability to be a negative; None: scores are not corrected
+    everyone   the whole batch's events where `inputs` and `targets` are a rank's part of them; None: they are all
     """
 
     tokens: Tensor
@@ -70,6 +84,7 @@ class ItemView:
     valid: Tensor | None = None
     negatives: Tensor | None = None
     log_q: Tensor | None = None
+    everyone: Events | None = None
 
 
 @dataclass(frozen=True)
@@ -274,6 +289,52 @@ def padded(batch: Batch, n_tokens: int, rows: Rows) -> Batch:
     )
 
 
-def _longer(x: Tensor, n: int) -> Tensor:
-    """`x` (m, ...) followed by zeros: (n, ...)."""
-    return torch.cat((x, x.new_zeros(n - x.shape[0], *x.shape[1:])))
+def _longer(x: Tensor, n: int, fill: int = 0) -> Tensor:
+    """`x` (m, ...) followed by zeros, or another number: (n, ...)."""
+    return torch.cat((x, x.new_full((n - x.shape[0], *x.shape[1:]), fill)))
+
+
+def part_of(batch: Batch, view: ItemView, rank: int, world: int) -> tuple[Batch, ItemView]:
+    """What `rank` of `world` takes of a batch and its view: whole sequences side by side, about as many tokens each.
+
+    A part may be empty. `n_targets` and the items of the view stay those of the whole batch, and `view.everyone` keeps
+    its events, so that the sum of the parts' losses and gradients is the whole batch's.
+    """
+    lengths = batch.lengths
+    ends = lengths.cumsum(0)
+    middles = ends - lengths / 2
+    total = int(lengths.sum())
+    first, stop = (int(torch.searchsorted(middles, total * r / world)) for r in (rank, rank + 1))
+    if rank == world - 1:
+        stop = batch.n_users
+    from_token = int(ends[first - 1]) if first else 0
+    tokens = slice(from_token, max(from_token, int(ends[stop - 1]) if stop else 0))
+    users = slice(first, stop)
+    own = lengths[users]
+    part = replace(
+        batch,
+        users=batch.users[users],
+        tokens=batch.tokens[tokens],
+        times=batch.times[tokens],
+        targets=batch.targets[tokens],
+        offsets=offsets_of(own).to(batch.offsets.device, non_blocking=True),
+        query_time=None if batch.query_time is None else batch.query_time[users],
+        n_targets=(batch.targets > 0).sum().float() if batch.n_targets is None else batch.n_targets,
+        token_features={k: v[tokens] for k, v in batch.token_features.items()},
+        user_features={k: v[users] for k, v in batch.user_features.items()},
+        host_lengths=own,
+        rows=None,
+    )
+    whose = batch.users[segment_ids(batch.offsets, batch.n_tokens)].to(view.inputs.device)
+    everyone = Events(whose, view.inputs, view.targets)
+    return part, replace(view, inputs=view.inputs[tokens], targets=view.targets[tokens], everyone=everyone)
+
+
+def padded_view(view: ItemView, n_tokens: int, n_events: int) -> ItemView:
+    """`view` of a batch that is padded to `n_tokens`, its part of a whole one of at most `n_events`: to be repeated."""
+    everyone = view.everyone
+    if everyone is not None:
+        values = (everyone.users, -1), (everyone.inputs, 0), (everyone.targets, -1)
+        everyone = Events(*(_longer(x, n_events, fill) for x, fill in values))
+    inputs, targets = _longer(view.inputs, n_tokens), _longer(view.targets, n_tokens, -1)
+    return replace(view, inputs=inputs, targets=targets, everyone=everyone)

@@ -25,6 +25,7 @@ from hllm.items.live_items import LiveItems, live_items
 from hllm.items.source.build import settle
 from hllm.items.trained import TrainedLLM
 from hllm.models.hllm import Network
+from hllm.ranks import now
 from hllm.recommend.additions import added_dataset, check_new_items
 from hllm.recommend.explain import Explanation, explained
 from hllm.recommend.frames import to_frame
@@ -105,9 +106,11 @@ class Recommender:
             embeddings = _embeddings(data, self.config, device, progress)
         self.config = settled(data, self.config)
         record = new_record(data, self.config, embeddings)
-        if folder is not None:
+        ranks = now()
+        writes = folder is not None and ranks.first
+        if folder is not None and writes:
             check_folder(data, folder)
-        with nullcontext() if folder is None else locked(folder):
+        with locked(folder) if folder is not None and writes else nullcontext():
             self.network, result = train_network(
                 data, self.config, embeddings, target, folder, resume, progress
             )
@@ -117,9 +120,10 @@ class Recommender:
             if live is not None and record.embeddings is not None:
                 self.item_llm = TrainedLLM(record.embeddings, live)
             self.dataset = data
-            if folder is not None:
+            if folder is not None and writes:
                 self.save_pretrained(folder)
                 self.dataset = Dataset.load(folder / "data")
+            ranks.wait()
         return self
 
     def evaluate(
@@ -152,6 +156,7 @@ class Recommender:
             keep_seen=flag("keep_seen", keep_seen),
             candidates=candidates,
             max_len=self.config.training.max_len,
+            ranks=now(),
             bootstrap=whole("bootstrap", bootstrap, 0),
             name=self.config.preset,
             seeds=(self.config.training.seed,),
@@ -499,7 +504,7 @@ def evaluate_run(
         for split in splits:
             # Baselines see whole histories; of the trained model's settings only the protocol's matter.
             others[split][name] = evaluate(
-                ranker, data, split, name=name, checkpoint="fitted on training", **options
+                ranker, data, split, name=name, checkpoint="fitted on training", ranks=now(), **options
             )
     return own, others
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hllm.errors import TrainingError
-from hllm.packing import Batch, ItemView, make_rows, offsets_of, padded
+from hllm.packing import Batch, Events, ItemView, make_rows, offsets_of, padded
 from hllm.train.captured import cloned, copy_into
 
 
@@ -35,7 +35,8 @@ def full_batch(seed: int) -> Batch:
 def view(seed: int) -> ItemView:
     g = torch.Generator().manual_seed(seed)
     rows = [torch.randint(0, 9, (12,), generator=g) for _ in range(4)]
-    return ItemView(rows[0], rows[1], rows[2], 12, rows[0] > 3, rows[3], torch.rand(12, generator=g))
+    everyone = Events(*(torch.randint(0, 9, (20,), generator=g) for _ in range(3)))
+    return ItemView(rows[0], rows[1], rows[2], 12, rows[0] > 3, rows[3], torch.rand(12, generator=g), everyone)
 
 
 def tensors(value: Any) -> list[torch.Tensor]:

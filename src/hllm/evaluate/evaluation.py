@@ -24,6 +24,7 @@ from hllm.evaluate.ranking import (
     scan,
 )
 from hllm.evaluate.slices import slices
+from hllm.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from hllm.data.batches.queries import Queries
@@ -49,6 +50,7 @@ def evaluate(
     sample_seed: int = 0,
     batch_users: int = BATCH_USERS,
     tile_items: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> Metrics:
     """Rank every held-out item of `split` among all candidates and average over users.
 
@@ -60,6 +62,7 @@ def evaluate(
                  and slices. False for the many validations of a training
     seeds, checkpoint   what to say of the model in the result line
     users        rank for a sample of so many users, drawn by `sample_seed`; None = everyone
+    ranks        processes that all call this and share its users; each returns the metrics of all
 
     Raises ConfigError for an unknown split, k or candidates, DataError where nobody can be evaluated,
     HLLMError where scores are not finite.
@@ -77,13 +80,16 @@ def evaluate(
     )
     collected = _Lists(dataset, competing, ks) if details else None
     found = []
-    for block in scan(ranker, queries, options, targets=True, k=ks[-1] if details else None):
-        found.append(_targets(block))
+    for block in scan(ranker, queries, options, targets=True, k=ks[-1] if details else None, ranks=ranks):
+        found.append((block.part.start, _targets(block)))
         if collected is not None:
             collected.add(block)
-    ranks = np.concatenate([f.ranks for f in found])
-    tied = np.concatenate([f.tied for f in found])
-    values, intervals = summarise(ranks, queries.users, metric_names(ks), bootstrap)
+    parts = [part for _, part in sorted(chain(*ranks.gather(found)), key=lambda pair: pair[0])]
+    if collected is not None:
+        collected.take_in(ranks)
+    positions = np.concatenate([part.ranks for part in parts])
+    tied = np.concatenate([part.tied for part in parts])
+    values, intervals = summarise(positions, queries.users, metric_names(ks), bootstrap)
     if collected is not None:
         values |= collected.values(len(queries))
     return Metrics(
@@ -92,7 +98,7 @@ def evaluate(
         intervals=intervals,
         users=np.asarray(queries.users),
         targets=np.asarray(queries.targets),
-        ranks=ranks,
+        ranks=positions,
         protocol=EvalProtocol(
             dataset=str(dataset.meta["name"]),
             fingerprint=dataset.fingerprint,
@@ -110,7 +116,7 @@ def evaluate(
             skipped=_skipped(dataset, split),
         ),
         ks=ks,
-        slices=slices(dataset, queries, ranks, bootstrap) if details else {},
+        slices=slices(dataset, queries, positions, bootstrap) if details else {},
         tied=tied,
     )
 
@@ -180,6 +186,12 @@ class _Lists:
         for k in self.ks:
             tokens = block.top.tokens[block.top.ranks <= k]
             self.times[k] += np.bincount(tokens, minlength=len(self.percentile))
+
+    def take_in(self, ranks: Ranks) -> None:
+        """Add what the other processes have counted."""
+        if ranks.many:
+            parts = ranks.gather(self.times)
+            self.times = {k: sum((part[k] for part in parts), np.zeros_like(self.times[k])) for k in self.ks}
 
     def values(self, n_queries: int) -> dict[str, float]:
         values = {}

@@ -27,6 +27,7 @@ from hllm.evaluate.candidates import Candidates
 from hllm.evaluate.counting import TargetCount, TargetRanks
 from hllm.evaluate.tiles import Block, Ranker
 from hllm.hardware import is_out_of_memory, release_memory
+from hllm.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from hllm.data.batches.queries import Queries
@@ -114,12 +115,19 @@ def top_k(ranker: Ranker, queries: Queries, options: RankOptions, k: int) -> Top
 
 
 def scan(
-    ranker: Ranker, queries: Queries, options: RankOptions, *, targets: bool = False, k: int | None = None
+    ranker: Ranker,
+    queries: Queries,
+    options: RankOptions,
+    *,
+    targets: bool = False,
+    k: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> Iterator[ScannedBlock]:
     """Rank block by block, so that not even the results need to fit in memory.
 
     `targets` asks for ranks of held-out items, `k` for lists; both come from one computation. A block
-    that memory does not hold is ranked in halves, whose scores may differ in the last bit.
+    that memory does not hold is ranked in halves, whose scores may differ in the last bit. Of several
+    processes each ranks its own blocks, and all equally many: a block too many is ranked and left out.
     """
     if k is not None and k < 1:
         raise ConfigError(f"k={k}: ask for at least one item")
@@ -127,8 +135,12 @@ def scan(
     candidates = given if isinstance(given, Candidates) else Candidates(given)
     work = _Scan(ranker, queries, options, candidates, targets, k)
     with _evaluating(ranker):
-        for part in query_parts(queries, options.max_len, options.batch_users):
-            yield from work.part(part)
+        parts = list(query_parts(queries, options.max_len, options.batch_users))
+        for first in range(0, len(parts), ranks.world):
+            spare = first + ranks.rank >= len(parts)
+            for block in work.part(parts[0 if spare else first + ranks.rank]):
+                if not spare:
+                    yield block
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ def in_batch(
     chunk: int | None = None,
     count: Tensor | None = None,
     drop_similar: float | None = None,
+    columns: Tensor | None = None,
+    column_users: Tensor | None = None,
 ) -> Tensor:
     """Mean cross entropy of each target against the targets of other users of the batch.
 
@@ -29,15 +31,18 @@ def in_batch(
     negatives more often, which `log_q` (M,), the log of their share of training events, corrects
     for (Yi et al., 2019). `seen`, `count` and `drop_similar` as in `sampled_softmax`.
 
+    columns, column_users  targets int64 (E,) of a whole batch and their users, where `targets` are a rank's part
+                  of it; None: those here
     n_negatives   take at most so many targets, drawn evenly anew each time; None: all T of them,
                   at a cost of T * T scores
     """
-    columns, column_users = targets, users
-    if n_negatives is not None and n_negatives < targets.shape[0]:
+    if columns is None or column_users is None:
+        columns, column_users = targets, users
+    if n_negatives is not None and n_negatives < columns.shape[0]:
         # Positions without target sort last; a fixed number is taken, so that shapes repeat.
-        order = torch.rand(targets.shape[0], device=targets.device) + 2.0 * (targets < 0)
+        order = torch.rand(columns.shape[0], device=columns.device) + 2.0 * (columns < 0)
         chosen = order.topk(n_negatives, largest=False, sorted=False).indices
-        columns, column_users = targets[chosen], users[chosen]
+        columns, column_users = columns[chosen], column_users[chosen]
     return sampled_softmax(
         queries,
         items,

@@ -11,7 +11,7 @@ from hllm.losses.config import ObjectiveConfig
 from hllm.losses.cross_entropy import cross_entropy
 from hllm.losses.in_batch import in_batch
 from hllm.losses.sampled import history_keys, sampled_softmax
-from hllm.packing import Batch, ItemView, segment_ids
+from hllm.packing import Batch, Events, ItemView, segment_ids
 
 
 class Objective(Protocol):
@@ -36,7 +36,8 @@ def make_objective(config: ObjectiveConfig) -> Objective:
     def with_negatives(queries: Tensor, classes: Tensor, batch: Batch, view: ItemView) -> Tensor:
         users = users_of_tokens(batch)
         masked = config.mask_history or (config.loss == "sampled" and config.negatives_by == "hard")
-        seen = history_keys(users, view.inputs, len(classes)) if masked else None
+        events = view.everyone or Events(users, view.inputs, view.targets)
+        seen = history_keys(events.users, events.inputs, len(classes)) if masked else None
         queries = queries / config.loss_temperature
         if config.loss == "in_batch":
             return in_batch(
@@ -49,6 +50,8 @@ def make_objective(config: ObjectiveConfig) -> Objective:
                 seen=seen,
                 count=batch.n_targets,
                 drop_similar=config.drop_similar,
+                columns=events.targets,
+                column_users=events.users,
             )
         assert view.negatives is not None
         return sampled_softmax(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hllm.errors import ArtifactError, ConfigError, unknown
 from hllm.items.encoders.backbones import quiet
-from hllm.items.encoders.packed_attention import pack_rows
+from hllm.items.encoders.packed_attention import Pack, pack_rows
 from hllm.items.encoders.packed_model import PackedModel
 from hllm.models.config import UsersConfig
 from hllm.packing import Rows
@@ -58,9 +58,11 @@ class LLMUserModel(nn.Module):
 
     def forward(self, x: Tensor, layout: Rows, signals: Any = None) -> Tensor:
         """Hidden states (T, w) of item vectors (T, w); `layout` says whose they are. Times are not read."""
-        pack = pack_rows(layout)
-        embeds = self.into(x).to(next(self.backbone.parameters()).dtype)
-        hidden = self.backbone(pack, embeds=embeds)  # (T, dim)
+        n = len(x)
+        # A rank's part of a batch may be empty; its layers run all the same, for others wait for them.
+        pack = pack_rows(layout) if n else Pack([1], x.device)
+        embeds = self.into(x if n else x.new_zeros(1, x.shape[1])).to(next(self.backbone.parameters()).dtype)
+        hidden = self.backbone(pack, embeds=embeds)[:n]  # (T, dim)
         return self.out(hidden.to(x.dtype))
 
 

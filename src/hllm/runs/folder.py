@@ -5,6 +5,7 @@ model.safetensors    weights of the best validation epoch
 item_llm/            the trained item LLM, where there is one: an ordinary transformers folder
 data/                histories, splits and catalogue: all that recommending needs
 history.jsonl        one line an epoch
+parallel.json        how several processes shared the training, where they did
 checkpoints/         what an interrupted training goes on from
 metrics.json, ranks/, report.html, examples.json, README.md   results, written later
 """
@@ -26,8 +27,9 @@ from hllm.train.files import LAST, drop_other_bests, read_identity
 if TYPE_CHECKING:
     from hllm.data.dataset import Dataset
 
+PARALLEL = "parallel.json"
 FORMAT, VERSION = "hllm-run", 2
-OURS = {"config.json", "model.safetensors", "data", "history.jsonl", "checkpoints", ITEM_LLM}
+OURS = {"config.json", "model.safetensors", "data", "history.jsonl", "checkpoints", ITEM_LLM, PARALLEL}
 AGAIN = "train again, with --overwrite"
 MADE_LATER = {"metrics.json", "ranks", "report.html", "examples.json", "README.md"}
 

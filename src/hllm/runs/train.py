@@ -8,18 +8,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from hllm.artifacts import write_json
 from hllm.config import Config
 from hllm.data.batches.queries import eval_queries
 from hllm.data.batches.training import TrainLoader
 from hllm.data.dataset import Dataset
 from hllm.errors import DataError
 from hllm.evaluate.evaluation import evaluate, parse_max_len
+from hllm.hardware import release_memory
 from hllm.items.sound import check_vectors
+from hllm.items.source.live import LiveText
 from hllm.losses.objective import make_objective
 from hllm.losses.views import BatchItems, make_views
 from hllm.models.hllm import Network
+from hllm.ranks import Ranks, now
 from hllm.runs.build import build_network
-from hllm.runs.folder import as_of_now, check_folder, clear_run
+from hllm.runs.folder import PARALLEL, as_of_now, check_folder, clear_run
 from hllm.runs.record import check_identity, identity_of
 from hllm.runs.settle import longest_batch, settled
 from hllm.runs.warm_start import start_from
@@ -49,6 +53,7 @@ def train_network(
     With `resume`, a checkpoint in `folder` is continued (there may be none yet); it must be of the
     same configuration and data. Raises ArtifactError where it is not.
     """
+    ranks = now()
     data.verify()
     histories = data.train_histories()
     check_trainable(data, histories)
@@ -58,14 +63,46 @@ def train_network(
     identity = identity_of(data, config, embeddings)
     trainer = make_trainer(data, histories, config, embeddings, device, folder, show, identity, start)
     if folder is not None:
-        check_folder(data, folder)
-        if resume and trainer.checkpoint is not None and trainer.checkpoint.is_file():
-            check_identity(folder, as_of_now(read_identity(trainer.checkpoint)), identity)
+        assert trainer.checkpoint is not None
+        if ranks.first:
+            check_folder(data, folder)
+        if ranks.agree(resume and trainer.checkpoint.is_file()):
+            if ranks.first:
+                check_identity(folder, as_of_now(read_identity(trainer.checkpoint)), identity)
             trainer.resume()
-        else:
+        elif ranks.first:
             clear_run(folder)
-        data.copy_to(folder / "data")
-    return trainer.network, trainer.fit()
+        if ranks.first:
+            data.copy_to(folder / "data")
+            if ranks.many:
+                write_json(folder / PARALLEL, trainer.parallel.described(config.training, config.runtime))
+    result = trainer.fit()
+    if not trainer.parallel.sharded:
+        return trainer.network, result
+    best = trainer.best
+    del trainer
+    release_memory()
+    return gathered(data, config, embeddings, device, best, ranks), result
+
+
+def gathered(
+    data: Dataset,
+    config: Config,
+    embeddings: ItemEmbeddings | None,
+    device: torch.device,
+    best: dict[str, torch.Tensor] | None,
+    ranks: Ranks,
+) -> Network:
+    """A whole network on every rank with the first rank's `best` weights, after a training that held parts of it."""
+    network = build_network(data, config, embeddings, device)
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    with torch.no_grad():
+        for name, value in ranks.send(best, device):
+            tensors[name].copy_(value)
+    for part in network.modules():
+        if isinstance(part, LiveText):
+            part.ranks = ranks
+    return network.eval()
 
 
 def make_trainer(
@@ -80,6 +117,7 @@ def make_trainer(
     start: Network | None = None,
 ) -> Trainer:
     """Everything that a training of `config` on `data` takes; the network is `start`, or freshly initialised."""
+    ranks = now()
     config = settled(data, config)
     training, max_len = config.training, parse_max_len(config.training.max_len)
     if start is not None:
@@ -109,6 +147,7 @@ def make_trainer(
     def validate(model: Network) -> dict[str, float]:
         ks = sorted({10, int(training.valid_metric.partition("@")[2])})
         sample: dict[str, Any] = {"users": validation_users(data, training), "sample_seed": training.seed}
+        sample["ranks"] = ranks
         found = evaluate(model, data, "validation", ks, max_len=max_len, bootstrap=0, details=False, **sample)
         return found.values
 
@@ -126,6 +165,7 @@ def make_trainer(
         folder=folder,
         identity=identity,
         show=show,
+        ranks=ranks,
     )
 
 

@@ -27,12 +27,15 @@ WARMUP_STEPS = 3  # ordinary steps before capture, so that lazily made state exi
 
 
 class PaddedShape:
-    """The one shape of a training's batches: T tokens, in B rows of R slots."""
+    """The one shape of a training's batches, or of the parts that `world` ranks take of them: T tokens, in B rows of
+    R slots. `n_events`: tokens of a whole batch."""
 
-    def __init__(self, loader: TrainLoader) -> None:
+    def __init__(self, loader: TrainLoader, world: int = 1) -> None:
         longest = loader.longest_window()
         self.row = -(-longest // 16) * 16
-        self.n_tokens = max(loader.batch_tokens, longest)
+        self.n_events = max(loader.batch_tokens, longest)
+        # A part is cut between windows, at the nearest to its share.
+        self.n_tokens = self.n_events if world == 1 else -(-self.n_events // world) + longest
         # A row may hold one longest window only, however much room that leaves.
         self.n_rows = int(self.n_tokens / min(self.row / SPARE_ROWS, longest)) + 2
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hllm.artifacts import read_tensors, write_tensors
 from hllm.errors import ArtifactError
 from hllm.items.source.live import LiveText
+from hllm.ranks import ALONE, Ranks
 from hllm.train.files import advice
 from hllm.train.optim import Optimizer, WeightAverage
 
@@ -62,14 +63,16 @@ def save_checkpoint(
     average: WeightAverage | None,
     identity: dict[str, Any],
     nearest: Tensor | None = None,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Write everything but the best weights, atomically. `identity`: what a resumed run must share.
 
     nearest  what this epoch's hard negatives are drawn from, by weights that are gone within it
+    ranks    all of which must ask; the first writes, whole tensors: any number of ranks goes on from them
 
     Of a finished training nothing goes on, so that only where it ended is written.
     """
-    state = {} if progress.finished else _state(network, optimizer, average)
+    state = {} if progress.finished else _state(network, optimizer, average, ranks)
     if nearest is not None and not progress.finished:
         state["nearest"] = nearest
     metadata = {
@@ -77,79 +80,129 @@ def save_checkpoint(
         "identity": identity,
         "ema_steps": average.steps if average is not None else 0,
     }
-    write_tensors(path, state, metadata)
+    if ranks.first:
+        write_tensors(path, state, metadata)
 
 
-def _state(network: nn.Module, optimizer: Optimizer, average: WeightAverage | None) -> dict[str, Tensor]:
-    """The tensors that the next step depends on, by name."""
+def _state(
+    network: nn.Module, optimizer: Optimizer, average: WeightAverage | None, ranks: Ranks
+) -> dict[str, Tensor]:
+    """The tensors that the next step depends on, by name; of other ranks than the first without most of them."""
     names = {p: name for name, p in network.named_parameters()}
-    tensors = {f"model.{name}": value.detach() for name, value in trained(network, optimizer).items()}
+    tensors: dict[str, Tensor] = {}
+
+    def keep(name: str, value: Tensor) -> None:
+        if ranks.first:
+            # What is whole here is a view of the weights, or was gathered for this and goes to the CPU.
+            tensors[name] = value.clone() if value.ndim == 0 else value.cpu() if ranks.many else value
+
+    for name, parameter in trained(network, optimizer).items():
+        keep(f"model.{name}", optimizer.whole(parameter))
     for parameter in optimizer.parameters:
-        for key, value in optimizer.dense.state.get(parameter, {}).items():
-            tensors[f"optim.{key}.{names[parameter]}"] = torch.as_tensor(
-                value
-            )  # 8-bit states count in integers
+        for key, value in optimizer.state_of(parameter).items():
+            keep(f"optim.{key}.{names[parameter]}", value)
     for i, part in enumerate(optimizer.lazy):
-        tensors |= {f"lazy.{i}.{key}": value for key, value in part.rows.state_dict().items()}
-    tensors |= {f"fitted.{name}": value for name, value in fitted(network).items()}
+        for key, value in part.rows.state_dict().items():
+            keep(f"lazy.{i}.{key}", value)
+    for name, value in fitted(network).items():
+        keep(f"fitted.{name}", value)
     if average is not None:
-        pairs = zip(average.parameters, average.average, strict=True)
-        tensors |= {f"ema.{names[parameter]}": value for parameter, value in pairs}
-    tensors["rng.cpu"] = torch.get_rng_state()
-    device = next(network.parameters()).device
-    if device.type == "cuda":
-        tensors["rng.cuda"] = torch.cuda.get_rng_state(device)
-    return {k: v.clone() if v.ndim == 0 else v for k, v in tensors.items()}
+        for parameter, value in zip(average.parameters, average.average, strict=True):
+            keep(f"ema.{names[parameter]}", value)
+    for rank, states in enumerate(ranks.gather(_random_states(next(network.parameters()).device))):
+        for kind, value in states.items():
+            keep(f"rng.{kind}" + (f".{rank}" if rank else ""), value)
+    return tensors
+
+
+def _random_states(device: torch.device) -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
 
 def load_checkpoint(
-    path: Path, network: nn.Module, optimizer: Optimizer, average: WeightAverage | None
+    path: Path,
+    network: nn.Module,
+    optimizer: Optimizer,
+    average: WeightAverage | None,
+    ranks: Ranks = ALONE,
 ) -> tuple[Progress, Tensor | None]:
     """Restore everything but the best weights, in place; where training stands, and `nearest` of `save_checkpoint`.
 
-    Raises ArtifactError where the model is another one.
+    The first rank reads, and tells the others. Raises ArtifactError where the model is another one.
     """
-    with advice():
-        tensors, metadata = read_tensors(path)
+    tensors, metadata = None, None
+    if ranks.first:
+        with advice():
+            tensors, metadata = read_tensors(path)
+    metadata = ranks.agree(metadata)
     progress = Progress(**metadata["progress"])
     if progress.finished:
         return progress, None
     device = next(network.parameters()).device
     parameters = trained(network, optimizer)
-
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-
-    load_trained(path, parameters, part("model."))
-    for key in {name.split(".", 1)[0] for name in part("optim.")}:
-        for name, value in part(f"optim.{key}.").items():
-            # AdamW's fused form wants its step counters beside the weights.
-            counts = key == "step" and not value.is_floating_point()
-            optimizer.dense.state[parameters[name]][key] = int(value) if counts else value.to(device)
-    for name, value in fitted(network).items():
-        value.copy_(part("fitted.")[name])
-    for i, lazy in enumerate(optimizer.lazy):
-        lazy.rows.load_state_dict({key: value.to(device) for key, value in part(f"lazy.{i}.").items()})
+    given = {n[6:]: tuple(t.shape) for n, t in (tensors or {}).items() if n.startswith("model.")}
+    check_shapes(path, {n: tuple(optimizer.shape(p)) for n, p in parameters.items()}, ranks.agree(given))
     if average is not None:
-        saved = part("ema.")
-        names = {p: name for name, p in parameters.items()}
-        average.average = [saved[names[p]].to(device) for p in average.parameters]
+        places = {p: i for i, p in enumerate(average.parameters)}
         average.steps = metadata["ema_steps"]
-    torch.set_rng_state(tensors["rng.cpu"])
-    if device.type == "cuda" and "rng.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["rng.cuda"], device)
-    return progress, tensors.get("nearest")
+    buffers, lazy, states, nearest = fitted(network), {}, {}, None
+    for name, value in ranks.send(tensors, device):
+        kind, _, rest = name.partition(".")
+        if kind == "model":
+            with torch.no_grad():
+                optimizer.put(parameters[rest], value)
+        elif kind == "optim":
+            key, _, rest = rest.partition(".")
+            optimizer.put_state(parameters[rest], key, value)
+        elif kind == "fitted":
+            buffers[rest].copy_(value)
+        elif kind == "lazy":
+            lazy[rest] = value
+        elif kind == "ema" and average is not None:
+            average.average[places[parameters[rest]]] = value.clone()
+        elif kind == "rng":
+            states[rest] = value.cpu()
+        elif kind == "nearest":
+            nearest = value
+    for i, part in enumerate(optimizer.lazy):
+        prefix = f"{i}."
+        part.rows.load_state_dict({k[len(prefix) :]: v for k, v in lazy.items() if k.startswith(prefix)})
+    _set_random_states(states, progress, ranks, device)
+    return progress, nearest
+
+
+def _set_random_states(
+    states: dict[str, Tensor], progress: Progress, ranks: Ranks, device: torch.device
+) -> None:
+    """Each rank's own; one that there was not before draws numbers of its own from here on."""
+    suffix = f".{ranks.rank}" if ranks.rank else ""
+    if f"cpu{suffix}" not in states:
+        torch.manual_seed(hash((progress.step, ranks.rank)) % 2**63)
+        return
+    torch.set_rng_state(states[f"cpu{suffix}"])
+    if device.type == "cuda" and f"cuda{suffix}" in states:
+        torch.cuda.set_rng_state(states[f"cuda{suffix}"], device)
+
+
+def check_shapes(path: Path, own: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]]) -> None:
+    """ArtifactError, naming a parameter, unless the shapes by name are the same."""
+    for name in sorted(own.keys() ^ given.keys()):
+        raise ArtifactError(f"{path} belongs to another model: {name} is in only one of the two")
+    for name, shape in own.items():
+        if shape != given[name]:
+            raise ArtifactError(
+                f"{path} belongs to another model: {name} is {given[name]} there and {shape} here"
+            )
 
 
 @torch.no_grad()
-def load_trained(path: Path, parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
-    """Copy `values` into the parameters of the same names; ArtifactError, naming one, unless all fit."""
-    for name in sorted(parameters.keys() ^ values.keys()):
-        raise ArtifactError(f"{path} belongs to another model: {name} is in only one of the two")
-    for name, parameter in parameters.items():
-        if parameter.shape != values[name].shape:
-            raise ArtifactError(
-                f"{path} belongs to another model: {name} is {tuple(values[name].shape)} there and "
-                f"{tuple(parameter.shape)} here"
-            )
-        parameter.copy_(values[name])
+def load_trained(
+    path: Path, parameters: dict[str, nn.Parameter], values: dict[str, Tensor] | None, ranks: Ranks = ALONE
+) -> None:
+    """Copy the first rank's `values` into the parameters of the same names; ArtifactError unless all fit."""
+    given = ranks.agree({name: tuple(value.shape) for name, value in (values or {}).items()})
+    check_shapes(path, {name: tuple(p.shape) for name, p in parameters.items()}, given)
+    device = next(iter(parameters.values())).device if parameters else torch.device("cpu")
+    for name, value in ranks.send(values, device):
+        parameters[name].copy_(value)

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from hllm.errors import ConfigError
 from hllm.settings import INT_MAX, Settings, shown
 
+STRATEGIES = ("ddp", "fsdp", "zero1", "zero2", "zero3")  # how ranks share a training (train/parallel.py)
 Epochs = Annotated[int, Field(ge=1, le=10**6)]
 
 
@@ -68,6 +69,8 @@ class Runtime(Settings):
     item_chunk_tokens: int = Field(default=16_384, ge=1, le=INT_MAX)  # text tokens run at once, at most
     # Compile the user model's blocks for captured steps. auto: where the training is long enough to pay for it.
     compile: Literal["auto"] | bool = "auto"
+    strategy: Literal["ddp", "fsdp", "zero1", "zero2", "zero3"] = "ddp"  # how several processes share a training
+    deepspeed: str | None = None  # a DeepSpeed configuration file to use with zero1 to zero3
     checkpoint_share: float = Field(
         default=0.02, gt=0, le=1
     )  # of the time, spent on writing checkpoints at most

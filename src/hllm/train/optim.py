@@ -99,6 +99,37 @@ class Optimizer:
         for part in self.lazy:
             part.release()
 
+    def whole(self, parameter: nn.Parameter) -> Tensor:
+        """All of a parameter, also where ranks hold parts of it: then every rank has to ask."""
+        return whole(parameter.detach())
+
+    def put(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Set all of a parameter, on every rank, to `value`."""
+        put(parameter.detach(), value)
+
+    def shape(self, parameter: nn.Parameter) -> torch.Size:
+        """Of all of a parameter."""
+        return parameter.shape
+
+    def state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """What the optimiser keeps of a parameter, by name, whole."""
+        # 8-bit states count in integers.
+        kept = self.dense.state.get(parameter, {})
+        return {key: whole(torch.as_tensor(value)) for key, value in kept.items()}
+
+    def put_state(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+        """Set what the optimiser keeps of a parameter."""
+        # AdamW's fused form wants its step counters beside the weights.
+        device = parameter.device
+        if key == "step" and not value.is_floating_point():
+            self.dense.state[parameter][key] = int(value)
+        elif value.ndim == parameter.ndim and value.shape == parameter.shape and is_spread(parameter):
+            like = torch.zeros_like(parameter.detach())
+            put(like, value)
+            self.dense.state[parameter][key] = like
+        else:
+            self.dense.state[parameter][key] = value.to(device)
+
     def zero_grad(self) -> None:
         """Forget the gradients of the step before."""
         self.dense.zero_grad(set_to_none=True)
@@ -114,7 +145,14 @@ class Optimizer:
     def _clip(self, limit: float) -> None:
         grads = [p.grad for p in self.parameters if p.grad is not None]
         grads += [part.grad for part in self.lazy if part.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
+        spread = [grad for grad in grads if is_spread(grad)]
+        if spread:
+            plain = [grad for grad in grads if not is_spread(grad)]
+            norms = [whole(torch.nn.utils.get_total_norm(some)) for some in (spread, plain) if some]
+            norm = torch.linalg.vector_norm(torch.stack(norms))
+            grads = [*(grad.to_local() for grad in spread), *plain]  # type: ignore[attr-defined]
+        else:
+            norm = torch.nn.utils.get_total_norm(grads)
         scale = (limit / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(grads, scale)
 
@@ -135,14 +173,35 @@ def parameter_groups(
     user_model = getattr(getattr(network, "model", None), "user_model", None)
     if isinstance(user_model, nn.Module):
         owner |= {id(p): "user" for p in user_model.parameters()}
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}  # parts of ranks are updated apart
     for p in parameters:
         rate, decay = rates[owner.get(id(p), "rest")]
         decay = training.weight_decay if decay is None else decay
         if p.ndim < 2 and training.optimizer != "adam":
             decay = 0.0
-        groups.setdefault((rate or training.learning_rate, decay), []).append(p)
-    return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
+        groups.setdefault((rate or training.learning_rate, decay, is_spread(p)), []).append(p)
+    return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay, _), params in groups.items()]
+
+
+def is_spread(tensor: Tensor) -> bool:
+    """Whether `tensor` is a DTensor, of which a rank holds a part."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of `tensor`, also of a DTensor, of which every rank has to ask at the same time."""
+    full: Tensor = tensor.full_tensor() if is_spread(tensor) else tensor  # type: ignore[attr-defined]
+    return full
+
+
+def put(tensor: Tensor, value: Tensor) -> None:
+    """Copy `value`, the same on every rank, into `tensor`, of a DTensor this rank's part of it."""
+    if is_spread(tensor):
+        from torch.distributed.tensor import distribute_tensor
+
+        mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
+        value = distribute_tensor(value.to(tensor.device, tensor.dtype), mesh, placements)
+    tensor.copy_(value)
 
 
 def _adamw_8bit(groups: list[dict[str, Any]], rate: float, device: torch.device) -> torch.optim.Optimizer:

@@ -22,6 +22,7 @@ from hllm.models.hllm import Network
 from hllm.packing import Batch, ItemView
 from hllm.train.config import Runtime, TrainingConfig
 from hllm.train.optim import Optimizer
+from hllm.train.parallel import Parallel
 
 Step = Callable[[Batch, ItemView], Tensor]
 
@@ -60,6 +61,7 @@ class TrainStep:
         training: TrainingConfig,
         runtime: Runtime,
         device: torch.device,
+        parallel: Parallel | None = None,
     ) -> None:
         self.network = network
         self.optimizer = optimizer
@@ -67,6 +69,7 @@ class TrainStep:
         self.grad_clip = training.grad_clip
         self.runtime = runtime
         self.device = device
+        self.parallel = parallel or Parallel()
         self.half = self.user_half  # or a captured form of it (train/captured.py)
 
     def __call__(self, batch: Batch, view: ItemView) -> Tensor:
@@ -74,7 +77,10 @@ class TrainStep:
         with autocast(self.runtime, self.device):
             lease = self.network.source.lease(view.tokens)
         loss = self.half(batch, view, lease.vectors)
+        if lease.vectors.grad is not None:
+            self.parallel.ranks.average([lease.vectors.grad])
         lease.backward()
+        self.parallel.average_gradients(self.network)
         self.optimizer.step(self.grad_clip)
         return loss
 
@@ -83,5 +89,5 @@ class TrainStep:
         with autocast(self.runtime, self.device):
             outputs = self.network.model(batch, view, vectors)
             loss = self.objective(outputs.queries, outputs.classes, batch, view)
-        loss.backward()
+        self.parallel.backward(loss)
         return loss.detach()

@@ -20,11 +20,13 @@ from hllm.losses.objective import Objective
 from hllm.losses.sampled import similar_share
 from hllm.losses.views import Views
 from hllm.models.hllm import Network
-from hllm.packing import Batch
+from hllm.packing import Batch, padded_view, part_of
 from hllm.progress import Bar, duration, progress
+from hllm.ranks import ALONE, Ranks
 from hllm.train.captured import PaddedShape, capture
 from hllm.train.checkpoint import (
     Progress,
+    fitted,
     load_checkpoint,
     load_trained,
     save_checkpoint,
@@ -42,9 +44,12 @@ from hllm.train.health import (
     spaced_rows,
 )
 from hllm.train.interrupt import Interruption, interruptible
-from hllm.train.optim import Optimizer, WeightAverage, evaluation_weights, learning_rate
-from hllm.train.step import Step, TrainStep, gradient_plans
+from hllm.train.optim import WeightAverage, evaluation_weights, learning_rate
+from hllm.train.parallel import Parallel, check_strategy, spread_layers
+from hllm.train.step import Step, TrainStep, gradient_plans, use_bf16
+from hllm.train.zero import make_optimizer
 
+SAVE, STOP = 1, 2  # what a rank wishes after a step
 CHECKPOINT_SECONDS = 15.0  # between two checkpoints at least; more where writing one takes long (`Runtime`)
 SAVE_RATE = 200 << 20  # bytes of a checkpoint a second: what the first is expected to take
 FLAT_VALIDATIONS = 3  # in a row, with all user vectors in one direction, before training stops
@@ -76,6 +81,7 @@ class Trainer:
     drop_similar  the objective's, whose effect on the negatives is watched
     folder     where `history.jsonl` and `checkpoints/` go; None keeps nothing on disk
     identity   what a checkpoint must share to be resumed
+    ranks      of which each takes its part of every batch; the first one writes and shows
     """
 
     def __init__(
@@ -94,6 +100,7 @@ class Trainer:
         folder: Path | None = None,
         identity: dict[str, Any] | None = None,
         show: bool = True,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.network = network
         self.loader = loader
@@ -104,17 +111,23 @@ class Trainer:
         self.checkpoints = None if folder is None else folder / "checkpoints"
         self.history_file = None if folder is None else folder / "history.jsonl"
         self.identity = identity or {}
-        self.show = show
+        self.ranks = ranks
+        self.show = show and ranks.first
         self.device = device
         self.drop_similar = drop_similar
-        self.optimizer = Optimizer(network, training, lazy)
+        self.parallel = Parallel(ranks, self.runtime.strategy if ranks.many else "ddp")
+        check_strategy(network, training, self.parallel.strategy)
+        if self.parallel.strategy == "fsdp":
+            spread_layers(network, ranks, device, use_bf16(self.runtime, device))
+        self.optimizer = make_optimizer(network, training, lazy, self.runtime, self.parallel, device)
+        self.parallel.take_in(network)
         decay = training.ema_decay
         self.average = WeightAverage(self.optimizer.parameters, decay) if decay else None
         self.state = Progress()
         # The best weights wait in memory, as one more set of weights beside the optimiser's three, until a
         # checkpoint is due; None: there are none, or they are on disk.
         self.best: dict[str, Tensor] | None = None
-        plain = TrainStep(network, self.optimizer, objective, training, self.runtime, device)
+        plain = TrainStep(network, self.optimizer, objective, training, self.runtime, device, self.parallel)
         self.shape = self._captured_shape()
         self.compiled, self._said_compiled = self._compiled_blocks(), False
         self.step: Step = plain if self.shape is None else capture(plain, self.shape.n_tokens, self.compiled)
@@ -127,10 +140,11 @@ class Trainer:
         if (
             self.device.type != "cuda"
             or not self.runtime.capture
+            or self.parallel.sharded
             or not getattr(user_model, "fixed_shapes", True)
         ):
             return None
-        shape = PaddedShape(self.loader)
+        shape = PaddedShape(self.loader, self.ranks.world)
         return shape if shape.fits_a_mask(getattr(user_model, "n_heads", 1)) else None
 
     def _compiled_blocks(self) -> CompiledBlocks | None:
@@ -156,7 +170,9 @@ class Trainer:
     def resume(self) -> None:
         """Continue from the folder's checkpoint, to the same bits on the CPU as without the break."""
         assert self.checkpoint is not None
-        self.state, nearest = load_checkpoint(self.checkpoint, self.network, self.optimizer, self.average)
+        self.state, nearest = load_checkpoint(
+            self.checkpoint, self.network, self.optimizer, self.average, self.ranks
+        )
         if nearest is not None:
             self.views.negatives.set_nearest(nearest.to(self.views.device))
 
@@ -165,10 +181,10 @@ class Trainer:
         if self.checkpoints is None or self.checkpoint is None or self.history_file is None:
             return
         started = time.monotonic()
-        if self.best is not None:
+        if self.best is not None and self.ranks.first:
             assert self.state.best_epoch is not None
             write_tensors(best_path(self.checkpoints, self.state.best_epoch), self.best)
-            self.best = None
+        self.best = None
         save_checkpoint(
             self.checkpoint,
             self.state,
@@ -177,9 +193,11 @@ class Trainer:
             self.average,
             self.identity,
             self.views.negatives.nearest,
+            self.ranks,
         )
-        drop_other_bests(self.checkpoints, self.state.best_epoch)
-        write_jsonl(self.history_file, self.state.history)
+        if self.ranks.first:
+            drop_other_bests(self.checkpoints, self.state.best_epoch)
+            write_jsonl(self.history_file, self.state.history)
         self._saved_at = time.monotonic()
         self._save_seconds = self._saved_at - started
 
@@ -210,7 +228,7 @@ class Trainer:
                 bar.advance()
         best = self.best  # saving moves it from memory to its file
         self.save()
-        if interruption.requested:  # during the last validation: what comes after training is not wanted
+        if self.ranks.most(interruption.requested):  # during the last validation: what comes after training is not wanted
             raise Stopped(f"stopped after step {self.state.step}, the last one")
         self._load_best(best)
         self.optimizer.release()
@@ -244,14 +262,16 @@ class Trainer:
             bar.inside(state.step_in_epoch, len(plan))
             if len(losses) >= LOSS_CHECK_STEPS:
                 self._collect(losses)
-            if interruption.requested or (self._due() and state.step_in_epoch < len(plan)):
+            wish = STOP if interruption.requested else SAVE if self._due() else 0
+            wish = self.ranks.most(wish)  # all ranks save together, and stop after the same step
+            if wish == STOP or (wish == SAVE and state.step_in_epoch < len(plan)):
                 self._collect(losses)
                 started = self._pause(started)
-            if interruption.requested:
+            if wish == STOP:
                 raise Stopped(f"stopped after step {state.step} (epoch {state.epoch + 1})")
         self._collect(losses)
         self._finish_epoch(plan, bar)
-        if self._due() and not state.finished:  # `fit` saves the end
+        if self.ranks.most(self._due()) and not state.finished:  # `fit` saves the end
             started = self._pause(started)
         state.seconds += time.monotonic() - started
 
@@ -264,9 +284,15 @@ class Trainer:
     def _step(self, batch: Batch, rate: float) -> Tensor:
         """One optimiser step; returns the detached loss, which is not waited for."""
         self.optimizer.set_rate(rate)
-        if self.shape is not None:
-            batch = self.shape.pad(batch) or batch
-        view = self.views.view(batch, (self.state.epoch, self.state.step_in_epoch))
+        at = self.state.epoch, self.state.step_in_epoch
+        if self.ranks.many:
+            batch, view = part_of(batch, self.views.view(batch, at), self.ranks.rank, self.ranks.world)
+            if self.shape is not None and (padded := self.shape.pad(batch)):
+                batch, view = padded, padded_view(view, self.shape.n_tokens, self.shape.n_events)
+        else:
+            if self.shape is not None:
+                batch = self.shape.pad(batch) or batch
+            view = self.views.view(batch, at)
         loss = self.step(batch.to(self.device), view)
         if self.average is not None:
             self.average.update()
@@ -274,7 +300,11 @@ class Trainer:
 
     def _collect(self, losses: list[Tensor]) -> None:
         """Add the pending losses to the epoch's sum, one by one so that a break changes no bit."""
-        for value in torch.stack(losses).tolist() if losses else []:
+        together = torch.stack(losses) if losses else torch.zeros(0)
+        if losses and self.ranks.many:  # each rank's is its share of the whole batch's
+            self.ranks.average([together])
+            together *= self.ranks.world
+        for value in together.tolist():
             check_loss(value, self.state.step)
             self.state.loss_sum += value
         losses.clear()
@@ -330,19 +360,25 @@ class Trainer:
     def _kept_weights(self) -> dict[str, Tensor]:
         """The trained weights as `evaluation_weights` has put them, in memory of their own on the CPU."""
         caught_up = {id(part.weight) for part in self.optimizer.lazy}  # made for this validation alone
-        return {
-            name: p.detach().to("cpu", copy=id(p) not in caught_up)
-            for name, p in trained(self.network, self.optimizer).items()
-        }
+        kept = {}
+        for name, p in trained(self.network, self.optimizer).items():
+            value = self.optimizer.whole(p)
+            if self.ranks.first:
+                kept[name] = value.to("cpu", copy=id(p) not in caught_up)
+        return kept
 
     def _load_best(self, best: dict[str, Tensor] | None) -> None:
         """Load the best weights into the network: `best`, or those on disk."""
         path = Path("best")
-        if best is None:
+        if best is None and self.ranks.first:
             assert self.checkpoints is not None and self.state.best_epoch is not None
             path = best_path(self.checkpoints, self.state.best_epoch)
             best, _ = read_tensors(path)
-        load_trained(path, trained(self.network, self.optimizer), best)
+        if self.parallel.sharded:
+            extra = {name: value.cpu() for name, value in fitted(self.network).items()}
+            self.best = best | extra if best is not None else None
+            return
+        load_trained(path, trained(self.network, self.optimizer), best, self.ranks)
 
     @torch.no_grad()
     def _check_health(self, epoch: int, plan: Plan) -> dict[str, float]:

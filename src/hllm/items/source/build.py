@@ -16,6 +16,7 @@ from hllm.items.source.ids import Ids
 from hllm.items.source.joined import Concat, Sum
 from hllm.items.source.text_table import TextTable
 from hllm.items.source.whitening import Whitening
+from hllm.ranks import ALONE
 from hllm.text.fusion import LEARNED
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def settle(source: ItemSource) -> LiveText | None:
         for name, part in source.parts.items():
             if isinstance(part, LiveText):
                 source.parts[name] = part.settled()
+                part.ranks, part.sharded, part.backward_by = ALONE, False, None
                 source.static = all(p.static for p in source.sources)
                 return part
     return None

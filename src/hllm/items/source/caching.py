@@ -35,6 +35,9 @@ class Chunks:
     parameters  what the gradients are added to
     thrifty     context in which a chunk's graph takes the least memory (layers checkpointed)
     overflowed  called when memory ended in the backward pass
+    backward_by  spends a gradient at a tensor, `more` telling whether another chunk follows; None: torch's own way
+    retries     whether memory that ended in the backward pass is answered by running again
+    vectors     (attribute) what `forward` gave
     """
 
     run: Run
@@ -44,7 +47,10 @@ class Chunks:
     parameters: Sequence[torch.nn.Parameter] = ()
     thrifty: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
     overflowed: Callable[[Exception], None] = lambda err: None
+    backward_by: Callable[[Tensor, Tensor, bool], None] | None = None
+    retries: bool = True
     kept: dict[int, Tensor] = field(default_factory=dict)
+    vectors: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     states: list[list[Tensor]] = field(default_factory=list)
 
     def forward(self) -> Tensor:
@@ -59,7 +65,8 @@ class Chunks:
             if keep and vectors.requires_grad:
                 self.kept[i] = vectors
             out.append(vectors.detach())
-        return torch.cat(out)
+        self.vectors = torch.cat(out) if out else torch.zeros(0, 0, device=self.device)
+        return self.vectors
 
     def backward(self, grad: Tensor) -> None:
         """Spend `grad`, shaped as `forward`'s result; afterwards random numbers go on as if nothing ran again.
@@ -69,7 +76,7 @@ class Chunks:
         empty before; otherwise the error is passed on.
         """
         parts = grad.split([len(rows) for rows in self.rows])
-        fresh = all(p.grad is None for p in self.parameters)
+        fresh = self.retries and all(p.grad is None for p in self.parameters)
         after = random_state(self.device)
         try:
             if not self._spend(parts, fresh):
@@ -86,8 +93,7 @@ class Chunks:
                 len(parts) - 1, -1, -1
             ):  # kept graphs first: nothing runs again while they are there
                 if i in self.kept:
-                    vectors = self.kept.pop(i)
-                    vectors.backward(parts[i].to(vectors.dtype))
+                    self._spend_at(self.kept.pop(i), parts[i], i > 0)
                 else:
                     self._again(i, parts[i], contextlib.nullcontext())
             return True
@@ -106,7 +112,14 @@ class Chunks:
         with torch.enable_grad(), self.autocast(), context:
             vectors = self.run(self.rows[i])
         if vectors.requires_grad:
-            vectors.backward(grad.to(vectors.dtype))
+            self._spend_at(vectors, grad, i > 0)
+
+    def _spend_at(self, vectors: Tensor, grad: Tensor, more: bool) -> None:
+        grad = grad.to(vectors.dtype)
+        if self.backward_by is None:
+            vectors.backward(grad)
+        else:
+            self.backward_by(vectors, grad, more)
 
 
 def autocast_now(device: torch.device) -> Callable[[], contextlib.AbstractContextManager[None]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ from hllm.items.source.caching import (
 from hllm.items.source.lora import add_lora
 from hllm.items.source.text_table import TextTable
 from hllm.items.source.whitening import Whitening
+from hllm.ranks import ALONE, Ranks
 
 log = logging.getLogger(__name__)
 TRAIN = ("frozen", "lora", "full")
@@ -58,6 +59,9 @@ class LiveText(ItemSource):
     backbone      the loaded model with its tokenizer, where texts may be added or the model saved later
     plan          (attribute) what the last lease did
     bf16          (attribute) whether the item LLM runs in bf16 outside of training too
+    ranks         (attribute) where several processes train: each encodes a share of a step's texts, and all get the
+                  vectors of all. `sharded`: they hold parts of the item LLM's weights too, so all run equally often
+    backward_by   (attribute) as in `Chunks`
 
     Raises ConfigError for an unknown `train` or `mode`, and for "lora" without peft.
     """
@@ -94,10 +98,13 @@ class LiveText(ItemSource):
             add_lora(encoder.backbone.model, **self.lora)
         self.plan: Plan | None = None
         self.chunk_tokens, self.backbone, self.bf16 = chunk_tokens, backbone, False
+        self.ranks, self.sharded = ALONE, False
+        self.backward_by: Callable[[Tensor, Tensor, bool], None] | None = None
         self._lengths: tuple[int, Tensor] = (-1, torch.zeros(0))
 
     text_ids: Tensor
     text_offsets: Tensor
+    ranks: Ranks
 
     @property
     def n_items(self) -> int:
@@ -139,38 +146,70 @@ class LiveText(ItemSource):
         if not torch.is_grad_enabled() or not any(p.requires_grad for p in self.parameters()):
             with torch.no_grad():
                 return Lease(_wide(self.encode(tokens)))
-        plan = self.plan or self._first_plan(tokens)
+        shares = self._shares(tokens)
+        mine = shares[self.ranks.rank]
+        plan = self.plan or self._first_plan(tokens[mine.to(tokens.device)])
         start = random_state(self.device)
         while True:
             try:
-                lease = self._lease(tokens, plan)
+                chunks, order = self._encoded(tokens[mine.to(tokens.device)], tokens, plan)
                 self.plan = plan
-                return lease
+                break
             except Exception as err:
-                if not hardware.is_out_of_memory(err):
+                # Where weights are spread over ranks, the others wait inside this pass: there is no second try.
+                if self.sharded or not hardware.is_out_of_memory(err):
                     raise
                 plan = self._after_overflow(plan, err)
             hardware.release_memory()
             set_random_state(self.device, start)
+        return self._lent(tokens, shares, chunks, order)
 
-    def _lease(self, tokens: Tensor, plan: Plan) -> Lease:
-        rows, places, order = self._chunks(tokens, plan.chunk_tokens)
-        if not rows:
-            vectors = self._without_text(len(tokens))
-            return Lease(_wide(vectors.detach()).requires_grad_(), vectors.backward)
-        keep = len(rows) if plan.mode != "cache" else self._kept(rows, plan.keep_tokens)
+    def _shares(self, tokens: Tensor) -> list[Tensor]:
+        """Places int64 (on the CPU) of the texts among `tokens` that each rank encodes, about as long in all."""
+        lengths = self.lengths()[tokens.cpu()]
+        places = lengths.nonzero().flatten()
+        if not self.ranks.many:
+            return [places]
+        places = places[torch.argsort(lengths[places], stable=True)]
+        return [places[rank :: self.ranks.world].sort().values for rank in range(self.ranks.world)]
+
+    def _encoded(self, mine: Tensor, tokens: Tensor, plan: Plan) -> tuple[Chunks, Tensor]:
+        """This rank's chunks, encoded, and the order of `mine` in them."""
+        rows, _, order = self._chunks(mine, plan.chunk_tokens)
+        if self.sharded:  # everyone runs as often; a text more, whose vector nobody reads, does no harm
+            text = tokens.cpu()[self.lengths()[tokens.cpu()] > 0][:1]
+            rows += [text] * (self.ranks.most(len(rows)) - len(rows))
+        keep = len(rows) if plan.mode != "cache" else self._kept(rows, 0 if self.sharded else plan.keep_tokens)
         trained = [p for p in self.parameters() if p.requires_grad]
-        chunks = Chunks(self._run, rows, keep, self.device, trained, self._checkpointing, self._shrink)
+        chunks = Chunks(
+            self._run, rows, keep, self.device, trained, self._checkpointing,
+            self._shrink, self.backward_by, not self.sharded,
+        )  # fmt: skip
         with self._checkpointing() if plan.mode == "checkpoint" else contextlib.nullcontext():
-            out = chunks.forward()
-        vectors = self._place(out, order, places, len(tokens)).detach()
+            chunks.forward()
+        return chunks, order
+
+    def _lent(self, tokens: Tensor, shares: list[Tensor], chunks: Chunks, order: Tensor) -> Lease:
+        """The vectors of all `tokens`, the other ranks' too, and what spends the gradient at those of this rank."""
+        ranks, mine = self.ranks, shares[self.ranks.rank].to(self.device)
+        wide = torch.promote_types(next(self.encoder.parameters()).dtype, torch.float32)
+        own = torch.empty(len(mine), self.width, device=self.device, dtype=wide)
+        if len(mine):
+            own[order] = chunks.vectors[: len(mine)]
+        places = torch.cat(shares).to(self.device)
+        vectors = self._without_text(len(tokens)).detach().to(own.dtype)
+        vectors = vectors.index_copy(0, places, ranks.gather_rows(own, [len(share) for share in shares]))
         absent = torch.ones(len(tokens), dtype=torch.bool, device=self.device).index_fill(0, places, False)
 
         def spend(grad: Tensor) -> None:
-            chunks.backward(grad[places[order]])
+            # `grad` is the whole batch's. What a rank makes of its share is averaged with the others' later.
+            if chunks.rows:
+                given = grad.new_zeros(len(chunks.vectors), grad.shape[1])
+                given[: len(mine)] = grad[mine[order]] * ranks.world if ranks.many else grad[mine[order]]
+                chunks.backward(given)
             if self.adapter is not None and self.no_text.requires_grad:
-                own = grad[absent].sum(0).to(self.no_text.dtype)
-                self.no_text.grad = own if self.no_text.grad is None else self.no_text.grad + own
+                here = grad[absent].sum(0).to(self.no_text.dtype)
+                self.no_text.grad = here if self.no_text.grad is None else self.no_text.grad + here
 
         return Lease(_wide(vectors).requires_grad_(), spend)
 
@@ -222,13 +261,18 @@ class LiveText(ItemSource):
         total = int(self.encoder.text_tokens(self.lengths()[tokens.cpu()]).sum())
         if self.mode != "auto":
             return Plan(self.mode, self.chunk_tokens, total if self.mode == "graph" else 0)
+        model: Any = self.encoder.backbone.model
+        layers = max(1, int(getattr(model.config, "num_hidden_layers", 1)))
+        inputs = layers * self.encoder.dim * next(model.parameters()).element_size()
+        if self.sharded:  # all ranks must decide alike, without a trial
+            needed = self.ranks.most(total) * inputs
+            free = -self.ranks.most(-int(min(free_memory(self.device), 1 << 60)))
+            fits = self._can_checkpoint() and needed <= MEMORY_SHARE * free
+            return Plan("checkpoint" if fits else "cache", self.chunk_tokens, 0)
         sample = self._chunks(tokens, SAMPLE_TOKENS)[0]
         if not sample:
             return Plan("graph", self.chunk_tokens, 0)
         per_token = self._bytes_per_token(sample[-1])
-        model: Any = self.encoder.backbone.model
-        layers = max(1, int(getattr(model.config, "num_hidden_layers", 1)))
-        inputs = layers * self.encoder.dim * next(model.parameters()).element_size()
         trained = [p for p in self.parameters() if p.requires_grad and p.grad is None]
         # Gradients are not there yet, nor are the two moments of AdamW.
         room = free_memory(self.device) - sum(p.numel() * (p.element_size() + 8) for p in trained)
@@ -298,13 +342,19 @@ class LiveText(ItemSource):
         self.eval()
         try:
             while True:
+                out: Tensor | None = None
                 try:
-                    return self._pooled(budget)
+                    out = self._pooled(budget)
                 except Exception as err:
-                    if not hardware.is_out_of_memory(err) or budget <= int(self.lengths().max()):
+                    small = budget <= int(self.lengths().max())
+                    if self.sharded or small or not hardware.is_out_of_memory(err):
                         raise
-                    budget //= 2
-                    log.warning("out of memory: the catalogue is encoded in chunks of %d tokens", budget)
+                if not self.ranks.most(int(out is None)):
+                    assert out is not None
+                    self.ranks.average([out])  # zeros where others have been at work
+                    return out * self.ranks.world if self.ranks.many else out
+                budget //= 2
+                log.warning("out of memory: the catalogue is encoded in chunks of %d tokens", budget)
                 hardware.release_memory()
         finally:
             self.train(training)
@@ -313,10 +363,17 @@ class LiveText(ItemSource):
         out = torch.zeros(self.n_items + 1, self.encoder.dim, device=self.device)
         everyone = torch.arange(self.n_items + 1)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False):
-            for part in self._chunks(everyone, budget)[0]:
+            parts = self._chunks(everyone, budget)[0]
+            for first in range(0, len(parts), self.ranks.world):
+                # A rank that finds no chunk in the last round runs one of another, where all must run equally often.
+                spare = first + self.ranks.rank >= len(parts)
+                if spare and not self.sharded:
+                    break
+                part = parts[0 if spare else first + self.ranks.rank]
                 lengths = self.lengths()[part]
                 vectors = self.encoder(self.texts.take(part, lengths), lengths)
-                out = out.to(vectors.dtype).index_copy_(0, part.to(self.device), vectors)
+                if not spare:
+                    out = out.to(vectors.dtype).index_copy_(0, part.to(self.device), vectors)
         return out
 
     def fit_whitening(self, trained: Tensor, mode: str, rank: int, raw: Tensor | None = None) -> Tensor:

@@ -1,0 +1,124 @@
+"""DeepSpeed's ZeRO as the optimiser of trained language models, and AdamW for the rest of the network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hllm.train.config import Runtime, TrainingConfig
+from hllm.train.optim import BETAS, Optimizer, parameter_groups
+from hllm.train.parallel import Parallel, deepspeed_config, import_deepspeed, language_models
+
+
+class ZeroOptimizer(Optimizer):
+    """`Optimizer` whose language models DeepSpeed updates; makes `parallel.engine`.
+
+    The norm of gradients is clipped for the language models and for the rest apart: DeepSpeed knows only its own.
+    """
+
+    def __init__(
+        self, network: nn.Module, training: TrainingConfig, runtime: Runtime, parallel: Parallel, device: torch.device
+    ) -> None:
+        super().__init__(network, training)
+        self.capturable = False
+        deepspeed = import_deepspeed(device)
+        towers = nn.ModuleList(language_models(network))
+        inside = {id(p) for p in towers.parameters()}
+        rest = [p for p in self.parameters if id(p) not in inside]
+        models = [p for p in self.parameters if id(p) in inside]
+        groups = [
+            parameter_groups(network, some, training) if some else [] for some in (rest, models)
+        ]
+        self.dense = torch.optim.AdamW(groups[0] or [{"params": []}], lr=training.learning_rate, betas=BETAS)
+        inner = torch.optim.AdamW(groups[1], lr=training.learning_rate, betas=BETAS, fused=True)
+        config = deepspeed_config(parallel.strategy, training, runtime)
+        self.engine, self.zero, _, _ = deepspeed.initialize(model=towers, optimizer=inner, config=config)
+        self.engine.train()
+        self.models, self.rest, self.stage = models, rest, int(parallel.strategy[-1])
+        self.shares = [float(group["lr"]) / training.learning_rate for group in groups[0]]
+        self.model_shares = [float(group["lr"]) / training.learning_rate for group in groups[1]]
+        parallel.engine = self.engine
+
+    def set_rate(self, rate: float) -> None:
+        super().set_rate(rate)
+        for group, share in zip(self.zero.param_groups, self.model_shares, strict=True):
+            group["lr"] = rate * share
+
+    def zero_grad(self) -> None:
+        super().zero_grad()
+        self.zero.zero_grad()  # the first backward pass of a step begins its sums anew
+
+    def step(self, grad_clip: float | None) -> None:
+        if grad_clip is not None and any(p.grad is not None for p in self.rest):
+            torch.nn.utils.clip_grad_norm_(self.rest, grad_clip)
+        self.dense.step()
+        self.engine.step()
+
+    def whole(self, parameter: nn.Parameter) -> Tensor:
+        if parameter not in self._known():
+            return parameter.detach()
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        value: Tensor = safe_get_full_fp32_param(parameter)
+        return value.detach()
+
+    def put(self, parameter: nn.Parameter, value: Tensor) -> None:
+        if parameter not in self._known():
+            parameter.detach().copy_(value)
+            return
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        if self.stage < 3:
+            parameter.detach().copy_(value)
+        safe_set_full_fp32_param(parameter, value)
+
+    def shape(self, parameter: nn.Parameter) -> torch.Size:
+        return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+
+    def state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        if parameter not in self._known():
+            return super().state_of(parameter)
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        state = {key: safe_get_full_optimizer_state(parameter, key) for key in ("exp_avg", "exp_avg_sq")}
+        return state | {"step": torch.tensor(float(self._steps()))}
+
+    def put_state(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+        if parameter not in self._known():
+            super().put_state(parameter, key, value)
+            return
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        if key == "step":
+            for state in self.zero.optimizer.state.values():
+                if "step" in state:
+                    state["step"] = torch.as_tensor(value).to(torch.float32).cpu().clone()
+        else:
+            safe_set_full_optimizer_state(parameter, value, key)
+
+    def _steps(self) -> float:
+        return max((float(s["step"]) for s in self.zero.optimizer.state.values() if "step" in s), default=0.0)
+
+    def _known(self) -> set[nn.Parameter]:
+        if not hasattr(self, "_models"):
+            self._models = set(self.models)
+        return self._models
+
+
+def make_optimizer(
+    network: nn.Module,
+    training: TrainingConfig,
+    lazy: bool,
+    runtime: Runtime,
+    parallel: Parallel,
+    device: torch.device,
+) -> Optimizer:
+    """The optimiser of a strategy."""
+    made: Any = (
+        ZeroOptimizer(network, training, runtime, parallel, device)
+        if parallel.strategy.startswith("zero")
+        else Optimizer(network, training, lazy)
+    )
+    return made  # type: ignore[no-any-return]
