@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Protocol, TypeVar
 
+from hllm.ranks import speaks
+
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
@@ -47,9 +49,9 @@ def progress(
 
     `stream` is standard error by default. On a terminal the bar redraws in place; anywhere
     else (a log file, a notebook, CI) a line is written every few seconds and one at the end.
-    `show=False` is silent.
+    `show=False` is silent, and so is every process but the first of several.
     """
-    if not show:
+    if not show or not speaks():
         yield _Silent()
         return
     stream = sys.stderr if stream is None else stream

@@ -138,6 +138,14 @@ def speaks() -> bool:
     return int(os.environ.get("RANK", "0") or 0) == 0 or not launched()
 
 
+def is_cut_off(err: BaseException) -> bool:
+    """Whether an exception says that another process is gone."""
+    text = str(err)
+    return type(err).__name__ == "DistBackendError" or any(
+        sign in text for sign in ("Connection closed by peer", "Connection reset by peer", "gloo/transport", "NCCL")
+    )
+
+
 def now() -> Ranks:
     """The ranks of this process's group; `ALONE` where `join` was not called and nobody else made a group."""
     import torch.distributed as dist
@@ -170,6 +178,7 @@ def join(device: str = "auto") -> str:
     if not dist.is_initialized():
         at = torch.device(device) if on_gpu else None
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", device_id=at)
+        now()  # everyone makes the group of messages at the same time
     return device if on_gpu else "cpu"
 
 

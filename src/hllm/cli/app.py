@@ -18,7 +18,8 @@ import typer
 from typer.core import TyperGroup
 
 from hllm.cli import console
-from hllm.errors import HLLMError, unknown
+from hllm.errors import DeviceError, HLLMError, unknown
+from hllm.ranks import is_cut_off, launched, leave, speaks
 
 COMMANDS = (
     "demo", "data", "embed", "items", "train", "evaluate", "recommend", "similar", "explain", "update", "export",
@@ -97,7 +98,10 @@ def main(arguments: list[str] | None = None) -> int:
     except typer.Exit as done:  # after --help and --version
         return done.exit_code
     except HLLMError as err:
-        console.error(str(err))
+        if speaks():
+            console.error(str(err))
+        elif isinstance(err, DeviceError):  # of this process alone; all else the first one says, too
+            console.error(f"process {os.environ['RANK']}: {err}")
     except typer.TyperException as err:  # a missing option, a bad value, an unknown command
         console.error(_usage_message(err))
     except (KeyboardInterrupt, typer.Abort) as err:
@@ -109,16 +113,20 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as err:  # a disk that is full, say: any library has its own error for it
         from hllm.artifacts import disk_problem
 
+        if launched() and is_cut_off(err):
+            return 1  # what started this process says which other one ended
         if (problem := disk_problem(err)) is None:
             raise
         console.error(problem)
+    finally:
+        leave()
     return USER_MISTAKE
 
 
 def _run(arguments: list[str]) -> int:
     """Parse and run. Typer's own `main` would print its errors in boxes of many lines."""
     command = typer.main.get_group(app)
-    with command.make_context("hllm", arguments) as context:
+    with command.make_context("hllm", list(arguments), obj=tuple(arguments)) as context:
         command.invoke(context)
     sys.stdout.flush()  # a closed pipe shows here, where it is handled
     return 0

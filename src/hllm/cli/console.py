@@ -1,6 +1,7 @@
 """What commands print with. Results go to standard output; all else to standard error.
 
-`hllm ... --json | jq` and `hllm ... > table.txt` therefore never see a note or a bar.
+`hllm ... --json | jq` and `hllm ... > table.txt` therefore never see a note or a bar. Of several processes the
+first one prints.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hllm.errors import brief, visible
+from hllm.ranks import speaks
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,17 +34,21 @@ def output() -> Console:
     """The console of results. Made anew on each call, so that redirection is respected."""
     from rich.console import Console
 
-    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+    return Console(
+        file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty(), quiet=not speaks()
+    )
 
 
 def result(text: str) -> None:
     """Print a line of the result, control characters as `\\u001b`."""
-    print(visible(text))
+    if speaks():
+        print(visible(text))
 
 
 def note(text: str) -> None:
     """Tell something in passing, on standard error."""
-    print(visible(text), file=sys.stderr, flush=True)
+    if speaks():
+        print(visible(text), file=sys.stderr, flush=True)
 
 
 def error(text: str) -> None:
@@ -79,7 +85,7 @@ def table(
     if not sys.stdout.isatty():
         console.width = 200  # a file has no width
     console.print(grid)
-    if caption:
+    if caption and not console.quiet:
         console.print(visible(caption), markup=False, soft_wrap=True)
 
 

@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
-from hllm.cli import console
+from hllm.cli import console, processes
 from hllm.errors import ConfigError, unknown
 
 
 def evaluate(
+    ctx: typer.Context,
     run: Annotated[Path | None, typer.Argument(help="A run folder; or use --recs and --truth.")] = None,
     split: Annotated[str, typer.Option(help="test or validation.")] = "test",
     k: Annotated[list[int], typer.Option("--k", "-k", help="Cut-off, any number of times.")] = [10, 50, 200],  # noqa: B006
@@ -24,6 +25,9 @@ def evaluate(
     truth: Annotated[Path | None, typer.Option(help="A table user_id, item_id of held-out items.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="Rank on this many GPUs of this host, a process each.")
+    ] = None,
 ) -> None:
     """Rank every held-out item among all candidates and average over users."""
     if (recs is None) != (truth is None) or (run is None) == (recs is None):
@@ -43,6 +47,7 @@ def evaluate(
     if split not in ("validation", "test"):
         raise ConfigError(unknown("split", split, ("validation", "test")))
     read_record(run)  # the last that can be told without torch
+    device = processes.start(ctx, gpus, device)
     from hllm.pipeline import Recommender, evaluate_run
 
     recommender = Recommender.from_pretrained(run, device)

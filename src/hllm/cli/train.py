@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hllm.cli import console
+from hllm.cli import console, processes
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 
 def train(
+    ctx: typer.Context,
     dataset: Annotated[Path, typer.Argument(help="A dataset folder, made by `hllm data prepare`.")],
     preset: Annotated[str, typer.Option(help="demo, hllm-lite, sasrec, ...")] = "hllm-lite",
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/DATASET-PRESET if absent.")] = None,
@@ -48,6 +50,15 @@ def train(
     auto_batch: Annotated[
         bool, typer.Option("--auto-batch", help="Where memory runs out, halve batch_tokens until it fits.")
     ] = False,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="Train on this many GPUs of this host, a process each.")
+    ] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            help="How processes share the training: ddp, fsdp, zero1, zero2, zero3, or a DeepSpeed file (.json)."
+        ),
+    ] = None,
     baselines: Annotated[
         str | None,
         typer.Option(help="Baselines to evaluate as well, by names and commas (ease,item-knn,...), or none."),
@@ -68,11 +79,13 @@ def train(
     hardware.check_device(device)  # mistakes are answered before torch is imported, where that is possible
     data = Dataset.load(dataset)
     given = parse_assignments(set_) | ({"capture": False} if no_capture else {})
+    given |= processes.strategy_settings(strategy)
     if init_from is not None:
         read_record(init_from)  # it is a run
         given["init_from"] = str(init_from.resolve())
     chosen = load_config(preset, config, _with_dataset_default(data, preset, config, given))
     folder = out or Path("runs") / f"{dataset.resolve().name}-{chosen.preset}"
+    device = processes.start(ctx, gpus, device)
     options: dict[str, Any] = {
         "device": device,
         "resume": resume,
@@ -106,9 +119,11 @@ def train_one(
     `go_on`: what to type after Ctrl-C (None: the same command). `embeddings`: those to train on, if loaded already.
     `baselines`, `evaluated`: as in `finish_run`.
     """
+    from hllm.ranks import ALONE, launched
     from hllm.runs.folder import run_state, saved_identity
 
-    state = run_state(folder)
+    ranks = processes.ranks_now() if launched() else ALONE
+    state = ranks.agree(run_state(folder) if ranks.first else "new")
     embeddings = embeddings or _embeddings(data, config)  # the last that is told without torch
 
     from hllm.hardware import pick_device
@@ -123,11 +138,14 @@ def train_one(
         state = "new"
     config = settled(data, config)
     batch = BatchSize(config.training.batch_tokens, auto_batch, console.note)
-    if state != "new":
+    if state != "new" and ranks.first:
         batch = batch.as_recorded(folder, data, config, embeddings)
-        config = batch.config(config, batch.size)
-    if state != "new" and (saved := saved_identity(folder)) is not None:
+    config = batch.config(config, ranks.agree(batch.size))
+    batch = replace(batch, size=config.training.batch_tokens // batch.tokens)
+    if state != "new" and ranks.first and (saved := saved_identity(folder)) is not None:
         check_identity(folder, saved, identity_of(data, config, embeddings))
+    if ranks.many:
+        console.note(processes.described(ranks, config))
     if embeddings is not None:
         what = describe_spec(embeddings.spec)
         if config.items.live:
@@ -189,9 +207,15 @@ def finish_run(
     from hllm.pipeline import evaluate_run
     from hllm.report.results import write_results
 
+    from hllm.ranks import speaks
+
     document: dict[str, Any] = {}
+    if not (evaluated or speaks()):
+        return document
     if evaluated:
         own, others = evaluate_run(recommender, baselines=baselines)
+        if not speaks():
+            return document
         document = write_results(recommender, folder, own, others)
         for split, metrics in own.items():
             console.output().print(table([metrics, *others[split].values()]))
@@ -223,6 +247,7 @@ def _train_seeds(data: Dataset, config: Config, folder: Path, seeds: int, **opti
     import statistics
 
     from hllm.artifacts import write_json
+    from hllm.ranks import speaks
 
     documents, embeddings = [], _embeddings(data, config)
     for seed in range(config.training.seed, config.training.seed + seeds):
@@ -237,6 +262,8 @@ def _train_seeds(data: Dataset, config: Config, folder: Path, seeds: int, **opti
                 mean, deviation = statistics.fmean(values), statistics.stdev(values)
                 summary[f"{split} {name}"] = {"mean": mean, "deviation": deviation, "values": values}
                 rows.append([f"{split} {name}", mean, deviation, ", ".join(f"{v:.4f}" for v in values)])
+    if not speaks():
+        return
     write_json(folder / "seeds.json", summary)
     caption = (
         f"{config.preset} | {data.meta['name']} {data.fingerprint[:12]} | candidates interacted | seen filtered | "

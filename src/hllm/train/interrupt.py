@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from hllm.ranks import launched
+
 
 class Interruption:
     """Whether the user has asked to stop."""
@@ -19,7 +21,8 @@ class Interruption:
 def interruptible() -> Iterator[Interruption]:
     """Turn the first SIGINT or SIGTERM into a request; a second one acts at once.
 
-    Only the main thread may set signal handlers; elsewhere nothing is changed.
+    One of several processes may get the signal from the terminal and from what started it: it goes on to the end of
+    the step, at which all stop together. Only the main thread may set signal handlers; elsewhere nothing is changed.
     """
     state = Interruption()
     if threading.current_thread() is not threading.main_thread():
@@ -29,6 +32,8 @@ def interruptible() -> Iterator[Interruption]:
 
     def request(number: int, frame: FrameType | None) -> None:
         state.requested = True
+        if launched():
+            return
         for s, handler in previous.items():
             signal.signal(s, handler)
 

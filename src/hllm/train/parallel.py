@@ -159,11 +159,15 @@ def spread_layers(network: nn.Module, ranks: Ranks, device: torch.device, bf16: 
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(device.type, (ranks.world,))
-    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
+    narrow = (torch.bfloat16, torch.float32) if bf16 else (None, None)
+    inner = MixedPrecisionPolicy(*narrow)
+    # Vectors come in and go out as they do elsewhere.
+    outer = MixedPrecisionPolicy(*narrow, cast_forward_inputs=False)
     for part in language_models(network):
         model: Any = part.backbone.model  # type: ignore[union-attr]
-        for unit in (*layers_of(model), model.get_input_embeddings(), model):
-            fully_shard(unit, mesh=mesh, mp_policy=policy)
+        for unit in (*layers_of(model), model.get_input_embeddings()):
+            fully_shard(unit, mesh=mesh, mp_policy=inner)
+        fully_shard(part, mesh=mesh, mp_policy=outer)
 
 
 def layers_of(model: Any) -> list[nn.Module]:
