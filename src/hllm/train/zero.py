@@ -13,10 +13,7 @@ from hllm.train.parallel import Parallel, deepspeed_config, import_deepspeed, la
 
 
 class ZeroOptimizer(Optimizer):
-    """`Optimizer` whose language models DeepSpeed updates; makes `parallel.engine`.
-
-    The norm of gradients is clipped for the language models and for the rest apart: DeepSpeed knows only its own.
-    """
+    """`Optimizer` whose language models DeepSpeed updates; makes `parallel.engine`."""
 
     def __init__(
         self, network: nn.Module, training: TrainingConfig, runtime: Runtime, parallel: Parallel, device: torch.device
@@ -40,6 +37,8 @@ class ZeroOptimizer(Optimizer):
         self.shares = [float(group["lr"]) / training.learning_rate for group in groups[0]]
         self.model_shares = [float(group["lr"]) / training.learning_rate for group in groups[1]]
         parallel.engine = self.engine
+        self._rest_norm = torch.zeros((), device=device)
+        self._join_norms()
 
     def set_rate(self, rate: float) -> None:
         super().set_rate(rate)
@@ -51,10 +50,27 @@ class ZeroOptimizer(Optimizer):
         self.zero.zero_grad()  # the first backward pass of a step begins its sums anew
 
     def step(self, grad_clip: float | None) -> None:
-        if grad_clip is not None and any(p.grad is not None for p in self.rest):
-            torch.nn.utils.clip_grad_norm_(self.rest, grad_clip)
-        self.dense.step()
+        grads = [p.grad for p in self.rest if p.grad is not None]
+        self._rest_norm = torch.nn.utils.get_total_norm(grads).to(self._rest_norm.device)
         self.engine.step()
+        if grad_clip is not None and grads:
+            norm = float(self.zero._global_grad_norm)
+            torch._foreach_mul_(grads, min(1.0, grad_clip / (norm + 1e-6)))
+        self.dense.step()
+
+    def _join_norms(self) -> None:
+        """Let DeepSpeed clip by the norm of all gradients, those of the rest of the network among them."""
+        if self.stage < 3:
+            of_models = self.zero.scaled_global_norm
+
+            def joined(*arguments: Any, **options: Any) -> Tensor:
+                own = torch.as_tensor(of_models(*arguments, **options), device=self._rest_norm.device)
+                return torch.where(own < 0, own, torch.hypot(own, self._rest_norm.to(own.dtype)))  # -1: no number
+
+            self.zero.scaled_global_norm = joined
+            return
+        groups = self.zero._get_norm_groups
+        self.zero._get_norm_groups = lambda: [*groups(), self._rest_norm]
 
     def whole(self, parameter: nn.Parameter) -> Tensor:
         if parameter not in self._known():
@@ -82,6 +98,7 @@ class ZeroOptimizer(Optimizer):
             return super().state_of(parameter)
         from deepspeed.utils import safe_get_full_optimizer_state
 
+        self._link()
         state = {key: safe_get_full_optimizer_state(parameter, key) for key in ("exp_avg", "exp_avg_sq")}
         return state | {"step": torch.tensor(float(self._steps()))}
 
@@ -91,12 +108,19 @@ class ZeroOptimizer(Optimizer):
             return
         from deepspeed.utils import safe_set_full_optimizer_state
 
+        self._link()
         if key == "step":
             for state in self.zero.optimizer.state.values():
                 if "step" in state:
                     state["step"] = torch.as_tensor(value).to(torch.float32).cpu().clone()
         else:
             safe_set_full_optimizer_state(parameter, value, key)
+
+    def _link(self) -> None:
+        """Let DeepSpeed find its optimiser's state: it looks once, after the first of several groups has stepped."""
+        if self.stage < 3:
+            self.zero._hp_optimizer_states_linked = False
+            self.zero._lazy_init_hp_params_optimizer_state()
 
     def _steps(self) -> float:
         return max((float(s["step"]) for s in self.zero.optimizer.state.values() if "step" in s), default=0.0)

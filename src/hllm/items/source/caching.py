@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import CheckpointError
 
 from hllm import hardware
 
@@ -34,7 +35,7 @@ class Chunks:
     keep        number of chunks, the last ones, whose graphs are kept
     parameters  what the gradients are added to
     thrifty     context in which a chunk's graph takes the least memory (layers checkpointed)
-    overflowed  called when memory ended in the backward pass
+    overflowed  called when memory ended in the backward pass, or layers could not be checkpointed
     backward_by  spends a gradient at a tensor, `more` telling whether another chunk follows; None: torch's own way
     retries     whether memory that ended in the backward pass is answered by running again
     vectors     (attribute) what `forward` gave
@@ -98,8 +99,11 @@ class Chunks:
                     self._again(i, parts[i], contextlib.nullcontext())
             return True
         except Exception as err:
-            if not fresh or not hardware.is_out_of_memory(err):
+            unlike = isinstance(err, CheckpointError)  # layers saved other tensors when they ran again
+            if not fresh or not (unlike or hardware.is_out_of_memory(err)):
                 raise
+            if unlike:
+                self.thrifty = contextlib.nullcontext
             self.overflowed(err)
         self.kept.clear()
         for p in self.parameters:

@@ -264,11 +264,8 @@ class LiveText(ItemSource):
         model: Any = self.encoder.backbone.model
         layers = max(1, int(getattr(model.config, "num_hidden_layers", 1)))
         inputs = layers * self.encoder.dim * next(model.parameters()).element_size()
-        if self.sharded:  # all ranks must decide alike, without a trial
-            needed = self.ranks.most(total) * inputs
-            free = -self.ranks.most(-int(min(free_memory(self.device), 1 << 60)))
-            fits = self._can_checkpoint() and needed <= MEMORY_SHARE * free
-            return Plan("checkpoint" if fits else "cache", self.chunk_tokens, 0)
+        if self.sharded:  # all ranks decide alike, without a trial
+            return Plan("cache", self.chunk_tokens, 0)
         sample = self._chunks(tokens, SAMPLE_TOKENS)[0]
         if not sample:
             return Plan("graph", self.chunk_tokens, 0)
@@ -307,7 +304,8 @@ class LiveText(ItemSource):
                 f"{int(self.lengths().max())} tokens; use items.train=lora, a smaller item LLM, or fewer max_tokens"
             ) from err
         smaller = plan.smaller(self._can_checkpoint())
-        log.warning("out of memory: item LLM goes on with %s after %s", smaller, plan)
+        why = "out of memory" if hardware.is_out_of_memory(err) else "layers cannot be checkpointed"
+        log.warning("%s: item LLM goes on with %s after %s", why, smaller, plan)
         return smaller
 
     def _can_checkpoint(self) -> bool:
