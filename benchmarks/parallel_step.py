@@ -141,8 +141,10 @@ def free(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:  # noqa: C901
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--tiny", action="store_true")
@@ -155,7 +157,9 @@ def main() -> None:
     device = torch.device(ranks.join(args.device))
     who = ranks.now()
     shape = TINY if args.tiny else TINYLLAMA
-    args.catalogue, args.mean_text, args.max_text = (200, 20, 32) if args.tiny else (100_000, MEAN_TEXT, MAX_TEXT)
+    args.catalogue, args.mean_text, args.max_text = (
+        (200, 20, 32) if args.tiny else (100_000, MEAN_TEXT, MAX_TEXT)
+    )
     users, many = (4, 64) if args.tiny else (64, 28_672)
     record: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
@@ -180,7 +184,9 @@ def main() -> None:
         joined = users * who.world
         reference: tuple[float, dict[str, torch.Tensor]] = (0.0, {})
         if who.first:
-            reference = gradients(make_trainer(small, args, device, ranks.ALONE, "ddp", 512, joined), ranks.ALONE)
+            reference = gradients(
+                make_trainer(small, args, device, ranks.ALONE, "ddp", 512, joined), ranks.ALONE
+            )
         who.wait()
         for strategy in strategies:
             free(device)
@@ -207,7 +213,11 @@ def main() -> None:
             free(device)
             trainer = make_trainer(shape, args, device, who, strategy, 512, users)
             found = timed(trainer, args.steps, who, device)
-            row(f"speed {strategy}", **found, times_one=round(found["users_a_second"] / alone["users_a_second"], 3))
+            row(
+                f"speed {strategy}",
+                **found,
+                times_one=round(found["users_a_second"] / alone["users_a_second"], 3),
+            )
             del trainer
     if "negatives" in args.rows and not late():
         free(device)

@@ -90,7 +90,7 @@ class Ranks:
 
         box: list[Any] = [value if self.first else None]
         dist.broadcast_object_list(box, src=0, group=self.control)
-        return box[0]  # type: ignore[no-any-return]
+        return box[0]
 
     def most(self, value: int) -> int:
         """The greatest `value` of any rank."""
@@ -103,7 +103,9 @@ class Ranks:
         dist.all_reduce(box, dist.ReduceOp.MAX, group=self.control)
         return int(box)
 
-    def send(self, tensors: Mapping[str, Tensor] | None, device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    def send(
+        self, tensors: Mapping[str, Tensor] | None, device: torch.device
+    ) -> Iterator[tuple[str, Tensor]]:
         """Rank 0's tensors by name, one at a time on `device`, on every rank."""
         import torch
         import torch.distributed as dist
@@ -142,7 +144,8 @@ def is_cut_off(err: BaseException) -> bool:
     """Whether an exception says that another process is gone."""
     text = str(err)
     return type(err).__name__ == "DistBackendError" or any(
-        sign in text for sign in ("Connection closed by peer", "Connection reset by peer", "gloo/transport", "NCCL")
+        sign in text
+        for sign in ("Connection closed by peer", "Connection reset by peer", "gloo/transport", "NCCL")
     )
 
 

@@ -52,7 +52,9 @@ def whole_training(data: Dataset, case: dict[str, Any]) -> dict[str, Any]:
         data, out=case.get("out"), device="cpu", progress=False, resume=case.get("resume", False)
     )
     assert recommender.network is not None
-    metrics = evaluate(recommender.network, data, "test", (1, 10), max_len=8, ranks=ranks.now(), batch_users=2)
+    metrics = evaluate(
+        recommender.network, data, "test", (1, 10), max_len=8, ranks=ranks.now(), batch_users=2
+    )
     weights = {n: t.flatten().tolist() for n, t in recommender.network.named_parameters()}
     return {
         "metrics": metrics.values,

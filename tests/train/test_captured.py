@@ -36,7 +36,9 @@ def view(seed: int) -> ItemView:
     g = torch.Generator().manual_seed(seed)
     rows = [torch.randint(0, 9, (12,), generator=g) for _ in range(4)]
     everyone = Events(*(torch.randint(0, 9, (20,), generator=g) for _ in range(3)))
-    return ItemView(rows[0], rows[1], rows[2], 12, rows[0] > 3, rows[3], torch.rand(12, generator=g), everyone)
+    return ItemView(
+        rows[0], rows[1], rows[2], 12, rows[0] > 3, rows[3], torch.rand(12, generator=g), everyone
+    )
 
 
 def tensors(value: Any) -> list[torch.Tensor]:

@@ -19,7 +19,10 @@ from hllm.config import load_config
 from hllm.errors import ConfigError
 from hllm.losses.views import BatchItems, WholeCatalogue
 from hllm.packing import Batch, offsets_of, padded_view, part_of
+from hllm.runs.build import build_network
+from hllm.testing import world
 from hllm.testing.llms import write_model
+from hllm.train.parallel import check_strategy
 
 HERE = Path(__file__).parent
 SMALL = {
@@ -32,7 +35,9 @@ FROZEN = {
     "in_batch": {"preset": "sasrec", "settings": {**SMALL, "loss": "in_batch", "mask_history": True}, "users": 10},
     "lazy": {
         "preset": "sasrec", "users": 40,
-        "settings": {**SMALL, "loss": "sampled", "n_negatives": 2, "batch_tokens": 5, "epochs": 1, "id_updates": "lazy"},
+        "settings": {
+            **SMALL, "loss": "sampled", "n_negatives": 2, "batch_tokens": 5, "epochs": 1, "id_updates": "lazy",
+        },
     },
 }  # fmt: skip
 
@@ -40,28 +45,40 @@ FROZEN = {
 def live_case(llm: Path, **settings: Any) -> dict[str, Any]:
     """Item LLM and user LLM trained together, as ByteDance's, tiny."""
     own = {
-        "item_llm": str(llm), "user_llm": None, "d_model": 32, "adapter_hidden": 24, "n_layers": 2, "n_heads": 4, "n_negatives": 8,
+        "item_llm": str(llm), "user_llm": None, "d_model": 32, "adapter_hidden": 24, "n_layers": 2, "n_heads": 4,
+        "n_negatives": 8,
         "epochs": 2, "batch_tokens": 60, "learning_rate": 5e-3, "seed": 3, "grad_clip": None,
     }  # fmt: skip
     return {"preset": "hllm", "users": 10, "settings": {**own, **settings}}
 
 
-def launch(tmp_path: Path, world: int, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Results of the cases, run by `world` processes of this machine."""
+def launch(tmp_path: Path, n_ranks: int, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Results of the cases, run by `n_ranks` processes of this machine."""
     out = tmp_path / "results.json"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     processes = []
-    for rank in range(world):
-        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for rank in range(n_ranks):
+        own = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": n_ranks,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
         environment = os.environ | {name: str(value) for name, value in own.items()}
-        command = [sys.executable, str(HERE / "parallel_job.py"), str(out), *(json.dumps(case) for case in cases)]
+        command = [
+            sys.executable,
+            str(HERE / "parallel_job.py"),
+            str(out),
+            *(json.dumps(case) for case in cases),
+        ]
         log = (tmp_path / f"{rank}.log").open("w")
         processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
     codes = [process.wait(timeout=280) for process in processes]
-    logs = "".join((tmp_path / f"{rank}.log").read_text()[-3000:] for rank in range(world))
-    assert codes == [0] * world, logs
+    logs = "".join((tmp_path / f"{rank}.log").read_text()[-3000:] for rank in range(n_ranks))
+    assert codes == [0] * n_ranks, logs
     return json.loads(out.read_text())  # type: ignore[no-any-return]
 
 
@@ -80,7 +97,10 @@ def check(found: dict[str, Any], wanted: dict[str, Any], tolerance: float = 1e-5
     for kind in ("gradients", "weights"):
         for name, values in wanted[kind].items():
             largest = max(np.abs(values).max(), 1e-3)
-            assert np.abs(np.subtract(found[kind][name], values)).max() <= 20 * tolerance * largest, (kind, name)
+            assert np.abs(np.subtract(found[kind][name], values)).max() <= 20 * tolerance * largest, (
+                kind,
+                name,
+            )
     assert found["n_users"] == wanted["n_users"] == len(wanted["ranks"])
     assert found["ranks"] == wanted["ranks"]
     assert found["metrics"] == pytest.approx(wanted["metrics"], abs=1e-6)
@@ -101,7 +121,15 @@ def test_case_d18_three_processes_train_and_evaluate_as_one(tmp_path: Path, llm:
 
 def test_two_processes_hold_parts_of_the_weights(tmp_path: Path, llm: Path) -> None:
     case = live_case(llm, grad_clip=0.5)
-    spread = {**case, "settings": {**case["settings"], "strategy": "fsdp", "item_gradients": "cache", "item_chunk_tokens": 64}}
+    spread = {
+        **case,
+        "settings": {
+            **case["settings"],
+            "strategy": "fsdp",
+            "item_gradients": "cache",
+            "item_chunk_tokens": 64,
+        },
+    }
     (found,) = launch(tmp_path, 2, [spread])
     check(found, alone(case))
 
@@ -115,18 +143,20 @@ def test_deepspeed(tmp_path: Path, llm: Path, strategy: str) -> None:
     check(found, alone(case))
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 7])
-def test_parts_are_the_whole(world: int) -> None:
+@pytest.mark.parametrize("n_ranks", [1, 2, 3, 7])
+def test_parts_are_the_whole(n_ranks: int) -> None:
     lengths = torch.tensor([5, 1, 9, 2, 2])
     n, g = int(lengths.sum()), torch.Generator().manual_seed(0)
     tokens, targets = (torch.randint(1, 12, (n,), generator=g) for _ in range(2))
-    batch = Batch(torch.arange(5) + 3, tokens, tokens + 100, targets, offsets_of(lengths), n_targets=torch.tensor(19.0))
+    batch = Batch(
+        torch.arange(5) + 3, tokens, tokens + 100, targets, offsets_of(lengths), n_targets=torch.tensor(19.0)
+    )
     counts = np.ones(13, dtype=np.int64)
     counts[0] = 0
     objective = load_config("sasrec", overrides={"loss": "in_batch"}).objective
     for views in (WholeCatalogue(counts, objective, 0), BatchItems(counts, objective, 0)):
         view = views.view(batch, (0, 0))
-        parts = [part_of(batch, view, rank, world) for rank in range(world)]
+        parts = [part_of(batch, view, rank, n_ranks) for rank in range(n_ranks)]
         for name in ("users", "tokens", "times", "targets", "host_lengths"):
             whole = batch.lengths if name == "host_lengths" else getattr(batch, name)
             assert torch.equal(torch.cat([getattr(part, name) for part, _ in parts]), whole)
@@ -135,7 +165,7 @@ def test_parts_are_the_whole(world: int) -> None:
         for part, own in parts:
             assert part.n_targets == 19 and part.offsets[-1] == part.n_tokens
             assert own.everyone is not None and torch.equal(own.everyone.targets, view.targets)
-            assert part.n_tokens <= -(-n // world) + 9
+            assert part.n_tokens <= -(-n // n_ranks) + 9
             longer = padded_view(own, 30, 40)
             assert longer.inputs.shape == longer.targets.shape == (30,)
             assert longer.everyone is not None and int((longer.everyone.users >= 0).sum()) == n
@@ -146,12 +176,10 @@ def test_parts_are_the_whole(world: int) -> None:
     [({}, "none to train; use strategy=ddp"), ({"user_model": "llm", "user_llm": None}, "ema_decay=0")],
 )
 def test_what_cannot_be_spread_is_refused(settings: dict[str, Any], reason: str) -> None:
-    from hllm.pipeline import Recommender
-    from hllm.testing import world
-    from hllm.train.parallel import check_strategy
-    from hllm.runs.build import build_network
-
-    config = load_config("sasrec", overrides={**{k: SMALL[k] for k in ("d_model", "n_layers", "n_heads", "epochs")}, **settings})
+    config = load_config(
+        "sasrec",
+        overrides={**{k: SMALL[k] for k in ("d_model", "n_layers", "n_heads", "epochs")}, **settings},
+    )
     network = build_network(world(), config, None)
     with pytest.raises(ConfigError, match=reason):
         check_strategy(network, config.training, "fsdp")

@@ -34,9 +34,7 @@ def output() -> Console:
     """The console of results. Made anew on each call, so that redirection is respected."""
     from rich.console import Console
 
-    return Console(
-        file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty(), quiet=not speaks()
-    )
+    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty(), quiet=not speaks())
 
 
 def result(text: str) -> None:

@@ -97,7 +97,9 @@ def _of_deepspeed(path: str) -> dict[str, Any]:
     from hllm.artifacts import read_json
 
     if not Path(path).is_file():
-        raise ConfigError(f"--strategy {path}: there is no such file; valid: ddp, fsdp, zero1, zero2, zero3, FILE.json")
+        raise ConfigError(
+            f"--strategy {path}: there is no such file; valid: ddp, fsdp, zero1, zero2, zero3, FILE.json"
+        )
     given = read_json(Path(path))
     zero = given.get("zero_optimization") if isinstance(given, dict) else None
     stage = zero.get("stage") if isinstance(zero, dict) else None
@@ -124,6 +126,6 @@ def described(ranks: Ranks, config: Config) -> str:
     runtime, training = config.runtime, config.training
     own = f" ({runtime.deepspeed})" if runtime.deepspeed else ""
     return (
-        f"{ranks.world} processes, strategy {runtime.strategy}{own}; batch_tokens {training.batch_tokens:,} is the batch "
-        f"of all, about {training.batch_tokens // ranks.world:,} each"
+        f"{ranks.world} processes, strategy {runtime.strategy}{own}; batch_tokens {training.batch_tokens:,} is the "
+        f"batch of all, about {training.batch_tokens // ranks.world:,} each"
     )

@@ -205,9 +205,8 @@ def finish_run(
     from hllm.evaluate.tables import table
     from hllm.evaluate.verdict import verdict
     from hllm.pipeline import evaluate_run
-    from hllm.report.results import write_results
-
     from hllm.ranks import speaks
+    from hllm.report.results import write_results
 
     document: dict[str, Any] = {}
     if not (evaluated or speaks()):

@@ -10,6 +10,7 @@ is made anew from the dataset and its embeddings. Its header tells whose run it 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,32 +88,34 @@ def save_checkpoint(
 def _state(
     network: nn.Module, optimizer: Optimizer, average: WeightAverage | None, ranks: Ranks
 ) -> dict[str, Tensor]:
-    """The tensors that the next step depends on, by name; of other ranks than the first without most of them."""
-    names = {p: name for name, p in network.named_parameters()}
-    tensors: dict[str, Tensor] = {}
-
-    def keep(name: str, value: Tensor) -> None:
+    """The tensors that the next step depends on, by name; of other ranks than the first: none."""
+    tensors = {}
+    for name, value in _named_state(network, optimizer, average, ranks):
         if ranks.first:
             # What is whole here is a view of the weights, or was gathered for this and goes to the CPU.
             tensors[name] = value.clone() if value.ndim == 0 else value.cpu() if ranks.many else value
+    return tensors
 
+
+def _named_state(
+    network: nn.Module, optimizer: Optimizer, average: WeightAverage | None, ranks: Ranks
+) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors, whole, in the same order on every rank."""
+    names = {p: name for name, p in network.named_parameters()}
     for name, parameter in trained(network, optimizer).items():
-        keep(f"model.{name}", optimizer.whole(parameter))
+        yield f"model.{name}", optimizer.whole(parameter)
     for parameter in optimizer.parameters:
         for key, value in optimizer.state_of(parameter).items():
-            keep(f"optim.{key}.{names[parameter]}", value)
+            yield f"optim.{key}.{names[parameter]}", value
     for i, part in enumerate(optimizer.lazy):
-        for key, value in part.rows.state_dict().items():
-            keep(f"lazy.{i}.{key}", value)
-    for name, value in fitted(network).items():
-        keep(f"fitted.{name}", value)
+        yield from ((f"lazy.{i}.{key}", value) for key, value in part.rows.state_dict().items())
+    yield from ((f"fitted.{name}", value) for name, value in fitted(network).items())
     if average is not None:
         for parameter, value in zip(average.parameters, average.average, strict=True):
-            keep(f"ema.{names[parameter]}", value)
+            yield f"ema.{names[parameter]}", value
     for rank, states in enumerate(ranks.gather(_random_states(next(network.parameters()).device))):
-        for kind, value in states.items():
-            keep(f"rng.{kind}" + (f".{rank}" if rank else ""), value)
-    return tensors
+        suffix = f".{rank}" if rank else ""
+        yield from ((f"rng.{kind}{suffix}", value) for kind, value in states.items())
 
 
 def _random_states(device: torch.device) -> dict[str, Tensor]:
@@ -131,7 +134,8 @@ def load_checkpoint(
 
     The first rank reads, and tells the others. Raises ArtifactError where the model is another one.
     """
-    tensors, metadata = None, None
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, Any] = {}
     if ranks.first:
         with advice():
             tensors, metadata = read_tensors(path)
@@ -141,35 +145,33 @@ def load_checkpoint(
         return progress, None
     device = next(network.parameters()).device
     parameters = trained(network, optimizer)
-    given = {n[6:]: tuple(t.shape) for n, t in (tensors or {}).items() if n.startswith("model.")}
+    given = {n[6:]: tuple(t.shape) for n, t in tensors.items() if n.startswith("model.")}
     check_shapes(path, {n: tuple(optimizer.shape(p)) for n, p in parameters.items()}, ranks.agree(given))
-    if average is not None:
-        places = {p: i for i, p in enumerate(average.parameters)}
-        average.steps = metadata["ema_steps"]
-    buffers, lazy, states, nearest = fitted(network), {}, {}, None
+    rest: dict[str, Tensor] = {}
     for name, value in ranks.send(tensors, device):
-        kind, _, rest = name.partition(".")
+        kind, _, of = name.partition(".")
         if kind == "model":
             with torch.no_grad():
-                optimizer.put(parameters[rest], value)
+                optimizer.put(parameters[of], value)
         elif kind == "optim":
-            key, _, rest = rest.partition(".")
-            optimizer.put_state(parameters[rest], key, value)
-        elif kind == "fitted":
-            buffers[rest].copy_(value)
-        elif kind == "lazy":
-            lazy[rest] = value
-        elif kind == "ema" and average is not None:
-            average.average[places[parameters[rest]]] = value.clone()
-        elif kind == "rng":
-            states[rest] = value.cpu()
-        elif kind == "nearest":
-            nearest = value
-    for i, part in enumerate(optimizer.lazy):
-        prefix = f"{i}."
-        part.rows.load_state_dict({k[len(prefix) :]: v for k, v in lazy.items() if k.startswith(prefix)})
-    _set_random_states(states, progress, ranks, device)
-    return progress, nearest
+            key, _, of = of.partition(".")
+            optimizer.put_state(parameters[of], key, value)
+        else:
+            rest[name] = value.cpu() if kind == "rng" else value
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {k[len(prefix) :]: v for k, v in rest.items() if k.startswith(prefix)}
+
+    for name, value in fitted(network).items():
+        value.copy_(part("fitted.")[name])
+    for i, lazy in enumerate(optimizer.lazy):
+        lazy.rows.load_state_dict(part(f"lazy.{i}."))
+    if average is not None:
+        saved, names = part("ema."), {p: name for name, p in parameters.items()}
+        average.average = [saved[names[p]] for p in average.parameters]
+        average.steps = metadata["ema_steps"]
+    _set_random_states(part("rng."), progress, ranks, device)
+    return progress, rest.get("nearest")
 
 
 def _set_random_states(

@@ -69,7 +69,9 @@ class Runtime(Settings):
     item_chunk_tokens: int = Field(default=16_384, ge=1, le=INT_MAX)  # text tokens run at once, at most
     # Compile the user model's blocks for captured steps. auto: where the training is long enough to pay for it.
     compile: Literal["auto"] | bool = "auto"
-    strategy: Literal["ddp", "fsdp", "zero1", "zero2", "zero3"] = "ddp"  # how several processes share a training
+    strategy: Literal["ddp", "fsdp", "zero1", "zero2", "zero3"] = (
+        "ddp"  # how several processes share a training
+    )
     deepspeed: str | None = None  # a DeepSpeed configuration file to use with zero1 to zero3
     checkpoint_share: float = Field(
         default=0.02, gt=0, le=1

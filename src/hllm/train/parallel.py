@@ -33,7 +33,12 @@ from hllm.train.config import STRATEGIES, Runtime, TrainingConfig
 from hllm.train.optim import is_spread
 
 __all__ = ["STRATEGIES", "Parallel", "spread_layers"]
-OURS = ("optimizer", "scheduler", "gradient_clipping", "train_batch_size")  # of a DeepSpeed file: settings say it
+OURS = (
+    "optimizer",
+    "scheduler",
+    "gradient_clipping",
+    "train_batch_size",
+)  # of a DeepSpeed file: settings say it
 
 
 class Parallel:
@@ -159,10 +164,10 @@ def spread_layers(network: nn.Module, ranks: Ranks, device: torch.device, bf16: 
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(device.type, (ranks.world,))
-    narrow = (torch.bfloat16, torch.float32) if bf16 else (None, None)
-    inner = MixedPrecisionPolicy(*narrow)
+    low, wide = (torch.bfloat16, torch.float32) if bf16 else (None, None)
+    inner = MixedPrecisionPolicy(low, wide)
     # Vectors come in and go out as they do elsewhere.
-    outer = MixedPrecisionPolicy(*narrow, cast_forward_inputs=False)
+    outer = MixedPrecisionPolicy(low, wide, cast_forward_inputs=False)
     for part in language_models(network):
         model: Any = part.backbone.model  # type: ignore[union-attr]
         for unit in (*layers_of(model), model.get_input_embeddings()):
@@ -178,7 +183,7 @@ def layers_of(model: Any) -> list[nn.Module]:
     found = [m for m in found if not any(inner is embeddings for inner in m.modules())]
     if not found:
         lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
-        found = list(max(lists, key=len, default=nn.ModuleList()))
+        found = list(max(lists, key=lambda layers: sum(1 for _ in layers), default=nn.ModuleList()))
     return found
 
 
@@ -194,7 +199,11 @@ def deepspeed_config(strategy: str, training: TrainingConfig, runtime: Runtime) 
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
-        "zero_optimization": {"stage": int(strategy[-1]), "contiguous_gradients": True, "overlap_comm": False},
+        "zero_optimization": {
+            "stage": int(strategy[-1]),
+            "contiguous_gradients": True,
+            "overlap_comm": False,
+        },
     }
     if runtime.deepspeed is None:
         return ours

@@ -228,7 +228,9 @@ class Trainer:
                 bar.advance()
         best = self.best  # saving moves it from memory to its file
         self.save()
-        if self.ranks.most(interruption.requested):  # during the last validation: what comes after training is not wanted
+        if self.ranks.most(
+            interruption.requested
+        ):  # during the last validation: what comes after training is not wanted
             raise Stopped(f"stopped after step {self.state.step}, the last one")
         self._load_best(best)
         self.optimizer.release()

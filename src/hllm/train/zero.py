@@ -16,7 +16,12 @@ class ZeroOptimizer(Optimizer):
     """`Optimizer` whose language models DeepSpeed updates; makes `parallel.engine`."""
 
     def __init__(
-        self, network: nn.Module, training: TrainingConfig, runtime: Runtime, parallel: Parallel, device: torch.device
+        self,
+        network: nn.Module,
+        training: TrainingConfig,
+        runtime: Runtime,
+        parallel: Parallel,
+        device: torch.device,
     ) -> None:
         super().__init__(network, training)
         self.capturable = False
@@ -25,9 +30,7 @@ class ZeroOptimizer(Optimizer):
         inside = {id(p) for p in towers.parameters()}
         rest = [p for p in self.parameters if id(p) not in inside]
         models = [p for p in self.parameters if id(p) in inside]
-        groups = [
-            parameter_groups(network, some, training) if some else [] for some in (rest, models)
-        ]
+        groups = [parameter_groups(network, some, training) if some else [] for some in (rest, models)]
         self.dense = torch.optim.AdamW(groups[0] or [{"params": []}], lr=training.learning_rate, betas=BETAS)
         inner = torch.optim.AdamW(groups[1], lr=training.learning_rate, betas=BETAS, fused=True)
         config = deepspeed_config(parallel.strategy, training, runtime)
@@ -65,7 +68,9 @@ class ZeroOptimizer(Optimizer):
 
             def joined(*arguments: Any, **options: Any) -> Tensor:
                 own = torch.as_tensor(of_models(*arguments, **options), device=self._rest_norm.device)
-                return torch.where(own < 0, own, torch.hypot(own, self._rest_norm.to(own.dtype)))  # -1: no number
+                return torch.where(
+                    own < 0, own, torch.hypot(own, self._rest_norm.to(own.dtype))
+                )  # -1: no number
 
             self.zero.scaled_global_norm = joined
             return
@@ -140,9 +145,9 @@ def make_optimizer(
     device: torch.device,
 ) -> Optimizer:
     """The optimiser of a strategy."""
-    made: Any = (
+    made: Optimizer = (
         ZeroOptimizer(network, training, runtime, parallel, device)
         if parallel.strategy.startswith("zero")
         else Optimizer(network, training, lazy)
     )
-    return made  # type: ignore[no-any-return]
+    return made

@@ -179,7 +179,9 @@ class LiveText(ItemSource):
         if self.sharded:  # everyone runs as often; a text more, whose vector nobody reads, does no harm
             text = tokens.cpu()[self.lengths()[tokens.cpu()] > 0][:1]
             rows += [text] * (self.ranks.most(len(rows)) - len(rows))
-        keep = len(rows) if plan.mode != "cache" else self._kept(rows, 0 if self.sharded else plan.keep_tokens)
+        keep = (
+            len(rows) if plan.mode != "cache" else self._kept(rows, 0 if self.sharded else plan.keep_tokens)
+        )
         trained = [p for p in self.parameters() if p.requires_grad]
         chunks = Chunks(
             self._run, rows, keep, self.device, trained, self._checkpointing,
