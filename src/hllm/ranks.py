@@ -151,6 +151,10 @@ def is_cut_off(err: BaseException) -> bool:
 
 def now() -> Ranks:
     """The ranks of this process's group; `ALONE` where `join` was not called and nobody else made a group."""
+    import sys
+
+    if "torch" not in sys.modules:
+        return ALONE
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:

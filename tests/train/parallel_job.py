@@ -16,6 +16,7 @@ from hllm import ranks
 from hllm.config import load_config
 from hllm.data.dataset import Dataset
 from hllm.evaluate.evaluation import evaluate
+from hllm.items.embed import embed
 from hllm.pipeline import Recommender, prepared
 from hllm.runs.settle import settled
 from hllm.runs.train import make_trainer
@@ -66,8 +67,20 @@ def whole_training(data: Dataset, case: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def embedding(case: dict[str, Any]) -> dict[str, Any]:
+    """The store of a dataset on disk."""
+    made = embed(
+        Dataset.load(Path(case["embed"])), case["item_llm"], device="cpu", batch_size=4, progress=False
+    )
+    return {"vectors": made.vectors.tolist()}
+
+
 def run(case: dict[str, Any]) -> dict[str, Any]:
+    if "embed" in case:
+        return embedding(case)
     data = dataset(case["users"])
+    if "resume" in case:
+        return whole_training(data, case)
     loss, gradients = first_gradients(data, case)
     return {"loss": loss, "gradients": gradients, **whole_training(data, case)}
 

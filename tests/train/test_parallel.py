@@ -23,6 +23,7 @@ from hllm.runs.build import build_network
 from hllm.testing import world
 from hllm.testing.llms import write_model
 from hllm.train.parallel import check_strategy
+from hllm.train.trainer import Trainer
 
 HERE = Path(__file__).parent
 SMALL = {
@@ -114,9 +115,41 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_case_d18_three_processes_train_and_evaluate_as_one(tmp_path: Path, llm: Path) -> None:
+    """Ten users, three processes; and they embed a catalogue, and go on with what one process began."""
+    parts = [tmp_path / name for name in ("one", "three")]
+    for part in parts:
+        world(n_users=10, n_items=30).save(part)
+    begun = stopped_training(tmp_path / "run")
     cases = [*FROZEN.values(), live_case(llm, grad_clip=0.5)]
-    for found, case in zip(launch(tmp_path, 3, cases), cases, strict=True):
+    texts = [{"embed": str(part), "item_llm": str(llm)} for part in parts]
+    *trained, stored, ended = launch(tmp_path, 3, [*cases, texts[1], begun])
+    for found, case in zip(trained, cases, strict=True):
         check(found, alone(case))
+    assert stored == alone(texts[0])
+    whole = alone({**begun, "out": None, "resume": False})
+    assert ended["ranks"] == whole["ranks"] and ended["best"]["epoch"] == whole["best"]["epoch"]
+    for name, values in whole["weights"].items():
+        assert ended["weights"][name] == pytest.approx(values, abs=1e-4)
+
+
+def stopped_training(folder: Path) -> dict[str, Any]:
+    """A training of one process that stopped in its second epoch; the case that goes on with it."""
+    case = {**FROZEN["ids"], "out": str(folder), "resume": True}
+
+    class Stop(Exception):
+        pass
+
+    def epoch(self: Trainer, *arguments: Any) -> None:
+        if self.state.epoch == 1:
+            self.save()
+            raise Stop
+        one_epoch(self, *arguments)
+
+    one_epoch = Trainer._epoch
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(Trainer, "_epoch", epoch)
+        alone(case)
+    return case
 
 
 def test_two_processes_hold_parts_of_the_weights(tmp_path: Path, llm: Path) -> None:

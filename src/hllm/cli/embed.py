@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hllm.cli import console
+from hllm.cli import console, processes
 
 if TYPE_CHECKING:
     from hllm.items.embeddings import ItemEmbeddings
 
 
 def embed(
+    ctx: typer.Context,
     dataset: Annotated[
         Path | None, typer.Argument(help="A dataset folder, made by `hllm data prepare`.")
     ] = None,
@@ -41,6 +42,9 @@ def embed(
         str | None, typer.Option(help="Text fields in order, as title,genres; else all.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="Encode on this many GPUs of this host, a process each.")
+    ] = None,
     precision: Annotated[
         str, typer.Option("--precision", "--dtype", help="auto, fp32, bf16 or fp16.")
     ] = "auto",
@@ -169,6 +173,8 @@ def embed(
             console.result(line)
         return
     brought: dict[str, Any] = {"vectors": from_, "ids": ids, "name": name}
+    if from_ is None:
+        how["device"] = processes.start(ctx, gpus, device)
     try:
         result = items.embed(data, item_llm, pooling, prompt, chosen, **options, **how, **brought)
     except KeyboardInterrupt as err:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from hllm import artifacts, hardware
 from hllm.errors import DataError
 from hllm.items.store.shards import Shard, Store, join, key_array, locked, spec_key
 from hllm.progress import progress, rate_text
+from hllm.ranks import ALONE, Ranks, now
 
 if TYPE_CHECKING:
     import torch
@@ -59,14 +60,17 @@ class Job:
         `padding` among these, `peak_memory` in bytes. Raises DataError at the first vector that is not finite; it is
         not stored, all others up to there are.
         """
+        ranks, keys = now(), sorted(self.texts)
+        if not ranks.first:  # the first process reads and writes the store; all encode
+            return self._help(keys, ranks)
         with locked(store.folder):
             store.refresh()
             damaged = store.drop_damaged()
-            keys = sorted(self.texts)
             wanted = store.find(keys) < 0
             missing = int(wanted.sum())
             if missing and self.shared is not None:
                 wanted &= ~self._borrow(store, keys, wanted)
+            wanted, damaged = ranks.agree((wanted, damaged))
             stats: dict[str, Any] = {"encoded": int(wanted.sum()), "encode_seconds": 0.0}
             stats |= {"reused": len(keys) - stats["encoded"], "from_shared": missing - stats["encoded"]}
             if stats["encoded"]:
@@ -76,7 +80,20 @@ class Job:
             store.compact()
         if self.shared is not None:
             self._lend(store, keys)
-        return stats
+        return ranks.agree(stats)
+
+    def _help(self, keys: list[bytes], ranks: Ranks) -> dict[str, Any]:
+        """Encode this process's share of what the first one finds missing; returns what that one tells."""
+        wanted, damaged = ranks.agree((np.zeros(0, bool), False))
+        if wanted.any():
+            encoder = self.load()
+            lengths = encoder.prepare([self.texts[key] for key in keys])
+            batches = self.batches(encoder, lengths, wanted, damaged)
+            for _ in encode_batches(
+                encoder, batches, wanted, self.spec, lambda i: self.name_of(keys[i]), ranks
+            ):
+                pass
+        return ranks.agree({})
 
     def batches(
         self, encoder: Encoder, lengths: np.ndarray, wanted: np.ndarray, whole: bool = False
@@ -99,7 +116,7 @@ class Job:
         ):
             batches = self.batches(encoder, lengths, wanted, damaged)
             for rows, vectors in encode_batches(
-                encoder, batches, wanted, self.spec, lambda i: self.name_of(keys[i])
+                encoder, batches, wanted, self.spec, lambda i: self.name_of(keys[i]), now()
             ):
                 add(Shard(_kept(vectors, dtype), all_keys[rows], encoder.truncated[rows]))
                 bar.advance(len(rows))
@@ -162,19 +179,34 @@ def encode_batches(
     wanted: np.ndarray,
     spec: Mapping[str, Any],
     name_of: Callable[[int], str],
+    ranks: Ranks = ALONE,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows int64 (m,) and vectors float32 (m, d) of the `wanted` bool (n,) texts, batch by batch.
 
     Raises DataError, after the other rows of its batch, for a vector that is not finite; `name_of`
     names the item of a row.
     """
-    for rows, vectors in one_ahead(encoder, batches):
+    for rows, vectors in over_ranks(encoder, batches, ranks):
         rows, vectors = rows[wanted[rows]], vectors[wanted[rows]]
         finite = np.isfinite(vectors).all(1)
         if finite.any():
             yield rows[finite], vectors[finite]
         if not finite.all():
             raise _not_finite(name_of(int(rows[~finite][0])), int((~finite).sum()), spec)
+
+
+def over_ranks(
+    encoder: Encoder, batches: Iterator[np.ndarray], ranks: Ranks
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows and vectors of each batch, in order. Of several processes each encodes every so-manyth, and gets all."""
+    if not ranks.many:
+        yield from one_ahead(encoder, batches)
+        return
+    while group := list(islice(batches, ranks.world)):
+        own = encoder.encode(group[ranks.rank]) if ranks.rank < len(group) else None
+        for rows, vectors in zip(group, ranks.gather(own), strict=False):
+            assert vectors is not None
+            yield rows, vectors
 
 
 def one_ahead(encoder: Encoder, batches: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
