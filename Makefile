@@ -19,7 +19,7 @@ INSTALLED := .venv/.installed
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format rechub clean
+.PHONY: help demo test test-slow lint format rechub deepspeed clean
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -46,6 +46,10 @@ format: $(INSTALLED)
 rechub: $(INSTALLED)
 	$(PIP_INSTALL) --no-deps torch-rechub==0.9.0
 	$(PIP_INSTALL) scikit-learn tqdm
+
+# DeepSpeed, without its compiled operations: the slow tests of strategies zero1 to zero3 then run.
+deepspeed: $(INSTALLED)
+	DS_BUILD_OPS=0 $(PIP_INSTALL) --no-build-isolation deepspeed==0.19.8
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
