@@ -62,7 +62,7 @@ class Job:
         """
         ranks, keys = now(), sorted(self.texts)
         if not ranks.first:  # the first process reads and writes the store; all encode
-            return self._help(keys, ranks)
+            return self._help(store, keys, ranks)
         with locked(store.folder):
             store.refresh()
             damaged = store.drop_damaged()
@@ -82,7 +82,7 @@ class Job:
             self._lend(store, keys)
         return ranks.agree(stats)
 
-    def _help(self, keys: list[bytes], ranks: Ranks) -> dict[str, Any]:
+    def _help(self, store: Store, keys: list[bytes], ranks: Ranks) -> dict[str, Any]:
         """Encode this process's share of what the first one finds missing; returns what that one tells."""
         wanted, damaged = ranks.agree((np.zeros(0, bool), False))
         if wanted.any():
@@ -93,7 +93,9 @@ class Job:
                 encoder, batches, wanted, self.spec, lambda i: self.name_of(keys[i]), ranks
             ):
                 pass
-        return ranks.agree({})
+        stats: dict[str, Any] = ranks.agree({})
+        store.refresh()
+        return stats
 
     def batches(
         self, encoder: Encoder, lengths: np.ndarray, wanted: np.ndarray, whole: bool = False
