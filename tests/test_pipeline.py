@@ -269,7 +269,7 @@ def test_histories_with_times_get_what_the_user_gets(data: Dataset, preset: str)
 @pytest.mark.parametrize(
     ("question", "message"),
     [
-        ({"users": ["u001"], "split": "test"}, "one of users, history, titles and split"),
+        ({"users": ["u001"], "split": "test"}, "split='test' says whom for"),
         ({"k": 0}, "k=0"),
         ({"candidates": "all"}, "unknown candidates 'all'"),
         ({"split": "train"}, "unknown split 'train'"),
