@@ -21,6 +21,7 @@ def test_a_page_loads_nothing_from_elsewhere(client: Any, path: str) -> None:
     assert "@import" not in html and "url(" not in html
     policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy
+    assert "<script src" not in html and "stylesheet" not in html
     for text in re.findall(r"<script>(.*?)</script>", html, re.DOTALL):
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         assert f"'sha256-{digest}'" in policy
@@ -29,7 +30,7 @@ def test_a_page_loads_nothing_from_elsewhere(client: Any, path: str) -> None:
 
 def test_a_page_writes_what_users_named_as_text() -> None:
     """Titles and ids are anybody's: none of them is ever read as HTML."""
-    for name in ("page.html", "docs.html"):
+    for name in ("page.html", "page.js", "docs.html"):
         text = (files("hllm.serve") / name).read_text(encoding="utf-8")
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", text)
 

@@ -1,86 +1,18 @@
-"""The server as a process: signals, slow clients, several workers and one that is killed, and a real browser."""
+"""The server as a process: signals, slow clients, several workers and one that is killed."""
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import signal
 import socket
-import subprocess
 import sys
-import threading
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hllm.cli import main
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-
-
-class Server:
-    """A running `hllm serve`; `lines` are what it logs."""
-
-    def __init__(self, *arguments: object) -> None:
-        path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "hllm", "serve", *map(str, arguments), "--port", "0", "--device", "cpu"],
-            env={**os.environ, "PYTHONPATH": path},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stderr is not None
-        said = self.process.stderr.readline()
-        assert " at http://" in said, said
-        self.address = said.split(" at ")[1].split()[0]
-        self.lines: list[str] = []
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        self.lines.extend(self.process.stderr)
-
-    def ask(self, path: str, body: Any = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.address + path, data, {"content-type": "application/json"})
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.loads(answer.read())
-
-    def wait(self, what: Callable[[], Any], seconds: float = 60) -> Any:
-        """`what()` once it holds and raises nothing."""
-        end = time.monotonic() + seconds
-        while True:
-            try:
-                if found := what():
-                    return found
-            except OSError:
-                pass
-            assert time.monotonic() < end, "".join(self.lines)
-            time.sleep(0.05)
-
-    def logged(self, text: str) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.lines if text in line]
-
-
-@pytest.fixture
-def server(run: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """`server(RUN, ...)`: one that answers; it is stopped at the end."""
-    begun: list[Server] = []
-
-    def begin(*arguments: object, path: Path = run) -> Server:
-        begun.append(made := Server(path, "--events", tmp_path / "e.sqlite", *arguments))
-        made.wait(lambda: made.ask("/ready"))
-        return made
-
-    yield begin
-    for one in begun:
-        one.process.terminate()
-        one.process.wait(30)
 
 
 def test_one_worker_from_start_to_stop(server: Any, run: Path, tmp_path: Path) -> None:
@@ -134,21 +66,6 @@ def test_a_killed_worker_is_replaced_and_sessions_are_kept(server: Any) -> None:
         assert own.ask("/recommend", {"users": ["u001"]})["rows"] == expected
         seen += 1
     assert seen > 3
-
-
-@pytest.mark.slow
-def test_the_page_in_a_browser(server: Any, tmp_path: Path) -> None:
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("needs chromium")
-    own = server()
-    rows = own.ask("/recommend", {"history": [["001", "006"]]})["rows"]
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
-    options += ["--virtual-time-budget=8000", "--dump-dom"]
-    for place, wanted in (("/#items=001,006", rows[0]["title"]), ("/docs", "per_user")):
-        command = [browser, *options, own.address + place]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        assert wanted in done.stdout
 
 
 def test_mistakes_are_a_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

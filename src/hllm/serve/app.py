@@ -17,6 +17,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, PlainTextResponse
 
 from hllm import __version__
 from hllm.errors import ConfigError, DataError, HLLMError
@@ -31,11 +32,16 @@ from hllm.serve.schemas import (
     EXAMPLES,
     EventsBody,
     ExplainBody,
+    Explained,
+    Found,
+    Item,
     ItemsBody,
     Problem,
     Recommendations,
     RecommendBody,
+    Similar,
     SimilarBody,
+    User,
 )
 from hllm.serve.service import Service, replace_workers
 from hllm.serve.settings import ServeSettings
@@ -44,12 +50,11 @@ log = logging.getLogger("hllm.serve")
 B = TypeVar("B", bound=BaseModel)
 RETRY_AFTER = "1"  # seconds
 SHOWN_EVENTS = 50
+PROBLEMS = (400, 401, 403, 404, 405, 408, 413, 415, 422, 500, 503)
 
 
-class StrictJson(Response):
+class StrictJson(JSONResponse):
     """JSON as RFC 8259 has it: no NaN and no infinities."""
-
-    media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
         return json.dumps(content, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode(
@@ -86,7 +91,7 @@ def create_app(settings: ServeSettings) -> FastAPI:
         docs_url=None,  # FastAPI's pages load their scripts from elsewhere
         redoc_url=None,
         default_response_class=StrictJson,
-        responses={status: {"model": Problem} for status in (401, 404, 413, 422, 503)},
+        responses={status: {"model": Problem} for status in PROBLEMS},
     )
     app.state.service = service
     app.add_middleware(Gate, settings=settings, metrics=service.metrics)
@@ -157,13 +162,13 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         live = await service.run(body.compared)
         return StrictJson(await answers.recommend(live, service.store, service.batcher, body))
 
-    @app.post("/similar", openapi_extra=_takes(SimilarBody))
+    @app.post("/similar", openapi_extra=_takes(SimilarBody), response_model=Similar)
     async def similar(request: Request) -> Response:
         """Items like an item, or like a text."""
         body = await _read(request, SimilarBody)
         return StrictJson(await answers.similar(await service.run(body.compared), service.batcher, body))
 
-    @app.post("/explain", openapi_extra=_takes(ExplainBody))
+    @app.post("/explain", openapi_extra=_takes(ExplainBody), response_model=Explained)
     async def explain(request: Request) -> Response:
         """Which events of the history an item is recommended for, in words and numbers."""
         body = await _read(request, ExplainBody)
@@ -172,7 +177,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
 
 
 def _add_catalogue(app: FastAPI, service: Service) -> None:
-    @app.get("/search")
+    @app.get("/search", response_model=Found)
     async def search(q: str = "", k: int = 20) -> Response:
         """Items by title, whole words first; the most popular ones without a text."""
         if not 1 <= k <= 100 or len(q) > 512:
@@ -181,7 +186,7 @@ def _add_catalogue(app: FastAPI, service: Service) -> None:
         places = await asyncio.to_thread(live.catalogue.search, q, k)
         return StrictJson({"rows": [_shown(live, live.data.item_ids[place]) for place in places]})
 
-    @app.get("/items/{item_id:path}")
+    @app.get("/items/{item_id:path}", response_model=Item)
     async def item(item_id: str) -> Response:
         """What the catalogue says of an item."""
         live = await service.run()
@@ -192,7 +197,7 @@ def _add_catalogue(app: FastAPI, service: Service) -> None:
             {**_shown(live, known), "fields": fields, "events": int(live.catalogue.counts[token - 1])}
         )
 
-    @app.post("/items", openapi_extra=_takes(ItemsBody), status_code=201)
+    @app.post("/items", openapi_extra=_takes(ItemsBody), response_model=dict[str, int], status_code=201)
     async def add(request: Request) -> Response:
         """Make new items recommendable at once, from their text; every worker learns of them."""
         body, live = await _read(request, ItemsBody), await service.run()
@@ -201,7 +206,7 @@ def _add_catalogue(app: FastAPI, service: Service) -> None:
         service.metrics.counts["items_added"] += len(rows)
         return StrictJson({"added": len(rows), "items": live.data.n_catalogue}, 201)
 
-    @app.get("/about")
+    @app.get("/about", response_model=dict[str, Any])
     async def about() -> Response:
         """What is served, and what it can do."""
         other = service.other
@@ -219,7 +224,7 @@ def _shown(live: Live, item: Any) -> dict[str, Any]:
 
 
 def _add_sessions(app: FastAPI, service: Service) -> None:
-    @app.post("/events", openapi_extra=_takes(EventsBody), status_code=201)
+    @app.post("/events", openapi_extra=_takes(EventsBody), response_model=dict[str, int], status_code=201)
     async def events(request: Request) -> Response:
         """What users did just now: the next /recommend of theirs knows it. All are kept, or none."""
         body, live, now = await _read(request, EventsBody), await service.run(), time.time()
@@ -231,12 +236,12 @@ def _add_sessions(app: FastAPI, service: Service) -> None:
         service.metrics.counts["events"] += len(rows)
         return StrictJson({"kept": len(rows)}, 201)
 
-    @app.delete("/events/{user_id:path}")
+    @app.delete("/events/{user_id:path}", response_model=dict[str, int])
     async def forget(user_id: str) -> Response:
         """Forget what a user did while the run is served."""
         return StrictJson({"forgotten": await asyncio.to_thread(service.store.forget, user_id)})
 
-    @app.get("/users/{user_id:path}")
+    @app.get("/users/{user_id:path}", response_model=User)
     async def user(user_id: str) -> Response:
         """A user's last items, newest first, live events included."""
         live = await service.run()
@@ -251,28 +256,27 @@ def _add_sessions(app: FastAPI, service: Service) -> None:
 def _add_operation(app: FastAPI, service: Service) -> None:
     settings = service.settings
 
-    @app.get("/health")
+    @app.get("/health", response_model=dict[str, str])
     async def health() -> Response:
         """Whether the process lives."""
         return StrictJson({"status": "alive"})
 
-    @app.get("/ready")
+    @app.get("/ready", response_model=dict[str, bool], responses={503: {"model": dict[str, bool]}})
     async def ready() -> Response:
         """Whether requests will be answered: 503 while it stops, or is overloaded."""
         free = service.batcher.waiting < settings.max_waiting
         return StrictJson({"ready": service.open and free}, 200 if service.open and free else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Counters of this worker, for Prometheus."""
         live = service.live
         labels = {"run": live.path.resolve().name, "model": live.recommender.config.preset}
         labels |= {"data": live.data.fingerprint[:12], "version": __version__}
-        return Response(
-            service.metrics.text(service.gauges(), labels), headers={"content-type": CONTENT_TYPE}
-        )
+        text = service.metrics.text(service.gauges(), labels)
+        return PlainTextResponse(text, headers={"content-type": CONTENT_TYPE})
 
-    @app.post("/admin/reload")
+    @app.post("/admin/reload", response_model=dict[str, int])
     async def reload(request: Request) -> Response:
         """Serve what is at the run's path now; a broken run changes nothing."""
         if not settings.api_keys:

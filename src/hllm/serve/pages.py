@@ -10,12 +10,13 @@ from importlib.resources import files
 
 from fastapi import Response
 
+PART = re.compile(r'<link rel="stylesheet" href="(\w+\.css)">|<script src="(\w+\.js)"></script>')
 INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 
 def page(name: str) -> Callable[[], Awaitable[Response]]:
-    """An endpoint for the page `name`."""
-    text = (files("hllm.serve") / name).read_text(encoding="utf-8")
+    """An endpoint for the page `name`, its style and script in it."""
+    text = PART.sub(_inlined, _read(name))
     headers = {
         "content-security-policy": policy(text),
         "referrer-policy": "no-referrer",
@@ -26,6 +27,15 @@ def page(name: str) -> Callable[[], Awaitable[Response]]:
         return Response(text, media_type="text/html", headers=headers)
 
     return send
+
+
+def _read(name: str) -> str:
+    return (files("hllm.serve") / name).read_text(encoding="utf-8")
+
+
+def _inlined(found: re.Match[str]) -> str:
+    style, script = found.groups()
+    return f"<style>\n{_read(style)}</style>" if style else f"<script>\n{_read(script)}</script>"
 
 
 def policy(html: str) -> str:

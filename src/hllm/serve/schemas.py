@@ -19,10 +19,21 @@ Label = int | float | Text
 Value = bool | int | float | Annotated[str, Field(max_length=100_000)] | None
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+FreeText = Annotated[str, Field(min_length=1, max_length=10_000)]
+Events = Annotated[list[Id], Field(max_length=MAX_EVENTS)]
+Times = Annotated[list[Time], Field(max_length=MAX_EVENTS)]
+Titles = Annotated[list[Text], Field(max_length=MAX_EVENTS)]
+Queries = Field(min_length=1, max_length=MAX_QUERIES)
+Only = Annotated[dict[Text, Label | Annotated[list[Label], Field(max_length=100)]], Field(max_length=20)]
+
+
 class Body(BaseModel):
     """A JSON object with these names only, of exactly these types, and finite numbers."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Allowance(Body):
@@ -34,55 +45,56 @@ class Allowance(Body):
 
 
 class Rules(Body):
-    """Which items, and how many; `compared`: from the run given with --compare."""
+    """Which items, and how many."""
 
     k: K = 10
+    """Items in each list."""
     exclude: Ids = []
+    """Items that are not recommended."""
     candidates: Literal["interacted", "catalogue"] | Ids = "interacted"
+    """Items with an event, the whole catalogue, or these ids."""
     only_items: Ids | None = None
+    """Nothing else is recommended."""
     at: Time | None = None
+    """Moment of the request, for what is available and for `exclude_seen_since`: a time, a date, or now."""
     diversify: Text | None = None
-    diversity: Annotated[float, Field(ge=0, le=1)] | None = None
+    """`brand:2`: at most 2 items of each value of the item column brand."""
+    diversity: Share | None = None
+    """Weight of unlikeness against score, 0 to 1."""
     compared: bool = False
+    """Answered by the run that was given with --compare."""
 
 
-class RecommendBody(Rules):
-    """Whom for (one of `users`, `history`, `titles`) and what; as `Recommender.recommend` takes them.
+class Whom(Body):
+    """One of `users`, `history`, `titles`."""
 
-    In `per_user` a history is called by its number, as in the answer.
-    """
+    users: Annotated[list[Id], Queries] | None = None
+    """User ids, of live sessions too."""
+    history: Annotated[list[Events], Queries] | None = None
+    """Lists of item ids of anonymous users, oldest first."""
+    times: Annotated[list[Times | None], Field(max_length=MAX_QUERIES)] | None = None
+    """Times of the events of `history`."""
+    titles: Annotated[list[Titles], Queries] | None = None
+    """Lists of titles, as `history`."""
 
-    users: Annotated[list[Id], Field(min_length=1, max_length=MAX_QUERIES)] | None = None
-    history: (
-        Annotated[
-            list[Annotated[list[Id], Field(max_length=MAX_EVENTS)]],
-            Field(min_length=1, max_length=MAX_QUERIES),
-        ]
-        | None
-    ) = None
-    times: (
-        Annotated[
-            list[Annotated[list[Time], Field(max_length=MAX_EVENTS)] | None], Field(max_length=MAX_QUERIES)
-        ]
-        | None
-    ) = None
-    titles: (
-        Annotated[
-            list[Annotated[list[Text], Field(max_length=MAX_EVENTS)]],
-            Field(min_length=1, max_length=MAX_QUERIES),
-        ]
-        | None
-    ) = None
+
+class RecommendBody(Rules, Whom):
+    """Whom for (one of `users`, `history`, `titles`) and what; as `Recommender.recommend` takes them."""
+
     keep_seen: bool = False
+    """Items of the history may be recommended again."""
     unknown: Literal["error", "skip", "popular"] = "error"
-    only: (
-        Annotated[dict[Text, Label | Annotated[list[Label], Field(max_length=100)]], Field(max_length=20)]
-        | None
-    ) = None
+    """What becomes of users and items that are unknown, and of empty histories."""
+    only: Only | None = None
+    """Item columns and their values: {"genres": "Comedy"}."""
     exclude_seen_since: Annotated[str, Field(max_length=40)] | None = None
+    """`30d`: what was seen longer ago may come back."""
     per_user: Annotated[list[Allowance], Field(max_length=MAX_IDS)] | None = None
-    text: Annotated[str, Field(min_length=1, max_length=10_000)] | None = None
-    text_weight: Annotated[float, Field(ge=0, le=1)] | None = None
+    """What single users may or may not get; a history is called by its number, as in the answer."""
+    text: FreeText | None = None
+    """Free text that is searched for together with the history."""
+    text_weight: Share | None = None
+    """0 (history alone) to 1 (text alone)."""
 
     @model_validator(mode="after")
     def _one_of(self) -> RecommendBody:
@@ -101,11 +113,15 @@ class RecommendBody(Rules):
 RULES = tuple(SearchOptions.__annotations__)
 
 
-class SimilarBody(Rules):
-    """Items like an item, or like a text."""
+class Like(Body):
+    """One of `item` and `text`."""
 
     item: Id | None = None
-    text: Annotated[str, Field(min_length=1, max_length=10_000)] | None = None
+    text: FreeText | None = None
+
+
+class SimilarBody(Rules, Like):
+    """Items like an item, or like a text."""
 
     @model_validator(mode="after")
     def _one_of(self) -> SimilarBody:
@@ -118,11 +134,13 @@ class ExplainBody(Body):
     """Why `item` is recommended to a user, or to somebody with this history."""
 
     user: Id | None = None
-    history: Annotated[list[Id], Field(max_length=MAX_EVENTS)] | None = None
-    times: Annotated[list[Time], Field(max_length=MAX_EVENTS)] | None = None
+    history: Events | None = None
+    times: Times | None = None
     item: Id
     k: Annotated[int, Field(ge=1, le=100)] = 5
+    """Reasons in the answer."""
     compared: bool = False
+    """Explained by the run that was given with --compare."""
 
     @model_validator(mode="after")
     def _one_of(self) -> ExplainBody:
@@ -134,11 +152,12 @@ class ExplainBody(Body):
 
 
 class Event(Body):
-    """Something a user did; `timestamp` in seconds since 1970, now unless given."""
+    """Something a user did."""
 
     user_id: Id
     item_id: Id
     timestamp: Annotated[float, Field(ge=-(2**40), le=2**40)] | None = None
+    """Seconds since 1970; now unless given."""
 
 
 class EventsBody(Body):
@@ -158,12 +177,17 @@ class ItemsBody(Body):
     ]
 
 
-class Row(BaseModel):
+class Shown(BaseModel):
+    """An item, by what people call it."""
+
+    item_id: int | str
+    title: str
+
+
+class Row(Shown):
     """A recommended item; `user_id` is the number of the list where a history was given."""
 
     user_id: int | str
-    item_id: int | str
-    title: str
     score: float
     rank: int
 
@@ -174,6 +198,63 @@ class Recommendations(BaseModel):
     rows: list[Row]
     notes: list[str]
     run: int
+
+
+class SimilarRow(Shown):
+    """An item, and how much it is like the one that was asked for."""
+
+    score: float | None
+    rank: int
+
+
+class Similar(BaseModel):
+    """Rows as `Recommender.similar` gives them."""
+
+    rows: list[SimilarRow]
+    run: int
+
+
+class Reason(Shown):
+    """An event of the history, as `Recommender.explain` gives it."""
+
+    place: int
+    time: int | None
+    change: float | None
+    share: float
+    similarity: float | None
+
+
+class Explained(Shown):
+    """What `Recommender.explain` gives, and the same in words."""
+
+    score: float
+    rank: int | None
+    events: int
+    reasons: list[Reason]
+    words: list[str]
+    run: int
+
+
+class Found(BaseModel):
+    """Items that a search found."""
+
+    rows: list[Shown]
+
+
+class Item(Shown):
+    """An item of the catalogue, and its training events."""
+
+    fields: dict[str, Any]
+    events: int
+
+
+class User(BaseModel):
+    """A user's last items, newest first; `live`: with events that came while the run is served."""
+
+    user_id: str
+    events: int
+    live: bool
+    rows: list[Shown]
 
 
 class Problem(BaseModel):
