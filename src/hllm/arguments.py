@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection
 from numbers import Integral
 from pathlib import Path
@@ -50,3 +51,14 @@ def path(name: str, value: Any) -> Path:
     if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
         raise ConfigError(f"{name}={shown(value)}: must be a path, not {type(value).__name__}")
     return Path(text(name, os.fspath(value)))
+
+
+def seconds_of(name: str, value: object) -> float:
+    """A length of time such as "90s", "30m" or "1h30m", in seconds; ConfigError for another form or none at all."""
+    number = r"(\d+(?:\.\d+)?)"
+    found = re.fullmatch(f"(?:{number}h)?(?:{number}m)?(?:{number}s)?", str(value).replace(" ", ""))
+    parts = [float(part or 0) for part in found.groups()] if found else []
+    seconds = sum(part * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
+    if not 0 < seconds < 1e9:
+        raise ConfigError(f"{name} {shown(value)}: must be a length of time, for example 90s, 30m or 1h30m")
+    return seconds

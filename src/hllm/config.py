@@ -217,6 +217,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 3e-3,
         "epochs": 12,
         "batch_tokens": 4096,
+        "warmup_ratio": 0.05,
+        "min_lr_ratio": 0.01,
     },
 }
 
@@ -308,6 +310,10 @@ PRESETS["hllm-small"] = {
     "n_layers": 4,
     "item_llm_learning_rate": 1e-4,
     "item_llm_weight_decay": 0.01,
+    "epochs": 40,
+    "batch_tokens": 8192,
+    "warmup_ratio": 0.05,
+    "min_lr_ratio": 0.01,
     "ema_decay": 0.0,
 }
 
@@ -320,7 +326,7 @@ def load_config(
     Raises ConfigError for an unknown preset or key (with the nearest valid name), for a value of
     the wrong type or range, and for a setting of the file or the overrides that has no effect.
     """
-    given = {} if file is None else spread(_read_yaml(path("file", file)))
+    given = {} if file is None else spread(read_settings(path("file", file)))
     given |= spread(overrides or {})
     preset = given.pop("preset", preset)
     if not isinstance(preset, str) or preset not in PRESETS:
@@ -380,7 +386,8 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file, as they are written there. Raises ConfigError for one that can't be read."""
     try:
         if (size := path.stat().st_size) > MAX_FILE:
             raise ConfigError(f"config file {path} has {size:,} bytes, settings at most {MAX_FILE:,}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 from collections.abc import Callable
@@ -441,7 +442,12 @@ def test_the_default_run_folder(
 
 
 def test_baselines_by_name_and_no_evaluation(
-    world_folder: Path, small: list[str], tmp_path: Path, capsys: Capture, fails: Fails
+    world_folder: Path,
+    small: list[str],
+    tmp_path: Path,
+    capsys: Capture,
+    fails: Fails,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     command = ["train", str(world_folder), "--preset", "sasrec", "--device", "cpu", *small, "--out"]
     one, two, three = (str(tmp_path / name) for name in ("one", "two", "three"))
@@ -455,8 +461,15 @@ def test_baselines_by_name_and_no_evaluation(
     assert main([*command, three, "--no-evaluate"]) == 0
     assert f"next: hllm evaluate {three}" in capsys.readouterr().err
     assert not (Path(three) / "metrics.json").exists()
-    assert main(["evaluate", three, "--device", "cpu"]) == 0
+    assert main(["evaluate", three, "--device", "cpu", "--baselines", "item-knn,ease", "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["baselines"]["test"]) == {"item-knn", "ease"}
     assert "unknown baseline 'markow'" in fails(*command, one, "--baselines", "markow")
+    assert "unknown baseline 'pop'" in fails("evaluate", three, "--baselines", "pop")
+    monkeypatch.setattr("hllm.baselines.ease.MOST_ITEMS", 20)
+    told = fails(*command, str(tmp_path / "four"), "--baselines", "popularity,ease")
+    assert (
+        "at most 20. Use the baseline item-knn" in told and not (tmp_path / "four").exists()
+    )  # before training
 
 
 # ---------------------------------------------------------------------- an item LLM trained too

@@ -23,7 +23,7 @@ def large(monkeypatch: pytest.MonkeyPatch) -> Dataset:
 
 
 def test_small_and_made_for_a_cpu(large: Dataset) -> None:
-    assert cpu_warning(world(), load_config("hllm-lite"), None) is None
+    assert cpu_warning(world(), load_config("hllm-lite", overrides={"epochs": 40}), None) is None
     hundred_thousand = replace(
         large, meta={**large.meta, "n_candidates": 1682}, train_mask=np.ones(98_114, bool)
     )
@@ -32,18 +32,18 @@ def test_small_and_made_for_a_cpu(large: Dataset) -> None:
 
 
 def test_a_preset_for_a_gpu_names_the_other(large: Dataset) -> None:
-    line = cpu_warning(large, load_config("hllm-lite"), None)
+    line = cpu_warning(large, load_config("hllm-lite", overrides={"epochs": 40}), None)
     assert line is not None
     assert line.startswith("preset hllm-lite is made for a GPU; on this CPU its 40 epochs take about 7 h")
     assert "--preset demo is made for a CPU (about " in line
-    line = cpu_warning(large, load_config("sasrec"), None)
+    line = cpu_warning(large, load_config("sasrec", overrides={"epochs": 40}), None)
     assert line is not None and "--preset demo" not in line and "--set d_model=128" in line
 
 
 def test_sampled_losses_cost_less(large: Dataset) -> None:
     wide = replace(large, meta={**large.meta, "n_candidates": 1_000_000})
     full, sampled = (
-        seconds_on_cpu(wide, load_config("sasrec", overrides={"loss": loss}), None)
+        seconds_on_cpu(wide, load_config("sasrec", overrides={"loss": loss, "epochs": 40}), None)
         for loss in ("cross_entropy", "sampled")
     )
     assert sampled < full / 10

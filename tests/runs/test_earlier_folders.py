@@ -57,7 +57,7 @@ def test_the_same_settings_are_the_same_run(folders: Path) -> None:
     """What had no effect, and how a machine ran it, does not make it another run."""
     settings = {
         "n_layers": 1, "epochs": 2, "batch_tokens": 64, "max_len": 6, "dropout": 0.1, "d_model": 8, "n_heads": 2,
-        "max_distance": 6, "loss": "sampled", "n_negatives": 5,
+        "max_distance": 6, "loss": "sampled", "n_negatives": 5, "warmup_ratio": 0.05, "min_lr_ratio": 0.01,
     }  # fmt: skip
     config = load_config("sasrec", overrides={**settings, "capture": False})
     data = Dataset.load(folders / "sasrec" / "data")

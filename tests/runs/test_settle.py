@@ -9,7 +9,7 @@ from hllm.data.dataset import Dataset
 from hllm.errors import ConfigError
 from hllm.runs import settle as module
 from hllm.runs.folder import as_of_now
-from hllm.runs.settle import choices, settled
+from hllm.runs.settle import choices, length, settled, targets_of_epoch
 from hllm.testing import world
 
 FEW = {"loss": "sampled", "label_smoothing": 0.0, "n_negatives": 1, "batch_tokens": 2, "max_len": 2}
@@ -70,3 +70,45 @@ def test_a_run_of_before_updated_every_row() -> None:
     old = config().model_dump()
     assert old["training"]["id_updates"] is None
     assert as_of_now({"config": old})["config"]["training"]["id_updates"] == "dense"
+
+
+@pytest.mark.parametrize(
+    ("targets", "batch", "epochs", "patience"),
+    [
+        (600, 2048, 600, 100),  # a step an epoch: the epochs make up for it
+        (12_888, 2048, 86, 14),
+        (83_290, 2048, 60, 10),
+        (277_876, 8192, 60, 10),
+        (20_000_000, 8192, 60, 10),
+    ],
+)
+def test_batch_and_length_follow_the_number_of_targets(
+    data: Dataset, monkeypatch: pytest.MonkeyPatch, targets: int, batch: int, epochs: int, patience: int
+) -> None:
+    monkeypatch.setattr(module, "targets_of_epoch", lambda data, config: targets)
+    training = settled(data, config()).training
+    assert (training.batch_tokens, training.epochs, training.patience) == (batch, epochs, patience)
+    assert f"{batch:,} targets" in length(settled(data, config()))
+
+
+def test_what_is_given_stays(data: Dataset) -> None:
+    given = settled(data, config(epochs=7)).training
+    assert (given.epochs, given.patience, given.batch_tokens) == (7, None, 2048)  # all seven are wanted
+    given = settled(data, config(batch_tokens=100, patience=3, eval_every=2)).training
+    assert (given.batch_tokens, given.patience) == (100, 3)
+    assert settled(data, config(eval_every=5)).training.patience == round(
+        settled(data, config()).training.patience / 5
+    )
+    live = load_config("hllm-small", overrides={"batch_tokens": None, "item_llm": "minilm"})
+    assert settled(data, live).training.batch_tokens == 8192
+
+
+def test_targets_of_an_epoch(data: Dataset) -> None:
+    lengths = [len(h) - 1 for h in map(list, _histories(data))]
+    assert targets_of_epoch(data, config(max_len=3)) == sum(min(n, 3) for n in lengths if n > 0)
+    assert targets_of_epoch(data, config(max_len=3, windows="every", passes=2)) == 2 * sum(lengths)
+
+
+def _histories(data: Dataset) -> list[list[int]]:
+    packed = data.train_histories()
+    return [packed.tokens[a:b].tolist() for a, b in zip(packed.offsets, packed.offsets[1:], strict=False)]

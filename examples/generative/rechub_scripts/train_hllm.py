@@ -20,6 +20,7 @@ from hllm.runs.auto_batch import BatchSize, memory_needed
 from hllm.runs.folder import run_state, saved_identity
 from hllm.runs.record import identity_of
 from hllm.settings import heads_of
+from hllm.train.config import chosen
 from rechub_scripts.entry import (
     LOSSES,
     Parser,
@@ -193,7 +194,7 @@ def _describe(
     say(f"model: {config.preset}, width {dim}, {layers} layers, {n_heads} heads, loss {loss}")
     advice = f"--batch_size {max(1, batch.size // 2)}, --auto-batch, or {ADVICE}"
     check_memory(device, memory_needed(data, config, embeddings), advice)
-    if device.type == "cuda" and config.training.batch_tokens < SMALL_BATCH:
+    if device.type == "cuda" and chosen(config.training.batch_tokens) < SMALL_BATCH:
         enough = -(-4 * SMALL_BATCH // config.training.passes)
         warn(
             f"--batch_size {batch.size} leaves a GPU mostly idle, which is slow; --batch_size {enough} does not"

@@ -37,14 +37,10 @@ class EASE(nn.Module):
 
     def fit(self, dataset: Dataset) -> EASE:
         """Invert the matrix of co-occurrences. Raises DataError above MOST_ITEMS items."""
+        check_size(dataset)
         counts = dataset.train_counts()
         trained, n = np.flatnonzero(counts), len(counts)
         m = len(trained)
-        if m > MOST_ITEMS:
-            raise DataError(
-                f"ease inverts a matrix of items x items, {m * m * 4 / 2**30:.1f} GiB of float32 for {m:,} items and "
-                f"hours beyond; it takes at most {MOST_ITEMS:,}. Use the baseline item-knn"
-            )
         gram = torch.empty((m, m))
         for first, block in cooccurrences(dataset.train_histories(), n):
             a, b = np.searchsorted(trained, (first, first + len(block)))
@@ -69,3 +65,13 @@ class EASE(nn.Module):
     def score(self, query: Tensor, tokens: Tensor) -> Tensor:
         """Scores float32 (U, m')."""
         return query @ self.weights[:, self.place[tokens]]
+
+
+def check_size(dataset: Dataset) -> None:
+    """Raise DataError where `dataset` has more trained items than a matrix of items x items can be inverted for."""
+    m = int(np.count_nonzero(dataset.train_counts()))
+    if m > MOST_ITEMS:
+        raise DataError(
+            f"ease inverts a matrix of items x items, {m * m * 4 / 2**30:.1f} GiB of float32 for {m:,} items and "
+            f"hours beyond; it takes at most {MOST_ITEMS:,}. Use the baseline item-knn"
+        )

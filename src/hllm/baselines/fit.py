@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from hllm.baselines.ease import EASE
+from hllm.baselines.ease import EASE, check_size
 from hllm.baselines.item_knn import ItemKNN
 from hllm.baselines.markov import Markov
 from hllm.baselines.popularity import Popularity
@@ -31,8 +31,16 @@ BASELINES = tuple(_MAKERS)
 SHOWN = ("popularity", "markov", "random")  # beside a trained model, unless others are asked for
 
 
+def check_baselines(names: Iterable[str], dataset: Dataset) -> None:
+    """Raise ConfigError for an unknown name and DataError for one that `dataset` is too large for: before any work."""
+    for name in names:
+        if name not in _MAKERS:
+            raise ConfigError(unknown("baseline", name, (*BASELINES, "none")))
+        if name == "ease":
+            check_size(dataset)
+
+
 def fit_baseline(name: str, dataset: Dataset, seed: int = 0) -> Baseline:
     """Fit one baseline on the training events of `dataset`. Raises ConfigError for an unknown name."""
-    if name not in _MAKERS:
-        raise ConfigError(unknown("baseline", name, BASELINES))
+    check_baselines([name], dataset)
     return _MAKERS[name](seed).fit(dataset)

@@ -22,8 +22,8 @@ from hllm.errors import DeviceError, HLLMError, unknown
 from hllm.ranks import is_cut_off, launched, leave, speaks
 
 COMMANDS = (
-    "demo", "data", "embed", "items", "train", "evaluate", "recommend", "similar", "explain", "update", "export",
-    "index", "serve", "report", "import-bytedance",
+    "demo", "data", "embed", "items", "train", "tune", "evaluate", "recommend", "similar", "explain", "update",
+    "export", "index", "serve", "report", "import-bytedance",
 )  # fmt: skip
 USER_MISTAKE, INTERRUPTED = 2, 130
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}

@@ -28,6 +28,10 @@ def evaluate(
     gpus: Annotated[
         int | None, typer.Option(min=1, help="Rank on this many GPUs of this host, a process each.")
     ] = None,
+    baselines: Annotated[
+        str | None,
+        typer.Option(help="Baselines to evaluate as well, by names and commas (ease,item-knn,...), or none."),
+    ] = None,
 ) -> None:
     """Rank every held-out item among all candidates and average over users."""
     if (recs is None) != (truth is None) or (run is None) == (recs is None):
@@ -36,6 +40,7 @@ def evaluate(
         _evaluate_files(recs, truth, k, as_json)
         return
     assert run is not None
+    from hllm.cli.train import chosen_baselines
     from hllm.evaluate.metrics import as_document, check_ks
     from hllm.evaluate.tables import table
     from hllm.evaluate.verdict import verdict
@@ -51,7 +56,10 @@ def evaluate(
     from hllm.pipeline import Recommender, evaluate_run
 
     recommender = Recommender.from_pretrained(run, device)
-    own, others = evaluate_run(recommender, [split], k=k, keep_seen=keep_seen, candidates=candidates)
+    assert recommender.dataset is not None
+    chosen = chosen_baselines(baselines, recommender.dataset)
+    options = {"k": k, "keep_seen": keep_seen, "candidates": candidates}
+    own, others = evaluate_run(recommender, [split], baselines=chosen, **options)
     if line := verdict(
         own[split].name, split, own[split].values, {n: m.values for n, m in others[split].items()}
     ):

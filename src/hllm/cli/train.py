@@ -91,7 +91,7 @@ def train(
         "resume": resume,
         "overwrite": overwrite,
         "auto_batch": auto_batch,
-        "baselines": _baselines(baselines),
+        "baselines": chosen_baselines(baselines, data),
         "evaluated": not no_evaluate,
     }
     if seeds == 1:
@@ -132,16 +132,17 @@ def train_one(
     from hllm.runs.auto_batch import BatchSize
     from hllm.runs.record import check_identity, identity_of
     from hllm.runs.settle import settled
+    from hllm.train.config import chosen
 
     target = pick_device(device)
     if overwrite and not (resume and state == "unfinished"):
         state = "new"
     config = settled(data, config)
-    batch = BatchSize(config.training.batch_tokens, auto_batch, console.note)
+    batch = BatchSize(chosen(config.training.batch_tokens), auto_batch, console.note)
     if state != "new" and ranks.first:
         batch = batch.as_recorded(folder, data, config, embeddings)
     config = batch.config(config, ranks.agree(batch.size))
-    batch = replace(batch, size=config.training.batch_tokens // batch.tokens)
+    batch = replace(batch, size=chosen(config.training.batch_tokens) // batch.tokens)
     if state != "new" and ranks.first and (saved := saved_identity(folder)) is not None:
         check_identity(folder, saved, identity_of(data, config, embeddings))
     if ranks.many:
@@ -181,9 +182,10 @@ def _say_what_comes(
     """What the configuration chose by itself, and warnings of too little memory or too slow a machine."""
     from hllm.runs.auto_batch import memory_needed, memory_warning
     from hllm.runs.cpu_time import cpu_warning
-    from hllm.runs.settle import choices
+    from hllm.runs.settle import choices, length
     from hllm.runs.train import validation_users
 
+    console.note(length(config))
     if line := choices(data, config):
         console.note(line)
     if data.queries["validation"].size and (n := validation_users(data, config.training)) is not None:
@@ -274,17 +276,14 @@ def _train_seeds(data: Dataset, config: Config, folder: Path, seeds: int, **opti
     )
 
 
-def _baselines(names: str | None) -> bool | list[str]:
-    """Names as they were typed, checked before anything is trained."""
+def chosen_baselines(names: str | None, data: Dataset) -> bool | list[str]:
+    """Names as they were typed, checked before anything is trained or ranked."""
     if names is None or names == "none":
         return names is None
-    from hllm.baselines.fit import BASELINES
-    from hllm.errors import ConfigError, unknown
+    from hllm.baselines.fit import check_baselines
 
     chosen = list(dict.fromkeys(name.strip() for name in names.split(",")))
-    for name in chosen:
-        if name not in BASELINES:
-            raise ConfigError(unknown("baseline", name, (*BASELINES, "none")))
+    check_baselines(chosen, data)
     return chosen
 
 

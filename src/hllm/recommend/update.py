@@ -17,6 +17,7 @@ from hllm.errors import ConfigError
 from hllm.recommend.additions import added_dataset, check_new_items
 from hllm.runs.record import RunRecord, new_record
 from hllm.runs.train import train_network
+from hllm.train.config import chosen
 
 if TYPE_CHECKING:
     import polars as pl
@@ -79,7 +80,7 @@ def updated(
         lineage=[*record.lineage, step],
     )  # fmt: skip
     if train:
-        epochs = {"epochs": max(1, config.training.epochs // SHARE)}
+        epochs = {"epochs": max(1, chosen(config.training.epochs) // SHARE)}
         config = config.model_copy(update=epochs | dict(settings or {}))
         network, result = train_network(
             found.data, config, None, target, None, False, progress, start=network

@@ -13,7 +13,9 @@ import torch
 from hllm.config import Config
 from hllm.errors import DeviceError
 from hllm.hardware import is_out_of_memory, release_memory
+from hllm.runs.settle import settled
 from hllm.settings import heads_of
+from hllm.train.config import chosen
 
 if TYPE_CHECKING:
     from hllm.data.dataset import Dataset
@@ -115,10 +117,10 @@ def memory_needed(data: Dataset, config: Config, embeddings: ItemEmbeddings | No
     Weights with gradients and Adam's moments, two tables of item vectors, about 40 numbers of the
     model's width a token and layer for the backward pass, attention's weights, and the loss's tiles.
     """
-    users, training = config.users, config.training
+    users, training = config.users, settled(data, config).training
     width = users.d_model or (0 if embeddings is None else embeddings.vectors.shape[1])
     max_len = training.max_len if isinstance(training.max_len, int) else int(np.diff(data.offsets).max())
-    n_tokens = max(training.batch_tokens, max_len)
+    n_tokens = max(chosen(training.batch_tokens), max_len)
     n_weights = 12 * width**2 * users.n_layers + (max_len + 2049) * width
     attention = 3 * heads_of(width, users.n_heads) * max_len
     activations = n_tokens * users.n_layers * (40 * width + attention)

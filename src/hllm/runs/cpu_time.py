@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from hllm import hardware
 from hllm.config import Config, load_config
 from hllm.progress import duration
+from hllm.train.config import chosen
 
 if TYPE_CHECKING:
     from hllm.data.dataset import Dataset
@@ -17,13 +18,14 @@ LONG = 600.0  # seconds, above which it is worth saying
 
 
 def seconds_on_cpu(data: Dataset, config: Config, embeddings: ItemEmbeddings | None) -> float:
-    """Seconds of training, without validation: 6 operations a weight and target, the softmax's included."""
+    """Seconds of training by a settled `config`, without validation and to its last epoch: 6 operations a weight and
+    target, the softmax's included."""
     users, training = config.users, config.training
     width = users.d_model or (0 if embeddings is None else embeddings.vectors.shape[1])
     classes = data.n_candidates
     if config.objective.loss in ("sampled", "in_batch"):
         classes = min(classes, config.objective.n_negatives or 512)
-    targets = float(data.train_mask.sum()) * training.passes * training.epochs
+    targets = float(data.train_mask.sum()) * training.passes * chosen(training.epochs)
     per_target = 6.0 * (12 * width**2 * users.n_layers + classes * width)
     return targets * per_target / (RATE * hardware.cpu_count())
 

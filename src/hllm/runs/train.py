@@ -27,7 +27,7 @@ from hllm.runs.folder import PARALLEL, as_of_now, check_folder, clear_run
 from hllm.runs.record import check_identity, identity_of
 from hllm.runs.settle import longest_batch, settled
 from hllm.runs.warm_start import start_from
-from hllm.train.config import TrainingConfig
+from hllm.train.config import TrainingConfig, chosen
 from hllm.train.files import read_identity
 from hllm.train.trainer import FitResult, Trainer
 
@@ -137,7 +137,7 @@ def make_trainer(
     loader = TrainLoader(
         histories,
         max_len,
-        training.batch_tokens,
+        chosen(training.batch_tokens),
         training.seed,
         "cpu" if of_batch else device,  # the batch's items are found on the host
         training.windows,

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from hllm.data.batches.training import TrainLoader
 from hllm.hardware import is_out_of_memory
-from hllm.train.config import TrainingConfig
+from hllm.train.config import TrainingConfig, chosen
 
 # Tokens x layers x width of a training from which compiling pays for itself about twice: on an H100, 6 layers of
 # width 256 save 5.7 ms in 16,384 tokens after 10 s.
@@ -79,4 +79,4 @@ def is_worth_compiling(loader: TrainLoader, training: TrainingConfig, n_layers: 
     """Whether a training is so long that faster steps make up for compiling, by a wide margin."""
     lengths = np.diff(np.asarray(loader.histories.offsets)) - 1
     tokens = int(np.minimum(lengths, loader.max_len or lengths.max(initial=0)).sum())
-    return tokens * loader.passes * training.epochs * n_layers * width > WORTH
+    return tokens * loader.passes * chosen(training.epochs) * n_layers * width > WORTH

@@ -26,8 +26,9 @@ class TrainingConfig(Settings):
     passes: int = Field(default=1, ge=1, le=10_000)
     # adam: weight_decay is an L2 penalty on every weight; adamw8bit: moments in 8 bits, by bitsandbytes.
     optimizer: Literal["adamw", "adam", "adamw8bit"] = "adamw"
-    epochs: Epochs = 40
-    batch_tokens: int = Field(default=8192, ge=1, le=INT_MAX)
+    # Epochs at most, targets of a batch: None: chosen by the data set's size (runs/settle.py).
+    epochs: Epochs | None = None
+    batch_tokens: int | None = Field(default=None, ge=1, le=INT_MAX)
     learning_rate: float = Field(default=2e-3, gt=0, le=1e3)
     weight_decay: float = Field(default=0.15, ge=0, le=1e3)
     # Of the item LLM (its adapters and item tokens too) and of the user model, where they differ.
@@ -36,11 +37,15 @@ class TrainingConfig(Settings):
     user_learning_rate: float | None = Field(default=None, gt=0, le=1e3)
     user_weight_decay: float | None = Field(default=None, ge=0, le=1e3)
     init_from: str | None = None  # a run of the same dataset, whose weights training starts from
-    warmup_ratio: float = Field(default=0.05, ge=0, le=1)
-    min_lr_ratio: float = Field(default=0.01, ge=0, le=1)
+    warmup_ratio: float = Field(default=0.03, ge=0, le=1)
+    # What a cosine ends at. 1: the rate stays, and averaged weights do what its fall would, at every epoch alike, so
+    # that patience may end a training wherever it is done.
+    min_lr_ratio: float = Field(default=1.0, ge=0, le=1)
     grad_clip: float | None = Field(default=1.0, gt=0)  # None: gradients are not clipped
     ema_decay: float = Field(default=0.999, ge=0, lt=1)  # 0: no weight averaging
-    patience: Epochs | None = None  # epochs without a better valid_metric; None: never stop
+    # Validations without a better valid_metric, before training ends. None: chosen with `epochs` where these are
+    # open too, else training goes on to its last epoch.
+    patience: Epochs | None = None
     valid_metric: str = Field(default="ndcg@10", pattern=r"^(hr|recall|ndcg|mrr)@[1-9]\d{0,5}$")
     eval_every: Epochs = 1  # epochs between validations; the last epoch is always validated
     # Users ranked in a validation while training, a sample by the seed. None: everyone, unless users x
@@ -76,3 +81,10 @@ class Runtime(Settings):
     checkpoint_share: float = Field(
         default=0.02, gt=0, le=1
     )  # of the time, spent on writing checkpoints at most
+
+
+def chosen(value: int | None) -> int:
+    """A setting that `runs.settle.settled` has filled in, where it was open."""
+    if value is None:
+        raise ValueError("a setting is open that the data decides: settle the configuration first")
+    return value

@@ -33,7 +33,7 @@ from hllm.train.checkpoint import (
     trained,
 )
 from hllm.train.compiled import CompiledBlocks, blocks_of, is_worth_compiling
-from hllm.train.config import Runtime, TrainingConfig
+from hllm.train.config import Runtime, TrainingConfig, chosen
 from hllm.train.files import LAST, best_path, drop_other_bests
 from hllm.train.health import (
     check_loss,
@@ -106,6 +106,7 @@ class Trainer:
         self.loader = loader
         self.views = views
         self.training = training
+        self.epochs = chosen(training.epochs)
         self.runtime = runtime or Runtime()
         self.validate = validate
         self.checkpoints = None if folder is None else folder / "checkpoints"
@@ -221,7 +222,7 @@ class Trainer:
         self._saved_at = time.monotonic()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        shown = progress("train", self.training.epochs, "epochs", self.show, done=self.state.epoch)
+        shown = progress("train", self.epochs, "epochs", self.show, done=self.state.epoch)
         with interruptible() as interruption, shown as bar:
             while not self.state.finished:
                 self._epoch(interruption, bar)
@@ -254,7 +255,7 @@ class Trainer:
         self.network.train()
         bar.inside(state.step_in_epoch, len(plan))
         for batch in self.loader.batches(plan, skip=state.step_in_epoch):
-            share = (state.epoch + state.step_in_epoch / len(plan)) / self.training.epochs
+            share = (state.epoch + state.step_in_epoch / len(plan)) / self.epochs
             losses.append(self._step(batch, learning_rate(self.training, share)))
             state.step += 1
             state.step_in_epoch += 1
@@ -326,19 +327,17 @@ class Trainer:
             "loss": state.loss_sum / max(n_steps, 1),
             # Of the epoch's last step; not read from the optimiser, which a resumed run may not have
             # stepped in this epoch.
-            "learning_rate": learning_rate(
-                training, (state.epoch + 1 - 1 / max(n_steps, 1)) / training.epochs
-            ),
+            "learning_rate": learning_rate(training, (state.epoch + 1 - 1 / max(n_steps, 1)) / self.epochs),
         }
         if plans := gradient_plans(self.network):
             row["item_llm_plan"] = plans[0]
         state.epoch += 1
         state.step_in_epoch, state.loss_sum = 0, 0.0
-        if state.epoch % training.eval_every == 0 or state.epoch == training.epochs:
+        if state.epoch % training.eval_every == 0 or state.epoch == self.epochs:
             row |= self._validate(state.epoch, plan)
         state.history.append(row)
         out_of_patience = training.patience is not None and state.stale_epochs >= training.patience
-        state.finished = state.epoch >= training.epochs or out_of_patience
+        state.finished = state.epoch >= self.epochs or out_of_patience
         value = row.get(training.valid_metric)
         metric = "" if value is None else f", {training.valid_metric} {value:.4f}"
         bar.note(f"loss {row['loss']:.4f}{metric}")
@@ -405,7 +404,7 @@ class Trainer:
             # Until then the weights are no candidates for the best.
             self.state.flat_validations += 1
             lasts = self.state.flat_validations >= FLAT_VALIDATIONS
-            last = self.state.epoch >= self.training.epochs and self.state.best_epoch is None
+            last = self.state.epoch >= self.epochs and self.state.best_epoch is None
             if lasts or last or not bool(torch.isfinite(queries).all()):
                 raise
         else:
