@@ -29,7 +29,7 @@ from hllm.train.config import chosen
 
 if TYPE_CHECKING:
     from hllm.data.dataset import Dataset
-    from hllm.items.embed import ItemEmbeddings
+    from hllm.items.embeddings import ItemEmbeddings
 
 SEARCH, TRIALS = "search.json", "trials.jsonl"
 RANDOM_TRIALS = 8  # before the estimator has enough to go by; the first has the settings as they are
