@@ -123,9 +123,11 @@ def _of_accelerate() -> dict[str, Any]:
 
 def described(ranks: Ranks, config: Config) -> str:
     """A line on how the processes share the training."""
-    runtime, training = config.runtime, config.training
+    from hllm.train.config import chosen
+
+    runtime, tokens = config.runtime, chosen(config.training.batch_tokens)
     own = f" ({runtime.deepspeed})" if runtime.deepspeed else ""
     return (
-        f"{ranks.world} processes, strategy {runtime.strategy}{own}; batch_tokens {training.batch_tokens:,} is the "
-        f"batch of all, about {training.batch_tokens // ranks.world:,} each"
+        f"{ranks.world} processes, strategy {runtime.strategy}{own}; batch_tokens {tokens:,} is the "
+        f"batch of all, about {tokens // ranks.world:,} each"
     )
