@@ -8,33 +8,40 @@ from typing import Annotated
 import typer
 
 from hllm.cli import console
-from hllm.errors import ConfigError
 
 
 def index(
     run: Annotated[Path, typer.Argument(help="A run folder, as `hllm train` writes it.")],
-    out: Annotated[
-        Path | None, typer.Option(help="File to write, for faiss.read_index; ids are tokens.")
-    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Recall and speed against exact search.")] = False,
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Items of a list that is compared.")] = 10,
-    effort: Annotated[int, typer.Option(min=1, help="Candidates that a search looks at.")] = 128,
+    effort: Annotated[int, typer.Option(min=1, help="With --check: candidates that a search looks at.")] = 64,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make it anew.")] = False,
 ) -> None:
-    """Build an approximate index (HNSW) of the items. Recommending itself stays exact."""
-    if out is None and not check:
-        raise ConfigError("say what to do: --check, or --out FILE")
-    from hllm.pipeline import Recommender
-    from hllm.recommend.index import build_index, check_index, write_index
+    """Make an approximate index (HNSW) of the items, once, and keep it in the run.
 
+    `hllm recommend --approximate` uses it, and any request among more than a million items; else search is exact.
+    """
+    from hllm.artifacts import locked
+    from hllm.pipeline import Recommender
+    from hllm.progress import progress
+    from hllm.recommend import index as made
+    from hllm.runs.folder import read_record
+
+    weights = made.weights_of(read_record(run))
     session = Recommender.from_pretrained(run, "cpu").session()
-    made = build_index(session, effort)
+    with locked(run / made.FOLDER):
+        found = None if overwrite else made.open_index(session, run, weights, effort)
+        if found is None:
+            with progress("index", len(made.candidate_tokens(session)), "items") as bar:
+                found = made.build_index(session, effort, bar.advance)
+            made.save_index(found, run, weights)
+            console.result(f"index of {len(found):,} items in {run / made.FOLDER}")
+        else:
+            console.result(f"{run / made.FOLDER} holds the index of {len(found):,} items already")
     if check:
-        found = check_index(session, made, k)
+        recall = made.check_index(session, found, k)
         console.result(
-            f"recall@{found.k} {found.recall:.4f} of {found.users:,} users over {made.ntotal:,} items; "
-            f"{found.approximate:,.0f} queries/s against {found.exact:,.0f} exact, "
-            f"{found.approximate / found.exact:.1f} times"
+            f"recall@{recall.k} {recall.recall:.4f} of {recall.users:,} users over {len(found):,} items; "
+            f"{recall.approximate:,.0f} queries/s against {recall.exact:,.0f} exact, "
+            f"{recall.approximate / recall.exact:.1f} times"
         )
-    if out is not None:
-        write_index(out, made)
-        console.result(f"index of {made.ntotal:,} items in {out}")

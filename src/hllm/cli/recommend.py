@@ -69,6 +69,13 @@ def recommend(
     text_weight: Annotated[
         float | None, typer.Option(min=0, max=1, help="Weight of --text against the history; 0.5 by default.")
     ] = None,
+    approximate: Annotated[
+        bool | None,
+        typer.Option(
+            "--approximate/--exact",
+            help="Search by the run's index (`hllm index RUN`); by default among more than a million items alone.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -126,6 +133,7 @@ def recommend(
         "diversity": diversity,
         "text": text,
         "text_weight": text_weight,
+        "approximate": approximate,
     }
     read_record(run)  # the last that can be told without torch
     if in_parts:

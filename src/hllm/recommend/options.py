@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
+from hllm.arguments import flag
 from hllm.data.tables.frames import to_polars
 from hllm.data.tables.schema import ITEM_ID, UNITS_PER_SECOND, USER_ID
 from hllm.errors import ConfigError, DataError, nearest, unknown
@@ -45,14 +46,17 @@ class RuleOptions(TypedDict, total=False):
 
 
 class SearchOptions(RuleOptions, total=False):
-    """Rules, and a text to search for.
+    """Rules, a text to search for, and how to search.
 
     text         free text that is searched for together with the history, through the run's item LLM
     text_weight  0 (history alone) to 1 (text alone), .5 by default
+    approximate  True: by the run's index (`hllm index RUN`), False: exactly; by default by the index only where the
+                 run has one and more than a million items compete
     """
 
     text: str | None
     text_weight: float | None
+    approximate: bool | None
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -60,6 +64,8 @@ def check_options(options: Mapping[str, Any]) -> None:
     for name in options:
         if name not in SearchOptions.__annotations__:
             raise ConfigError(unknown("rule", name, SearchOptions.__annotations__))
+    if options.get("approximate") is not None:
+        flag("approximate", options["approximate"])
     weight = options.get("diversity")
     if weight is not None and not (isinstance(weight, int | float) and 0 <= weight <= 1):
         raise ConfigError(

@@ -35,6 +35,7 @@ class Request:
     hidden: tuple[np.ndarray, np.ndarray]
     allowed: dict[int, np.ndarray] = field(default_factory=dict)
     arrangement: Arrangement = field(default_factory=Arrangement)
+    approximate: bool | None = None
 
 
 def make_request(
@@ -70,7 +71,7 @@ def make_request(
         keep_seen = True
     codes, limit = capped(data, options["diversify"]) if options.get("diversify") else (None, 0)
     how = Arrangement(codes, limit, float(options.get("diversity") or 0.0))
-    return Request(candidates, keep_seen, hidden, allowed, how)
+    return Request(candidates, keep_seen, hidden, allowed, how, options.get("approximate"))
 
 
 def seen_since(queries: Queries, moment: int) -> tuple[np.ndarray, np.ndarray]:
@@ -134,6 +135,7 @@ def _part(
     popular: np.ndarray,
 ) -> TopK:
     everyone = len(rows) == len(queries)
+    index = session.index(request.approximate, candidates) if candidates is request.candidates else None
     part = session.top(
         queries if everyone else queries.take(rows),
         k,
@@ -141,5 +143,6 @@ def _part(
         request.keep_seen,
         np.flatnonzero(np.isin(rows, popular)),
         hidden if everyone else renumbered(hidden, rows, len(queries)),
+        index,
     )
     return part if everyone else TopK(rows[part.rows], part.tokens, part.scores, part.ranks)

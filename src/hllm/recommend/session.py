@@ -10,17 +10,21 @@ import numpy as np
 import torch
 
 from hllm.baselines.popularity import Popularity
+from hllm.errors import ConfigError
 from hllm.evaluate.best import TopK
 from hllm.evaluate.candidates import Candidates
 from hllm.evaluate.evaluation import device_of
 from hllm.evaluate.ranking import Ranker, RankOptions, top_k
 from hllm.recommend.arrange import joined
+from hllm.recommend.index import ItemIndex, index_of, nearest
 from hllm.recommend.options import availability
 from hllm.recommend.rules import make_rules, tokens_of
 
 if TYPE_CHECKING:
     from hllm.data.batches.queries import Queries
     from hllm.data.dataset import Dataset
+
+EXACT = 1_000_000  # candidates up to which search is exact unless asked for otherwise
 
 
 class Session:
@@ -34,11 +38,12 @@ class Session:
         self.data = data
         self.max_len = max_len
         self._candidates: dict[str, Candidates] = {}
+        self._index: list[ItemIndex | None] = []  # none or one, once it was looked for
 
     def ranked_by(self, ranker: Ranker) -> Session:
         """The same with another ranker; what is prepared is shared."""
         other = Session(ranker, self.data, self.max_len)
-        other._candidates = self._candidates
+        other._candidates, other._index = self._candidates, self._index
         return other
 
     def candidates(self, which: Any = "interacted", exclude: Iterable[Any] = ()) -> Candidates:
@@ -59,10 +64,12 @@ class Session:
         keep_seen: bool = False,
         popular: np.ndarray | None = None,
         hidden: tuple[np.ndarray, np.ndarray] | None = None,
+        index: ItemIndex | None = None,
     ) -> TopK:
-        """The best `k` of each query, exactly; of the queries `popular` int64 (n,) the most popular unseen items.
+        """The best `k` of each query; of the queries `popular` int64 (n,) the most popular unseen items.
 
         hidden  (rows, tokens) int64 (P,): not this item to this query
+        index   looks for them among the items near the query; None: exactly, among all
         """
         rankers = [(self.ranker, np.arange(len(queries)))]
         if popular is not None and len(popular):
@@ -70,10 +77,34 @@ class Session:
         parts = []
         for ranker, rows in rankers:
             pairs = None if hidden is None or not len(hidden[0]) else renumbered(hidden, rows, len(queries))
+            asked = queries if len(rankers) == 1 else queries.take(rows)
+            if index is not None and ranker is self.ranker:
+                part, short = nearest(index, self, asked, k, candidates, keep_seen, pairs)
+                parts.append(TopK(rows[part.rows], part.tokens, part.scores, part.ranks))
+                if not len(short):
+                    continue
+                pairs = None if pairs is None else renumbered(pairs, short, len(asked))
+                asked, rows = asked.take(short), rows[short]
             options = RankOptions(candidates, keep_seen, self.max_len, device_of(ranker), pairs)
-            part = top_k(ranker, queries if len(rankers) == 1 else queries.take(rows), options, k)
+            part = top_k(ranker, asked, options, k)
             parts.append(TopK(rows[part.rows], part.tokens, part.scores, part.ranks))
         return joined(parts)
+
+    def index(self, approximate: bool | None, candidates: Candidates) -> ItemIndex | None:
+        """The run's index where a request is to be answered by it.
+
+        approximate  None: where the run has one, and more than a million items compete; True: always; False: never.
+                     A request for fewer than half of the items is answered exactly, which is then the faster way.
+                     Raises ConfigError where there is none to be used.
+        """
+        if approximate is False or (approximate is None and len(candidates) <= EXACT):
+            return None
+        if not self._index:
+            self._index.append(index_of(self))
+        (found,) = self._index
+        if found is None and approximate:
+            raise ConfigError("this run has no index of its items as they are; make one: hllm index RUN")
+        return found if found is not None and 2 * len(candidates) >= len(found) else None
 
     @cached_property
     def popularity(self) -> Popularity:

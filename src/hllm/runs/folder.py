@@ -7,7 +7,7 @@ data/                histories, splits and catalogue: all that recommending need
 history.jsonl        one line an epoch
 parallel.json        how several processes shared the training, where they did
 checkpoints/         what an interrupted training goes on from
-metrics.json, ranks/, report.html, examples.json, README.md   results, written later
+metrics.json, ranks/, index/, report.html, examples.json, README.md   results, written later
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PARALLEL = "parallel.json"
 FORMAT, VERSION = "hllm-run", 2
 OURS = {"config.json", "model.safetensors", "data", "history.jsonl", "checkpoints", ITEM_LLM, PARALLEL}
 AGAIN = "train again, with --overwrite"
-MADE_LATER = {"metrics.json", "ranks", "report.html", "examples.json", "README.md"}
+MADE_LATER = {"metrics.json", "ranks", "index", "report.html", "examples.json", "README.md"}
 
 
 def check_folder(data: Dataset, folder: Path) -> None:
