@@ -84,6 +84,9 @@ def embed(
     store: Annotated[
         str, typer.Option("--store", help="Precision in which vectors are kept: fp32 or fp16.")
     ] = "fp32",
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: a cluster's processes encode, one a GPU.")
+    ] = "local",
     share: Annotated[
         bool, typer.Option("--share", help="Look texts up in, and add them to, the cache of all datasets.")
     ] = False,
@@ -126,6 +129,7 @@ def embed(
     """
     from hllm.cli import embed_store
     from hllm.data.dataset import Dataset
+    from hllm.engine import check_engine
     from hllm.errors import ConfigError
     from hllm.items import embed as items
     from hllm.text.budget import parse_budgets
@@ -174,6 +178,8 @@ def embed(
         return
     brought: dict[str, Any] = {"vectors": from_, "ids": ids, "name": name}
     if from_ is None:
+        check_engine(engine, (device,))
+        brought["engine"] = engine
         how["device"] = processes.start(ctx, gpus, device)
     try:
         result = items.embed(data, item_llm, pooling, prompt, chosen, **options, **how, **brought)

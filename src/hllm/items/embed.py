@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hllm.arguments import flag
+from hllm.engine import check_engine
 from hllm.errors import ConfigError
 from hllm.items.embeddings import ItemEmbeddings
 from hllm.items.encoders.hub import trained_settings
@@ -44,6 +45,7 @@ def embed(
     field_tokens: Mapping[str, int] | None = None,
     store: str = "fp32",
     share: bool = False,
+    engine: str = "local",
     vectors: Any = None,
     ids: Any = None,
     name: str | None = None,
@@ -80,6 +82,7 @@ def embed(
     field_tokens  the most tokens that fields keep, {"description": 64}; about, as no tokenizer decides it
     store         precision in which vectors are kept, "fp32" or "fp16"
     share         whether texts are looked up in, and added to, the cache of all datasets under HLLM_HOME
+    engine        "local", or "ray": Ray Data's actors, one a GPU of the cluster, encode batches; the store is the same
     vectors       an array (n, d), a frame with item_id and vectors, a mapping from id to vector, or a file of these
                   (.npy, .npz, .parquet, .safetensors, .pt)
     ids           of the rows of `vectors`, where they do not stand beside them: a list, or a file with one a line
@@ -90,6 +93,7 @@ def embed(
     vector is not finite, DeviceError for a missing device or too little memory, ArtifactError if another
     process writes the same store or the model cannot be used.
     """
+    check_engine(engine, (device,))
     options = text_options(quantize, template, clean, field_tokens, long_text, store)
     if vectors is not None or not isinstance(item_llm, str):
         from hllm.items.bring import bring_in
@@ -102,7 +106,7 @@ def embed(
     wanted = requested(
         dataset, item_llm, pooling, prompt, text_fields, precision, max_tokens, options, fusion
     )
-    return wanted.complete(device, batch_size, progress, trust_remote_code, attn, revision, share)
+    return wanted.complete(device, batch_size, progress, trust_remote_code, attn, revision, share, engine)
 
 
 def text_options(

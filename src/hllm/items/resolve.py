@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,12 +102,14 @@ class Resolved:
         attn: str | None = None,
         revision: str | None = None,
         share: bool = False,
+        engine: str = "local",
     ) -> ItemEmbeddings:
         """Encode what is missing, then read the embeddings; arguments and errors as of `embed`."""
         start = time.perf_counter()
         if self.request is None or self.request.kind is BROUGHT:
             return self._unchanged()
         job = self.job(device, batch_size, trust_remote_code, attn, revision, share)
+        job.engine = engine
         store = self._store(job.spec)
         stats = job.run(store, progress)
         write_index(store.folder, self._fingerprint(job.spec), job.keys)
@@ -172,7 +175,8 @@ class Resolved:
             return make_encoder(spec, model, target, trust_remote_code, attn)
 
         shared = shared_store(spec) if flag("share", share) and request.kind.is_language_model else None
-        return Job(spec, keys, texts, load, batch_size, name_of, target, shared)
+        remote = partial(_encoder_on, spec, model, trust_remote_code, attn)
+        return Job(spec, keys, texts, load, batch_size, name_of, target, shared, remote=remote)
 
     def _finished(self) -> Spec:
         """Specification of the one finished store that answers the request."""
@@ -264,3 +268,10 @@ class Resolved:
 
     def _fingerprint(self, spec: Spec) -> str:
         return index_fingerprint(self.dataset, spec["fields"])
+
+
+def _encoder_on(
+    spec: dict[str, Any], model: ModelFolder | None, trust_remote_code: bool, attn: str | None, device: str
+) -> Encoder:
+    """The encoder of `spec` on a device of another process."""
+    return make_encoder(spec, model, hardware.pick_device(device), trust_remote_code, attn)

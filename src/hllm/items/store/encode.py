@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hllm import artifacts, hardware
+from hllm.engine import spread
 from hllm.errors import DataError
 from hllm.items.store.shards import Shard, Store, join, key_array, locked, spec_key
 from hllm.progress import progress, rate_text
-from hllm.ranks import ALONE, Ranks, now
+from hllm.ranks import Ranks, now
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +41,8 @@ class Job:
     batch_size  texts of a batch; None: as many tokens as the encoder counts batches in, or 64 texts
     name_of     names the item of a key, for an error
     shared      texts of all datasets, to be looked up and added to
+    engine      what does the work: "local", or "ray": a cluster, whose nodes see the model at the same path
+    remote      makes the encoder on a device given by name, and can be pickled: for a cluster
     """
 
     spec: dict[str, Any]
@@ -50,6 +53,8 @@ class Job:
     name_of: Callable[[bytes], str] = repr
     device: torch.device | None = None
     shared: Store | None = None
+    engine: str = "local"
+    remote: Callable[[str], Encoder] | None = None
 
     def run(self, store: Store, show: bool = True) -> dict[str, Any]:
         """Encode the texts that `store` lacks.
@@ -89,9 +94,8 @@ class Job:
             encoder = self.load()
             lengths = encoder.prepare([self.texts[key] for key in keys])
             batches = self.batches(encoder, lengths, wanted, damaged)
-            for _ in encode_batches(
-                encoder, batches, wanted, self.spec, lambda i: self.name_of(keys[i]), ranks
-            ):
+            made = over_ranks(encoder, batches, ranks)
+            for _ in finite_rows(made, wanted, self.spec, lambda i: self.name_of(keys[i])):
                 pass
         stats: dict[str, Any] = ranks.agree({})
         store.refresh()
@@ -117,9 +121,8 @@ class Job:
             _blocks(store) as add,
         ):
             batches = self.batches(encoder, lengths, wanted, damaged)
-            for rows, vectors in encode_batches(
-                encoder, batches, wanted, self.spec, lambda i: self.name_of(keys[i]), now()
-            ):
+            made = self._made(encoder, batches, keys)
+            for rows, vectors in finite_rows(made, wanted, self.spec, lambda i: self.name_of(keys[i])):
                 add(Shard(_kept(vectors, dtype), all_keys[rows], encoder.truncated[rows]))
                 bar.advance(len(rows))
                 done += int(lengths[rows].sum())
@@ -132,6 +135,18 @@ class Job:
             "padding": getattr(encoder, "padding", 0) / max(computed, 1),
             "peak_memory": hardware.peak_memory(self.device),
         }
+
+    def _made(
+        self, encoder: Encoder, batches: Iterator[np.ndarray], keys: list[bytes]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Rows and vectors of each batch, in order, whatever does the work."""
+        if self.engine == "local":
+            return over_ranks(encoder, batches, now())
+        assert self.remote is not None
+        planned = list(batches)
+        work = Encoding(self.remote, [self.texts[key] for key in keys])
+        device = "cpu" if self.device is not None and self.device.type == "cpu" else "auto"
+        return zip(planned, spread(work, planned, self.engine, (device,)), strict=True)
 
     def _borrow(self, store: Store, keys: list[bytes], wanted: np.ndarray) -> np.ndarray:
         """Copy from the shared texts what they have; bool (n,): which of the wanted these are."""
@@ -154,6 +169,20 @@ class Job:
             if len(new):
                 self.shared.append(store.take(new))
             self.shared.compact()
+
+
+@dataclass
+class Encoding:
+    """The work of a cluster's process: the vectors of batches of `texts`, of which all know the same order."""
+
+    make: Callable[[str], Encoder]
+    texts: list[str]
+
+    def start(self, device: str) -> Callable[[np.ndarray], np.ndarray]:
+        """What encodes a batch of rows."""
+        encoder = self.make(device)
+        encoder.prepare(self.texts)
+        return encoder.encode
 
 
 def shared_store(spec: Mapping[str, Any]) -> Store:
@@ -181,14 +210,23 @@ def encode_batches(
     wanted: np.ndarray,
     spec: Mapping[str, Any],
     name_of: Callable[[int], str],
-    ranks: Ranks = ALONE,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows int64 (m,) and vectors float32 (m, d) of the `wanted` bool (n,) texts, batch by batch.
+    """Rows int64 (m,) and vectors float32 (m, d) of the `wanted` bool (n,) texts, batch by batch; see `finite_rows`."""
+    return finite_rows(one_ahead(encoder, batches), wanted, spec, name_of)
+
+
+def finite_rows(
+    made: Iterator[tuple[np.ndarray, np.ndarray]],
+    wanted: np.ndarray,
+    spec: Mapping[str, Any],
+    name_of: Callable[[int], str],
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The `wanted` bool (n,) rows and vectors of what was `made`, batch by batch.
 
     Raises DataError, after the other rows of its batch, for a vector that is not finite; `name_of`
     names the item of a row.
     """
-    for rows, vectors in over_ranks(encoder, batches, ranks):
+    for rows, vectors in made:
         rows, vectors = rows[wanted[rows]], vectors[wanted[rows]]
         finite = np.isfinite(vectors).all(1)
         if finite.any():
