@@ -95,6 +95,8 @@ class RecommendBody(Rules, Whom):
     """Free text that is searched for together with the history."""
     text_weight: Share | None = None
     """0 (history alone) to 1 (text alone)."""
+    approximate: bool | None = None
+    """By the run's index (true) or exactly (false); by default by the index where it has one and a million items."""
 
     @model_validator(mode="after")
     def _one_of(self) -> RecommendBody:
