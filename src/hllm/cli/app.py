@@ -22,7 +22,7 @@ from hllm.errors import DeviceError, HLLMError, unknown
 from hllm.ranks import is_cut_off, launched, leave, speaks
 
 COMMANDS = (
-    "demo", "data", "embed", "items", "train", "tune", "evaluate", "recommend", "similar", "explain", "update",
+    "demo", "data", "embed", "items", "plan", "train", "tune", "evaluate", "recommend", "similar", "explain", "update",
     "export", "index", "serve", "report", "import-bytedance",
 )  # fmt: skip
 USER_MISTAKE, INTERRUPTED = 2, 130
