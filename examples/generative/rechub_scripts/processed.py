@@ -68,8 +68,8 @@ class Processed:
     def text_map(self, texts: Mapping[ItemId, str | None]) -> dict[ItemId, str]:
         """Prompt by item. Where the vocabulary starts at 0, its keys are the rows of the embeddings."""
         if self.vocab.shift:
-            return {item: texts.get(item) or OFFICIAL_PROMPT for item in self.vocab.item_ids}
-        return {item: text for item, text in texts.items() if text is not None}
+            return {item: str(texts.get(item) or OFFICIAL_PROMPT) for item in self.vocab.item_ids}
+        return {item: str(text) for item, text in texts.items() if text is not None}
 
     def item_embeddings(self, model_type: str) -> ItemEmbeddings:
         """The folder's `item_embeddings_{model_type}.pt`, in whichever layout, by the dataset's tokens."""

@@ -131,12 +131,13 @@ def train_one(
     from hllm.pipeline import Recommender, fit_run
     from hllm.runs.auto_batch import BatchSize
     from hllm.runs.record import check_identity, identity_of
-    from hllm.runs.settle import settled
+    from hllm.runs.settle import length, settled
     from hllm.train.config import chosen
 
     target = pick_device(device)
     if overwrite and not (resume and state == "unfinished"):
         state = "new"
+    left_open = None in (config.training.epochs, config.training.batch_tokens)
     config = settled(data, config)
     batch = BatchSize(chosen(config.training.batch_tokens), auto_batch, console.note)
     if state != "new" and ranks.first:
@@ -162,6 +163,8 @@ def train_one(
     elif resume:
         console.note(f"nothing to resume in {folder}: training from the start")
     going_on = state == "unfinished"
+    if left_open:
+        console.note(length(config))
     _say_what_comes(data, config, embeddings, target, going_on, f"--auto-batch, or {batch.advice}")
     if go_on is None:
         go_on = "the same command, without --overwrite" if overwrite and not resume else "the same command"
@@ -182,10 +185,9 @@ def _say_what_comes(
     """What the configuration chose by itself, and warnings of too little memory or too slow a machine."""
     from hllm.runs.auto_batch import memory_needed, memory_warning
     from hllm.runs.cpu_time import cpu_warning
-    from hllm.runs.settle import choices, length
+    from hllm.runs.settle import choices
     from hllm.runs.train import validation_users
 
-    console.note(length(config))
     if line := choices(data, config):
         console.note(line)
     if data.queries["validation"].size and (n := validation_users(data, config.training)) is not None:

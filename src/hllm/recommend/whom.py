@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hllm.errors import ConfigError, DataError
-from hllm.recommend.queries import numbered
 
 if TYPE_CHECKING:
     from hllm.data.dataset import Dataset
@@ -44,6 +43,8 @@ def entries(data: Dataset, whom: Whom) -> list[Any]:
     known = list(whom.users or ())
     lists = whom.history
     if not isinstance(lists, Mapping):
+        from hllm.recommend.queries import numbered
+
         lists = dict(zip(numbered(data, 0, len(lists), bool(known)), lists, strict=True))
     times = whom.times or [None] * len(lists)
     if len(times) != len(lists):

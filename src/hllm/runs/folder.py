@@ -45,6 +45,8 @@ def run_state(folder: Path) -> str:
     """ "new", "unfinished" or "finished"; ArtifactError for a folder that is not a run's."""
     with disk_errors(f"use {folder}"):
         if not folder.exists():
+            if folder.is_symlink():
+                raise ArtifactError(f"{folder} is a link that leads nowhere; choose another --out")
             return "new"
     if not folder.is_dir():
         raise ArtifactError(f"{folder} is a file; choose a folder for the run with --out")
