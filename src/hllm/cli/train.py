@@ -119,11 +119,14 @@ def train_one(
     `go_on`: what to type after Ctrl-C (None: the same command). `embeddings`: those to train on, if loaded already.
     `baselines`, `evaluated`: as in `finish_run`.
     """
+    from hllm.artifacts import check_writable
     from hllm.ranks import ALONE, launched
     from hllm.runs.folder import run_state, saved_identity
 
     ranks = processes.ranks_now() if launched() else ALONE
     state = ranks.agree(run_state(folder) if ranks.first else "new")
+    if ranks.first and state == "new":
+        check_writable(folder)
     embeddings = embeddings or _embeddings(data, config)  # the last that is told without torch
 
     from hllm.hardware import pick_device
