@@ -119,18 +119,14 @@ def train_one(
     `go_on`: what to type after Ctrl-C (None: the same command). `embeddings`: those to train on, if loaded already.
     `baselines`, `evaluated`: as in `finish_run`.
     """
-    from hllm.artifacts import check_writable
     from hllm.ranks import ALONE, launched
-    from hllm.runs.folder import run_state, saved_identity
+    from hllm.runs.folder import saved_identity
 
     ranks = processes.ranks_now() if launched() else ALONE
-    state = ranks.agree(run_state(folder) if ranks.first else "new")
-    if ranks.first and state == "new":
-        check_writable(folder)
+    state = ranks.agree(_folder_state(folder) if ranks.first else "new")
     embeddings = embeddings or _embeddings(data, config)  # the last that is told without torch
 
     from hllm.hardware import pick_device
-    from hllm.items.store.request import describe_spec
     from hllm.pipeline import Recommender, fit_run
     from hllm.runs.auto_batch import BatchSize
     from hllm.runs.record import check_identity, identity_of
@@ -152,11 +148,7 @@ def train_one(
     if ranks.many:
         console.note(processes.described(ranks, config))
     if embeddings is not None:
-        what = describe_spec(embeddings.spec)
-        if config.items.live:
-            console.note(f"item LLM, trained ({config.items.train}): {what}")
-        else:
-            console.note(f"item embeddings: {what} (store {embeddings.spec['key']})")
+        _say_what_is_read(config, embeddings)
     if state == "finished":
         console.note(f"{folder} holds this run, finished; --overwrite trains it again")
         recommender = Recommender.from_pretrained(folder, device)
@@ -175,6 +167,27 @@ def train_one(
         data, config, folder, embeddings, batch, device=device, resume=going_on, go_on=go_on
     )
     return finish_run(recommender, folder, baselines, evaluated)
+
+
+def _folder_state(folder: Path) -> str:
+    """`run_state`, of a folder that can be written."""
+    from hllm.artifacts import check_writable
+    from hllm.runs.folder import run_state
+
+    state = run_state(folder)
+    if state == "new":
+        check_writable(folder)
+    return state
+
+
+def _say_what_is_read(config: Config, embeddings: ItemEmbeddings) -> None:
+    from hllm.items.store.request import describe_spec
+
+    what = describe_spec(embeddings.spec)
+    if config.items.live:
+        console.note(f"item LLM, trained ({config.items.train}): {what}")
+    else:
+        console.note(f"item embeddings: {what} (store {embeddings.spec['key']})")
 
 
 def _say_what_comes(
