@@ -119,22 +119,27 @@ def test_case_d18_three_processes_train_and_evaluate_as_one(tmp_path: Path, llm:
     parts = [tmp_path / name for name in ("one", "three")]
     for part in parts:
         world(n_users=10, n_items=30).save(part)
-    begun = stopped_training(tmp_path / "run")
+    begun = stopped_training(tmp_path / "run", FROZEN["ids"])
     cases = [*FROZEN.values(), live_case(llm, grad_clip=0.5)]
     texts = [{"embed": str(part), "item_llm": str(llm)} for part in parts]
     *trained, stored, ended = launch(tmp_path, 3, [*cases, texts[1], begun])
     for found, case in zip(trained, cases, strict=True):
         check(found, alone(case))
     assert stored == alone(texts[0])
+    check_end(ended, begun)
+
+
+def check_end(ended: dict[str, Any], begun: dict[str, Any]) -> None:
+    """It ended as one process would have, without a break."""
     whole = alone({**begun, "out": None, "resume": False})
     assert ended["ranks"] == whole["ranks"] and ended["best"]["epoch"] == whole["best"]["epoch"]
     for name, values in whole["weights"].items():
         assert ended["weights"][name] == pytest.approx(values, abs=1e-4)
 
 
-def stopped_training(folder: Path) -> dict[str, Any]:
+def stopped_training(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
     """A training of one process that stopped in its second epoch; the case that goes on with it."""
-    case = {**FROZEN["ids"], "out": str(folder), "resume": True}
+    case = {**case, "out": str(folder), "resume": True}
 
     class Stop(Exception):
         pass
@@ -171,9 +176,19 @@ def test_two_processes_hold_parts_of_the_weights(tmp_path: Path, llm: Path) -> N
 @pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
 def test_deepspeed(tmp_path: Path, llm: Path, strategy: str) -> None:
     pytest.importorskip("deepspeed")
-    case = live_case(llm)
+    case = live_case(llm, grad_clip=0.5)
     (found,) = launch(tmp_path, 2, [{**case, "settings": {**case["settings"], "strategy": strategy}}])
     check(found, alone(case))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["fsdp", "zero1", "zero2", "zero3"])
+def test_any_strategy_goes_on_with_what_one_process_began(tmp_path: Path, llm: Path, strategy: str) -> None:
+    if strategy != "fsdp":
+        pytest.importorskip("deepspeed")
+    begun = stopped_training(tmp_path / "run", live_case(llm, grad_clip=0.5))
+    (ended,) = launch(tmp_path, 2, [{**begun, "settings": {**begun["settings"], "strategy": strategy}}])
+    check_end(ended, begun)
 
 
 @pytest.mark.parametrize("n_ranks", [1, 2, 3, 7])

@@ -93,7 +93,12 @@ class ZeroOptimizer(Optimizer):
 
         if self.stage < 3:
             parameter.detach().copy_(value)
-        safe_set_full_fp32_param(parameter, value)
+        else:
+            from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+
+            with GatheredParameters([parameter], modifier_rank=0):
+                parameter.detach().copy_(value)
+        safe_set_full_fp32_param(parameter, value)  # what the optimiser holds beside it
 
     def shape(self, parameter: nn.Parameter) -> torch.Size:
         return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
@@ -122,7 +127,14 @@ class ZeroOptimizer(Optimizer):
             safe_set_full_optimizer_state(parameter, value, key)
 
     def _link(self) -> None:
-        """Let DeepSpeed find its optimiser's state: it looks once, after the first of several groups has stepped."""
+        """Let DeepSpeed find its optimiser's state, which begins with the first step: it looks once, after the first
+        of several groups has stepped."""
+        inner = self.zero.optimizer
+        held = [p for group in inner.param_groups for p in group["params"]]
+        for p in held if self.stage < 3 else self.zero.fp32_partitioned_groups_flat:
+            if p.numel() and "exp_avg" not in inner.state[p]:
+                moments = {key: torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq")}
+                inner.state[p] = {"step": torch.zeros(()), **moments}
         if self.stage < 3:
             self.zero._hp_optimizer_states_linked = False
             self.zero._lazy_init_hp_params_optimizer_state()
