@@ -1,10 +1,13 @@
-"""Seconds and memory of the full softmax over a large catalogue, forward and backward.
+"""Seconds and memory of losses over a large catalogue, forward and backward.
 
     python benchmarks/large_catalogue_loss.py --device cuda --out benchmarks/results/large_catalogue_loss_h100.json
+    python benchmarks/large_catalogue_loss.py --device cuda --items 10000000 --tokens 4096 --widths 256 --table bf16 \
+        --ways tiles sampled
     python benchmarks/large_catalogue_loss.py --device cpu --items 20000 --tokens 512
 
 `tiles` cuts positions and items; `chunks of positions` sets as many positions against all items at once
-as the budget of logits allows (33 at 1 M items, 3 at 10 M), which was the only way up to commit 39b754e.
+as the budget of logits allows (33 at 1 M items, 3 at 10 M), which was the only way up to commit 39b754e. `sampled`
+is the sampled softmax with --negatives drawn items. With --table bf16 items and their gradient are held in bfloat16.
 On a GPU products take bf16 operands, as in training. Peak memory is that of the whole process on a CPU, and
 what torch allocated on a GPU; `least` is what queries, items and their gradients alone take.
 """
@@ -25,8 +28,10 @@ import torch
 from hllm import hardware
 from hllm.artifacts import write_json
 from hllm.losses.cross_entropy import CHUNK_LOGITS, cross_entropy, tile_shape
+from hllm.losses.sampled import sampled_softmax
 
-WAYS = ("tiles", "chunks of positions")
+WAYS = ("tiles", "chunks of positions", "sampled")
+TABLES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 GIB = 1 << 30
 
 
@@ -35,9 +40,10 @@ def measure(way: str, width: int, args: argparse.Namespace) -> dict[str, Any]:
     device = torch.device(args.device)
     torch.manual_seed(0)
     queries = torch.randn(args.tokens, width, device=device).div_(width**0.5).requires_grad_()
-    items = torch.randn(args.items, width, device=device).requires_grad_()
+    items = torch.randn(args.items, width, device=device, dtype=TABLES[args.table]).requires_grad_()
     targets = torch.randint(args.items, (args.tokens,), device=device)
-    chunk = None if way == "tiles" else max(1, CHUNK_LOGITS // args.items)
+    columns = torch.randint(args.items, (args.negatives,), device=device)
+    chunk = None if way != "chunks of positions" else max(1, CHUNK_LOGITS // args.items)
     bf16 = device.type == "cuda"
     seconds = []
     for _ in range(args.repeats + 1):  # the first warms up
@@ -45,7 +51,10 @@ def measure(way: str, width: int, args: argparse.Namespace) -> dict[str, Any]:
         synchronise(device)
         start = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
-            loss = cross_entropy(queries, items, targets, args.label_smoothing, chunk)
+            if way == "sampled":
+                loss = sampled_softmax(queries, items, targets, columns)
+            else:
+                loss = cross_entropy(queries, items, targets, args.label_smoothing, chunk)
         loss.backward()
         synchronise(device)
         seconds.append(time.perf_counter() - start)
@@ -54,8 +63,10 @@ def measure(way: str, width: int, args: argparse.Namespace) -> dict[str, Any]:
         peak = torch.cuda.max_memory_allocated(device)
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    least = 2 * 4 * width * (args.items + args.tokens)
+    least = 2 * width * (items.element_size() * args.items + 4 * args.tokens)
     shape = tile_shape(args.tokens, args.items, device.type) if chunk is None else (chunk, args.items)
+    if way == "sampled":
+        shape = args.tokens, args.negatives
     return {
         "seconds": seconds[len(seconds) // 2],
         "peak_gib": peak / GIB,
@@ -77,6 +88,9 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--tokens", type=int, default=8_192)
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS[:2])
+    parser.add_argument("--table", choices=TABLES, default="fp32")
+    parser.add_argument("--negatives", type=int, default=512, help="of the sampled softmax")
     parser.add_argument("--label-smoothing", type=float, default=0.0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="auto")
@@ -93,12 +107,14 @@ def main() -> None:
         "items": args.items,
         "tokens": args.tokens,
         "label_smoothing": args.label_smoothing,
+        "table": args.table,
+        "negatives": args.negatives,
         "widths": {},
     }
     print(f"{'width':>5}  {'way':<20}{'tile':>20}{'seconds':>10}{'peak GiB':>10}{'least':>8}")
     for width in args.widths:
         rows = document["widths"][str(width)] = {}
-        for way in WAYS:
+        for way in args.ways:
             with get_context("spawn").Pool(1) as pool:
                 row = rows[way] = pool.apply(measure, (way, width, args))
             tile = "{:,} x {:,}".format(*row["tile"])

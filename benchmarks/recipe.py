@@ -9,6 +9,7 @@ nor a network. It trains every (data set, try, seed) that rows.jsonl does not ho
 none that would not end within --minutes; the same command goes on. A try is a list of settings over --preset,
 "key=value key=value", beginning with the names of data sets if it is for these alone: "industrial,ml-100k: epochs=20".
 `show` prints validation NDCG@10 of each try on each data set, mean over the seeds, and its mean gain over --base.
+A row's `curve_seconds` are the seconds of training at each validation of `curve`, this included; compiling is in them.
 """
 
 from __future__ import annotations
@@ -65,6 +66,14 @@ def train_row(packs: Path, preset: str, job: Job, device: str) -> dict[str, Any]
     embeddings = ItemEmbeddings(vectors, stored["has_text"], spec) if config.items.item_llm else None
     target = hardware.pick_device(device)
     trainer = make_trainer(data, data.train_histories(), config, embeddings, target, None, False)
+    seconds, validate, begun = [], trainer.validate, time.monotonic()
+
+    def timed(network: Any) -> dict[str, float]:
+        values = validate(network)
+        seconds.append(round(time.monotonic() - begun, 2))
+        return values
+
+    trainer.validate = timed
     result = trainer.fit()
     max_len = parse_max_len(config.training.max_len)
     row: dict[str, Any] = {"data": name, "try": trial, "seed": seed}
@@ -76,6 +85,7 @@ def train_row(packs: Path, preset: str, job: Job, device: str) -> dict[str, Any]
         "train_seconds": round(result.seconds, 1), "seconds": round(time.monotonic() - started, 1),
         "peak_gib": None if result.peak_memory is None else round(result.peak_memory / 2**30, 2),
         "curve": [round(r["ndcg@10"], 4) for r in result.history if "ndcg@10" in r],
+        "curve_seconds": seconds, "compile_seconds": result.compile_seconds,
         "hardware": hardware.describe_hardware(), "versions": hardware.describe_versions(),
         "date": datetime.date.today().isoformat(),
     }  # fmt: skip
