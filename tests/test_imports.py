@@ -20,7 +20,7 @@ LAYERS = [
     ["settings"],
     ["arguments"],
     ["items.config", "models.config", "losses.config", "train.config"],  # the sections of the configuration
-    ["config", "packing", "artifacts", "fetch", "unpack", "progress", "hardware", "engine", "ranks"],
+    ["config", "packing", "artifacts", "fetch", "unpack", "progress", "hardware", "engine", "kernels", "ranks"],
     ["formats"],
     ["data", "text"],
     ["items"],

@@ -18,6 +18,9 @@ class Rows:
 
     slots     int64 (T,)    slot of each token in the flattened grid; neighbours stay neighbours
     segments  int64 (B, R)  sequence number in each slot, -1 where it is empty
+    bounds    int32 (2, T)  where each token's sequence begins and ends among the T, a left-over token's own place;
+                            None: not known. Where they are, attention goes by them (kernels/attention.py)
+    longest   length of the longest sequence that there may be, where `bounds` are known
     order     int64 (B, R)  None: the order of slots. Slot i sees slot j of its sequence if order_j < order_i, or
                             i = j, or the two are equal and `mutual` is set: causal histories, baskets of events
                             that happen at once, and candidates that see a history but not each other
@@ -27,12 +30,16 @@ class Rows:
     segments: Tensor
     order: Tensor | None = None
     mutual: bool = False
+    bounds: Tensor | None = None
+    longest: int | None = None
 
     def to(self, device: torch.device | str) -> Rows:
         """Return the rows with every tensor on `device`."""
-        order = None if self.order is None else self.order.to(device, non_blocking=True)
         slots, segments = (x.to(device, non_blocking=True) for x in (self.slots, self.segments))
-        return Rows(slots, segments, order, self.mutual)
+        order, bounds = (
+            None if x is None else x.to(device, non_blocking=True) for x in (self.order, self.bounds)
+        )
+        return replace(self, slots=slots, segments=segments, order=order, bounds=bounds)
 
 
 @dataclass(frozen=True)
@@ -236,6 +243,21 @@ def make_rows(batch: Batch, row: int | None = None, n_rows: int | None = None) -
     return Rows(slots, segments.view(-1, row))
 
 
+def one_row(batch: Batch, n_tokens: int, longest: int) -> Rows:
+    """The sequences of a batch as they lie, in one row of `n_tokens` slots, with the bounds of each.
+
+    No sequence is longer than `longest`. Nothing has to be planned: what attends by bounds needs no rows.
+    """
+    t = batch.n_tokens
+    ids = segment_ids(batch.offsets, t)
+    own = torch.arange(n_tokens, dtype=torch.int32)
+    bounds = torch.stack((own, own + 1))
+    bounds[0, :t], bounds[1, :t] = batch.offsets[:-1][ids], batch.offsets[1:][ids]
+    segments = torch.full((1, n_tokens), -1, dtype=torch.long)
+    segments[0, :t] = ids
+    return Rows(torch.arange(n_tokens), segments, bounds=bounds, longest=longest)
+
+
 def fill_rows(lengths: list[int], row: int) -> tuple[list[int], int]:
     """Best-fit decreasing bin packing; returns the start slot of every sequence and the rows used.
 
@@ -267,9 +289,11 @@ def padded(batch: Batch, n_tokens: int, rows: Rows) -> Batch:
     The grid of `rows`, made for the batch, has `n_tokens` slots or more.
     """
     t = batch.n_tokens
-    # Every slot keeps at most one token: left-over tokens take the empty ones.
-    empty = torch.argsort((rows.segments.flatten() >= 0).to(torch.int8), stable=True)
-    slots = torch.cat((rows.slots, empty[: n_tokens - t]))
+    slots = rows.slots
+    if len(slots) < n_tokens:
+        # Every slot keeps at most one token: left-over tokens take the empty ones.
+        empty = torch.argsort((rows.segments.flatten() >= 0).to(torch.int8), stable=True)
+        slots = torch.cat((slots, empty[: n_tokens - t]))
     more = n_tokens - batch.n_users
     # Left-over users have no events: all tokens, left-over ones too, lie before where they would begin. Left-over
     # tokens belong to none of the sequences in `rows`, which is what models and losses go by.

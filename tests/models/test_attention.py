@@ -63,7 +63,7 @@ def test_equals_softmax_attention_per_user(
     bias = by_distance[:, distance] if with_bias else None
     inputs = [q, k, v] + [by_distance] * with_bias
 
-    ours = attend(q, k, v, layout, by_distance if with_bias else None)
+    ours = attend(torch.stack((q, k, v), 1), layout, by_distance if with_bias else None)
     theirs = naive(q, k, v, lengths, bias)
     assert ours.shape == (batch.n_tokens, HEADS, WIDTH)
     torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
@@ -96,7 +96,7 @@ def test_empty_slots_give_no_nan() -> None:
     rows = make_rows(batch, row=16, n_rows=3)
     x = torch.randn(2, HEADS, WIDTH, requires_grad=True)
     bias = torch.zeros(HEADS, 16, requires_grad=True)
-    attend(x, x, x, make_layout(rows, HEADS), bias).sum().backward()
+    attend(torch.stack((x, x, x), 1), make_layout(rows, HEADS), bias).sum().backward()
     assert x.grad is not None and bias.grad is not None
     assert bool(torch.isfinite(x.grad).all())
     assert bool(torch.isfinite(bias.grad).all())
@@ -108,7 +108,9 @@ def test_dropout_is_applied_to_the_weights() -> None:
     rows = make_rows(batch)
     x = torch.randn(40, HEADS, WIDTH)
     layout = make_layout(rows, HEADS)
-    assert not torch.equal(attend(x, x, x, layout, dropout=0.5), attend(x, x, x, layout))
+    assert not torch.equal(
+        attend(torch.stack((x, x, x), 1), layout, dropout=0.5), attend(torch.stack((x, x, x), 1), layout)
+    )
 
 
 def test_order_says_who_sees_whom() -> None:
@@ -139,5 +141,5 @@ def test_long_rows_take_memory_that_grows_with_their_length(monkeypatch: pytest.
         module, "visible", lambda *args: (sizes.append((mask := original(*args)).numel()), mask)[1]
     )
     x = torch.randn(700, HEADS, WIDTH)
-    attend(x, x, x, layout, torch.zeros(HEADS, rows.segments.shape[1]))
+    attend(torch.stack((x, x, x), 1), layout, torch.zeros(HEADS, rows.segments.shape[1]))
     assert max(sizes) <= 1 << 12

@@ -9,16 +9,21 @@ log-sum-exp, Milakov and Gimelshein, 2018), and a second computes them again for
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+from hllm import kernels
+from hllm.hardware import is_out_of_memory
 
 CHUNK_LOGITS = 1 << 25  # logits held at once: 128 MiB in float32
 CPU_LOGITS = 1 << 19  # on a CPU: what its caches hold, and its allocator reuses
 # With fewer positions against all items at once, adding to the items' gradient so often costs more than
 # computing the logits twice.
 LEAST_POSITIONS = 256
+KERNEL_ITEMS = 1 << 16  # most logits of a position that a kernel holds at once
 # Most positions and logits of a tile cut along both axes: a CPU is faster within its caches, a GPU with
 # launches that last.
 TILES = {"cpu": (1024, 1 << 21), "cuda": (4096, CHUNK_LOGITS)}
@@ -118,22 +123,16 @@ def one_pass(
     product with the mean item, and the gradients of it are sums over items and over positions.
     """
     wide, m = queries.dtype, items.shape[0]
+    fused = wide == torch.float32 and m <= KERNEL_ITEMS and kernels.usable(queries.device)
     operand = items.to(narrow)
     mean_item = operand.mean(0, dtype=wide) if smoothing else None  # (d,)
     total, grad_queries = queries.new_zeros(()), torch.empty_like(queries)
     for part in slices(queries.shape[0], chunk):
-        q, t = queries[part].to(narrow), targets[part].clamp(min=0).unsqueeze(1)
+        q = queries[part].to(narrow)
         valid = (targets[part] >= 0).to(wide)  # (C,)
         logits = matmul_wide(q, operand.T, wide)  # (C, M)
-        peak = logits.amax(1)
-        hit = logits.gather(1, t).squeeze(1)
-        # d loss / d logits = softmax - one-hot; reuses the logits' memory.
-        grad = logits.sub_(peak.unsqueeze(1)).exp_()
-        norm = grad.sum(1)
-        loss = peak + norm.log() - (1 - smoothing) * hit
-        grad.mul_((valid / norm).unsqueeze(1))
-        grad.scatter_add_(1, t, (smoothing - 1.0) * valid.unsqueeze(1))
-        grad = grad.to(narrow)
+        step = softmax_by_kernel if fused else softmax_gradient
+        loss, grad = step(logits, targets[part], smoothing, narrow)
         grad_queries[part] = matmul_wide(grad, operand, wide)
         if grad_items is not None:
             grad_items += matmul_wide(grad.T, q, wide)
@@ -145,6 +144,39 @@ def one_pass(
         total += loss @ valid
         del logits, grad  # before the next tile is made
     return total, grad_queries
+
+
+def softmax_gradient(
+    logits: Tensor, targets: Tensor, smoothing: float, narrow: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Loss (C,) and its gradient (C, M) in `narrow` of `logits` (C, M), whose memory is used for it.
+
+    targets int64 (C,), -1 where there is none: the gradient is 0, the loss of no meaning. d loss / d logits = softmax
+    less 1 - `smoothing` at the target.
+    """
+    t, valid = targets.clamp(min=0).unsqueeze(1), (targets >= 0).to(logits.dtype)
+    peak = logits.amax(1)
+    hit = logits.gather(1, t).squeeze(1)
+    grad = logits.sub_(peak.unsqueeze(1)).exp_()
+    norm = grad.sum(1)
+    grad.mul_((valid / norm).unsqueeze(1))
+    grad.scatter_add_(1, t, (smoothing - 1.0) * valid.unsqueeze(1))
+    return peak + norm.log() - (1 - smoothing) * hit, grad.to(narrow)
+
+
+def softmax_by_kernel(
+    logits: Tensor, targets: Tensor, smoothing: float, narrow: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """As `softmax_gradient`, in one look at the logits; plainly where the kernel does not compile."""
+    try:
+        from hllm.kernels import softmax
+
+        return softmax.softmax_gradient(logits, targets, smoothing, narrow)
+    except Exception as err:  # compilers raise whatever they like
+        if is_out_of_memory(err):
+            raise
+        warnings.warn(f"the loss is computed without its kernel: {err!r:.200}", stacklevel=2)
+        return softmax_gradient(logits, targets, smoothing, narrow)
 
 
 def two_passes(

@@ -5,7 +5,8 @@ and runs PyTorch's scaled dot-product attention once, with a mask that keeps eac
 own sequence. One call a layer, whatever the mix of lengths: grouping sequences into rectangles of
 similar length does less arithmetic, but its dozen small calls a layer cost more than they save.
 Long rows go in blocks of queries, so that memory grows with the length and not with its square. A CPU, which
-such calls cost little, takes longer histories one at a time (spans.py).
+such calls cost little, takes longer histories one at a time (spans.py). On an NVIDIA GPU, a training batch is not
+laid into rows at all: kernels of our own go by the bounds of its sequences (kernels/attention.py).
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from hllm.kernels.attention import packed_attention
 from hllm.models.relbias import by_distance_matrix, distance_bias
 from hllm.models.spans import Spans, attend_spans, make_spans
-from hllm.models.timebias import Gaps, gap_bias
+from hllm.models.timebias import LOG_STEP, Gaps, gap_bias
 from hllm.packing import Rows
 
 MASK_ENTRIES = 1 << 27  # entries (B, H, R, R) of mask and bias above which queries go in blocks
@@ -40,12 +42,14 @@ class Layout:
 
     @property
     def length(self) -> int:
-        """Slots of a row, R."""
-        return self.rows.segments.shape[1]
+        """Slots of a row, R, which no distance reaches; of the longest sequence, where attention goes by bounds."""
+        return self.rows.longest or self.rows.segments.shape[1]
 
 
 def make_layout(rows: Rows, n_heads: int) -> Layout:
     """The layout of `rows` for attention with `n_heads` heads."""
+    if rows.bounds is not None:
+        return Layout(rows, None)
     b, r = rows.segments.shape
     mask = visible(rows, 0, r, r).unsqueeze(1) if b * n_heads * r * r <= MASK_ENTRIES else None
     return Layout(rows, mask, make_spans(rows))
@@ -68,18 +72,20 @@ def visible(rows: Rows, first: int, last: int, stop: int) -> Tensor:
 
 
 def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    qkv: Tensor,
     layout: Layout,
     by_distance: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
     """Attention of every packed token to those of its own sequence that it may see.
 
-    q, k, v (T, H, D); by_distance (H, R) added to the scores by distance i - j, or None; dropout on the
-    attention weights. Returns (T, H, D).
+    qkv (T, 3, H, D): queries, keys and values; by_distance (H, R) added to the scores by distance i - j, or None;
+    dropout on the attention weights. Returns (T, H, D).
     """
+    bounds = layout.rows.bounds
+    if bounds is not None:
+        assert not dropout, "attention by bounds drops no weights"
+        return packed_attention(qkv, bounds, by_distance, None, None, 1.0, 0.0)[0]
 
     def softmax(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, first: int) -> Tensor:
         if by_distance is not None:
@@ -87,17 +93,16 @@ def attend(
             mask = bias.masked_fill(~mask, float("-inf"))  # (B, H, R, R)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
-    wide = q.dtype in (torch.float32, torch.float64)
+    wide = qkv.dtype in (torch.float32, torch.float64)
     if layout.spans is not None and by_distance is not None and wide and not dropout:
         longest = max(b - a for a, b in layout.spans)
+        q, k, v = qkv.unbind(1)
         return attend_spans(q, k, v, by_distance_matrix(by_distance[:, :longest]), layout.spans)
-    return mix(q, k, v, layout, softmax, random=dropout > 0)
+    return mix(qkv, layout, softmax, random=dropout > 0)
 
 
 def attend_pointwise(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    vqk: Tensor,
     layout: Layout,
     n: float,
     by_distance: Tensor,
@@ -106,9 +111,13 @@ def attend_pointwise(
 ) -> Tensor:
     """HSTU's attention (Zhai et al., 2024): weights SiLU(q k + bias) / n, each by itself, without a softmax.
 
-    q, k, v (T, H, D); by_distance (H, R) and by_gap (H, K) are added to the scores by the distance i - j and by
-    the time bucket of `gaps`. What a token may not see has weight 0. Returns (T, H, D).
+    vqk (T, 3, H, D): values, queries and keys; by_distance (H, R) and by_gap (H, K) are added to the scores by the
+    distance i - j and by the time bucket of `gaps`. What a token may not see has weight 0. Returns (T, H, D).
     """
+    if layout.rows.bounds is not None:
+        timed = None if gaps is None or by_gap is None else gaps.seconds
+        by_gap = None if timed is None else by_gap
+        return packed_attention(vqk, layout.rows.bounds, by_distance, by_gap, timed, LOG_STEP, n)[0]
 
     def silu(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, first: int) -> Tensor:
         last, stop = first + q.shape[2], k.shape[2]
@@ -117,22 +126,21 @@ def attend_pointwise(
             scores = scores + gap_bias(by_gap, gaps.buckets(first, last, stop)).to(q.dtype)
         return (F.silu(scores) / n).masked_fill(~mask, 0) @ v
 
-    return mix(q, k, v, layout, silu)
+    return mix(vqk.roll(-1, 1), layout, silu)
 
 
 Mixer = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
 
 
-def mix(q: Tensor, k: Tensor, v: Tensor, layout: Layout, mixer: Mixer, random: bool = False) -> Tensor:
-    """Lay packed q, k, v (T, H, D) into rows, let `mixer` attend there, and take the tokens (T, H, D) out again.
+def mix(qkv: Tensor, layout: Layout, mixer: Mixer, random: bool = False) -> Tensor:
+    """Lay packed `qkv` (T, 3, H, D) into rows, let `mixer` attend there, and take the tokens (T, H, D) out again.
 
     `mixer(q, k, v, mask, first)` has queries (B, H, m, D) from slot `first` on, keys and values (B, H, n, D) from
     slot 0 on, and who may be seen, bool (B, 1, m, n). `random`: it draws random numbers.
     """
     rows = layout.rows
     b, r = rows.segments.shape
-    n_heads, width = q.shape[1:]
-    qkv = torch.stack((q, k, v), dim=1)  # (T, 3, H, D)
+    n_heads, width = qkv.shape[2:]
     grid = qkv.new_zeros(b * r, 3, n_heads, width).index_copy(0, rows.slots, qkv)
     qr, kr, vr = grid.view(b, r, 3, n_heads, width).permute(2, 0, 3, 1, 4)  # each (B, H, R, D)
     if layout.mask is None:

@@ -44,8 +44,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         t, d = x.shape
-        q, k, v = self.qkv(x).view(t, 3, self.n_heads, d // self.n_heads).unbind(1)  # (T, H, D)
-        mixed = attend(q, k, v, layout, self.bias(layout.length))
+        qkv = self.qkv(x).view(t, 3, self.n_heads, d // self.n_heads)
+        mixed = attend(qkv, layout, self.bias(layout.length))
         return self.out(mixed.reshape(t, d))
 
 

@@ -64,10 +64,9 @@ class HSTUBlock(nn.Module):
     def forward(self, x: Tensor, layout: TimedLayout) -> Tensor:
         t, d = x.shape
         h = F.silu(self.uvqk(F.layer_norm(x, (d,), eps=EPSILON)))
-        u, v, q, k = h.view(t, 4, self.n_heads, d // self.n_heads).unbind(1)  # (T, H, D)
-        mixed = attend_pointwise(
-            q, k, v, layout, self.n, self.bias(layout.length), self.time_table, layout.gaps
-        )
+        h = h.view(t, 4, self.n_heads, d // self.n_heads)
+        u, vqk = h[:, 0], h[:, 1:]
+        mixed = attend_pointwise(vqk, layout, self.n, self.bias(layout.length), self.time_table, layout.gaps)
         mixed = F.layer_norm(mixed.reshape(t, d), (d,), eps=EPSILON)
         return x + self.out(self.dropout(u.reshape(t, d) * mixed))
 
@@ -89,5 +88,10 @@ class HSTUUserModel(BlockStack):
         plain = make_layout(rows, self.n_heads)
         gaps = None
         if self.time_bias and signals.clock:
-            gaps = make_gaps(signals.times, rows, whole=plain.mask is not None)
+            by_bounds = rows.bounds is not None
+            gaps = (
+                Gaps(signals.times, None)
+                if by_bounds
+                else make_gaps(signals.times, rows, whole=plain.mask is not None)
+            )
         return TimedLayout(rows, plain.mask, gaps=gaps)

@@ -41,11 +41,9 @@ class RechubBlock(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout, bias: Tensor) -> Tensor:
         h = self.norm1(x)
-        q, k, v = (
-            project(h).unflatten(-1, (self.n_heads, -1)) for project in (self.W_Q, self.W_K, self.W_V)
-        )  # (T, H, d / H)
+        qkv = torch.stack([project(h) for project in (self.W_Q, self.W_K, self.W_V)], dim=1)
         drop = self.dropout.p if self.training else 0.0
-        mixed = attend(q, k, v, layout, bias, dropout=drop).flatten(1)  # (T, d)
+        mixed = attend(qkv.unflatten(2, (self.n_heads, -1)), layout, bias, dropout=drop).flatten(1)  # (T, d)
         x = x + self.dropout(self.W_O(mixed))
         return x + self.ffn(self.norm2(x))
 

@@ -35,9 +35,9 @@ class SASRecBlock(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         t, d = x.shape
-        q, k, v = self.qkv(self.attention_norm(x)).view(t, 3, self.n_heads, d // self.n_heads).unbind(1)
+        qkv = self.qkv(self.attention_norm(x)).view(t, 3, self.n_heads, d // self.n_heads)
         drop = self.dropout.p if self.training else 0.0
-        mixed = attend(q, k, v, layout, dropout=drop)
+        mixed = attend(qkv, layout, dropout=drop)
         x = x + self.dropout(self.out(mixed.reshape(t, d)))
         return x + self.dropout(self.down(self.dropout(F.relu(self.up(self.ffn_norm(x))))))
 
@@ -49,6 +49,7 @@ class SASRecUserModel(nn.Module):
         super().__init__()
         assert max_len is not None  # a position has a vector
         self.n_heads = heads_of(width, users.n_heads)
+        self.by_bounds = users.dropout == 0  # kernels drop no attention weights
         self.positions = nn.Embedding(max_len, width)
         self.dropout = Dropout(users.dropout)
         self.blocks = nn.ModuleList(

@@ -19,6 +19,8 @@ from hllm.packing import Rows, Signals
 class BlockStack(nn.Module):
     """Item vectors (T, d) of packed histories to hidden states (T, d), one per position."""
 
+    by_bounds = True  # attention may go by the bounds of sequences (`Rows.bounds`)
+
     def __init__(self, users: UsersConfig, width: int, n_heads: int, blocks: Iterable[nn.Module]) -> None:
         super().__init__()
         self.n_heads = n_heads

@@ -18,7 +18,7 @@ N_BUCKETS = 72  # up to 2^31 seconds
 class Gaps:
     """The time between any two events of a row.
 
-    seconds  int64 (B, R): when the event in each slot happened
+    seconds  int64 (B, R): when the event in each slot happened; (T,) where attention goes by bounds, not by rows
     whole    int64 (B, 1, R, R): buckets of all pairs, made once for all layers; None for rows so long that they are
              made block by block
     """

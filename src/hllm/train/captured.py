@@ -18,7 +18,7 @@ from torch import Tensor
 from hllm.data.batches.training import TrainLoader
 from hllm.errors import TrainingError
 from hllm.models.attention import MASK_ENTRIES
-from hllm.packing import Batch, ItemView, make_rows, padded
+from hllm.packing import Batch, ItemView, make_rows, one_row, padded
 from hllm.train.compiled import CompiledBlocks
 from hllm.train.step import Step, TrainStep
 
@@ -28,10 +28,11 @@ WARMUP_STEPS = 3  # ordinary steps before capture, so that lazily made state exi
 
 class PaddedShape:
     """The one shape of a training's batches, or of the parts that `world` ranks take of them: T tokens, in B rows of
-    R slots. `n_events`: tokens of a whole batch."""
+    R slots; `by_bounds`, in a single row of T. `n_events`: tokens of a whole batch."""
 
-    def __init__(self, loader: TrainLoader, world: int = 1) -> None:
+    def __init__(self, loader: TrainLoader, world: int = 1, by_bounds: bool = False) -> None:
         longest = loader.longest_window()
+        self.by_bounds = by_bounds
         self.row = -(-longest // 16) * 16
         self.n_events = max(loader.batch_tokens, longest)
         # A part is cut between windows, at the nearest to its share.
@@ -40,11 +41,13 @@ class PaddedShape:
         self.n_rows = int(self.n_tokens / min(self.row / SPARE_ROWS, longest)) + 2
 
     def fits_a_mask(self, n_heads: int) -> bool:
-        """Whether attention holds the mask of such a batch whole; blocks of it are not captured."""
-        return self.n_rows * n_heads * self.row**2 <= MASK_ENTRIES
+        """Whether attention holds the mask of such a batch whole, or needs none; blocks of it are not captured."""
+        return self.by_bounds or self.n_rows * n_heads * self.row**2 <= MASK_ENTRIES
 
     def pad(self, batch: Batch) -> Batch | None:
         """`batch` in this shape; None for an unlucky mix of lengths that does not fit."""
+        if self.by_bounds:
+            return padded(batch, self.n_tokens, one_row(batch, self.n_tokens, self.row))
         try:
             rows = make_rows(batch, self.row, self.n_rows)
         except ValueError:

@@ -18,9 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hllm import kernels
 from hllm.data.batches.training import TrainLoader
 from hllm.hardware import is_out_of_memory
-from hllm.train.config import TrainingConfig, chosen
+from hllm.models.hllm import Network
+from hllm.packing import Batch, one_row
+from hllm.train.config import Runtime, TrainingConfig, chosen
+from hllm.train.step import autocast, use_bf16
 
 # Tokens x layers x width of a training from which compiling pays for itself about twice: on an H100, 6 layers of
 # width 256 save 5.7 ms in 16,384 tokens after 10 s.
@@ -68,6 +72,38 @@ class CompiledBlocks:
         finally:
             for block, _ in pairs:
                 del block.forward  # the class's own again
+
+
+def attends_by_bounds(network: Network, device: torch.device, runtime: Runtime) -> bool:
+    """Whether the user model's attention goes by kernels of ours on `device`: in bf16, where they work.
+
+    That is tried on a few tokens, forward and backward, which compiles them, too; Triton keeps them from one process
+    to the next. What does not work is said once, and training goes on without.
+    """
+    user_model: Any = network.model.user_model
+    narrow = use_bf16(runtime, device)
+    if not (
+        runtime.kernels and narrow and kernels.usable(device) and getattr(user_model, "by_bounds", False)
+    ):
+        return False
+    parameters = [p for p in user_model.parameters() if p.requires_grad]
+    t = 64
+    few = torch.arange(t)
+    batch = Batch(few[:1], few, few, few, torch.tensor([0, t], dtype=torch.int32))
+    try:
+        with torch.random.fork_rng([device]), autocast(runtime, device):
+            x = torch.randn(t, network.source.width, device=device)
+            rows = one_row(batch, t, t).to(device)
+            hidden = user_model(x, rows, batch.to(device).signals)
+            torch.autograd.grad(hidden.float().sum(), parameters, allow_unused=True)
+            torch.cuda.synchronize(device)
+    except Exception as err:  # compilers raise whatever they like
+        if is_out_of_memory(err):
+            raise
+        reason = (str(err).strip() or type(err).__name__).splitlines()[0]
+        warnings.warn(f"attention goes without its kernels: {reason:.200}", stacklevel=4)
+        return False
+    return True
 
 
 def blocks_of(user_model: object) -> list[nn.Module]:

@@ -72,6 +72,7 @@ class Runtime(Settings):
     # How a trained item LLM's gradients are computed: by free memory, or one of items/source/caching.py's ways.
     item_gradients: Literal["auto", "graph", "checkpoint", "cache"] = "auto"
     item_chunk_tokens: int = Field(default=16_384, ge=1, le=INT_MAX)  # text tokens run at once, at most
+    kernels: bool = True  # on an NVIDIA GPU, attention and loss of captured steps by kernels of our own
     # Compile the user model's blocks for captured steps. auto: where the training is long enough to pay for it.
     compile: Literal["auto"] | bool = "auto"
     strategy: Literal["ddp", "fsdp", "zero1", "zero2", "zero3"] = (

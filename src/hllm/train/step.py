@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from hllm import kernels
 from hllm.items.source.live import LiveText
 from hllm.losses.objective import Objective
 from hllm.models.hllm import Network
@@ -86,7 +87,7 @@ class TrainStep:
 
     def user_half(self, batch: Batch, view: ItemView, vectors: Tensor) -> Tensor:
         """Forward and backward from `vectors` (M, w), whose gradient is left in `vectors.grad`."""
-        with autocast(self.runtime, self.device):
+        with autocast(self.runtime, self.device), kernels.switched(self.runtime.kernels):
             outputs = self.network.model(batch, view, vectors)
             loss = self.objective(outputs.queries, outputs.classes, batch, view)
         self.parallel.backward(loss)

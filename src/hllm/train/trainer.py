@@ -32,7 +32,7 @@ from hllm.train.checkpoint import (
     save_checkpoint,
     trained,
 )
-from hllm.train.compiled import CompiledBlocks, blocks_of, is_worth_compiling
+from hllm.train.compiled import CompiledBlocks, attends_by_bounds, blocks_of, is_worth_compiling
 from hllm.train.config import Runtime, TrainingConfig, chosen
 from hllm.train.files import LAST, best_path, drop_other_bests
 from hllm.train.health import (
@@ -145,7 +145,8 @@ class Trainer:
             or not getattr(user_model, "fixed_shapes", True)
         ):
             return None
-        shape = PaddedShape(self.loader, self.ranks.world)
+        by_bounds = attends_by_bounds(self.network, self.device, self.runtime)
+        shape = PaddedShape(self.loader, self.ranks.world, by_bounds)
         return shape if shape.fits_a_mask(getattr(user_model, "n_heads", 1)) else None
 
     def _compiled_blocks(self) -> CompiledBlocks | None:
