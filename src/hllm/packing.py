@@ -248,14 +248,13 @@ def one_row(batch: Batch, n_tokens: int, longest: int) -> Rows:
 
     No sequence is longer than `longest`. Nothing has to be planned: what attends by bounds needs no rows.
     """
-    t = batch.n_tokens
-    ids = segment_ids(batch.offsets, t)
-    own = torch.arange(n_tokens, dtype=torch.int32)
-    bounds = torch.stack((own, own + 1))
-    bounds[0, :t], bounds[1, :t] = batch.offsets[:-1][ids], batch.offsets[1:][ids]
-    segments = torch.full((1, n_tokens), -1, dtype=torch.long)
+    t, device = batch.n_tokens, batch.tokens.device
+    ids, own = segment_ids(batch.offsets, t), torch.arange(n_tokens, device=device)
+    bounds = torch.stack((own, own + 1)).int()
+    bounds[:, :t] = torch.stack((batch.offsets[ids], batch.offsets[ids + 1]))
+    segments = torch.full((1, n_tokens), -1, dtype=torch.long, device=device)
     segments[0, :t] = ids
-    return Rows(torch.arange(n_tokens), segments, bounds=bounds, longest=longest)
+    return Rows(own, segments, bounds=bounds, longest=longest)
 
 
 def fill_rows(lengths: list[int], row: int) -> tuple[list[int], int]:

@@ -52,7 +52,7 @@ def one_at_a_time(
     return torch.cat(out)
 
 
-@pytest.mark.parametrize("lengths", [[5, 100, 1, 1, 70, 3], [64, 64, 130]])
+@pytest.mark.parametrize("lengths", [[5, 70, 1, 3], [64, 66]])
 @pytest.mark.parametrize(
     ("n", "biased", "timed"),
     [(0.0, True, False), (0.0, False, False), (20.0, True, True), (20.0, False, True)],
@@ -86,26 +86,28 @@ def test_equals_attention_one_history_at_a_time(
 def test_models_by_bounds_equal_models_by_rows(preset: str, device: torch.device) -> None:
     """With left-over tokens, whose states nobody reads."""
     torch.manual_seed(0)
-    small = {"n_layers": 2, "n_heads": 2, "dropout": 0.0, "d_model": 32, "max_len": 80}
+    small = {"n_layers": 1, "n_heads": 2, "dropout": 0.0, "d_model": 32, "max_len": 80}
     config = load_config(preset, overrides=small)
     model = make_user_model(config.users, config.scorer, 32, 80)
     assert isinstance(model, torch.nn.Module) and getattr(model, "by_bounds", False)
     model.to(device).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    lengths = torch.tensor([70, 3, 20])
-    ones = torch.ones(93, dtype=torch.long)
-    batch = Batch(torch.arange(3), ones, torch.arange(93) ** 3, ones, offsets_of(lengths))
-    long = padded(batch, 100, one_row(batch, 100, 80))
+    lengths = torch.tensor([40, 3, 30])
+    ones = torch.ones(73, dtype=torch.long)
+    batch = Batch(torch.arange(3), ones, torch.arange(73) ** 3, ones, offsets_of(lengths))
+    long = padded(batch, 80, one_row(batch, 80, 80))
     assert long.rows is not None
-    x = torch.randn(100, 32, device=device)
+    x = torch.randn(80, 32, device=device)
     found = []
     for rows, signals, n in (
-        (make_rows(batch), batch.to(device).signals, 93),
-        (long.rows, long.to(device).signals, 100),
+        (make_rows(batch), batch.to(device).signals, 73),
+        (long.rows, long.to(device).signals, 80),
     ):
-        hidden = model(x[:n], rows.to(device), signals)[:93]
+        hidden = model(x[:n], rows.to(device), signals)[:73]
         grads = torch.autograd.grad(hidden.pow(3).sum(), list(model.parameters()), allow_unused=True)
         found.append([hidden, *(g for g in grads if g is not None)])
     for by_rows, by_bounds in zip(*found, strict=True):
-        torch.testing.assert_close(by_bounds, by_rows, atol=1e-4 * float(by_rows.abs().max()), rtol=1e-3)
+        torch.testing.assert_close(
+            by_bounds, by_rows, atol=1e-4 * float(by_rows.detach().abs().max()), rtol=1e-3
+        )

@@ -25,11 +25,11 @@ def _bucket(now, then, LOG_STEP: tl.constexpr, N_BUCKETS: tl.constexpr):
 
 @triton.jit
 def _biased(
-    scores, distance, now, then, table_ptr, time_table_ptr, head, L,
+    scores, distance, seen, now, then, table_ptr, time_table_ptr, head, L,
     BY_DISTANCE: tl.constexpr, BY_TIME: tl.constexpr, LOG_STEP: tl.constexpr, N_BUCKETS: tl.constexpr,
 ):  # fmt: skip
     if BY_DISTANCE:
-        scores += tl.load(table_ptr + head * L + tl.minimum(tl.maximum(distance, 0), L - 1))
+        scores += tl.load(table_ptr + head * L + distance, mask=seen, other=0.0)
     if BY_TIME:
         scores += tl.load(time_table_ptr + head * N_BUCKETS + _bucket(now, then, LOG_STEP, N_BUCKETS))
     return scores
@@ -68,7 +68,7 @@ def forward(
         seen = (distance >= 0) & (j[None, :] >= first[:, None])
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
         scores = _biased(
-            scores, distance, now, then, table_ptr, time_table_ptr, head, L,
+            scores, distance, seen, now, then, table_ptr, time_table_ptr, head, L,
             BY_DISTANCE, BY_TIME, LOG_STEP, N_BUCKETS,
         )  # fmt: skip
         if SOFTMAX:
@@ -128,7 +128,7 @@ def backward_queries(
         seen = (distance >= 0) & (j[None, :] >= first[:, None])
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
         scores = _biased(
-            scores, distance, now, then, table_ptr, time_table_ptr, head, L,
+            scores, distance, seen, now, then, table_ptr, time_table_ptr, head, L,
             BY_DISTANCE, BY_TIME, LOG_STEP, N_BUCKETS,
         )  # fmt: skip
         grad_scores = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
@@ -189,7 +189,7 @@ def backward_keys(
         seen = (distance >= 0) & (j[:, None] >= first[None, :])
         scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale
         scores = _biased(
-            scores, distance, now, then, table_ptr, time_table_ptr, head, L,
+            scores, distance, seen, now, then, table_ptr, time_table_ptr, head, L,
             BY_DISTANCE, BY_TIME, LOG_STEP, N_BUCKETS,
         )  # fmt: skip
         grad_scores = tl.dot(v, tl.trans(grad), input_precision=PRECISION)

@@ -137,10 +137,11 @@ def one_pass(
         if grad_items is not None:
             grad_items += matmul_wide(grad.T, q, wide)
         if mean_item is not None:
-            loss = loss - smoothing * (q.to(wide) @ mean_item)
-            grad_queries[part] -= smoothing * valid.unsqueeze(1) * mean_item
+            given = q.to(wide)
+            loss = loss - smoothing * (given @ mean_item)
+            grad_queries[part].addr_(valid, mean_item, alpha=-smoothing)
             if grad_items is not None:
-                grad_items -= (smoothing / m) * (valid @ q.to(wide))
+                grad_items -= (smoothing / m) * (valid @ given)
         total += loss @ valid
         del logits, grad  # before the next tile is made
     return total, grad_queries

@@ -26,7 +26,8 @@ def make_objective(config: ObjectiveConfig) -> Objective:
     if config.loss in ("cross_entropy", "nce"):
 
         def full(queries: Tensor, classes: Tensor, batch: Batch, view: ItemView) -> Tensor:
-            queries = queries / config.loss_temperature
+            if config.loss_temperature != 1:
+                queries = queries / config.loss_temperature
             return cross_entropy(
                 queries, classes, view.targets, config.label_smoothing, count=batch.n_targets
             )
