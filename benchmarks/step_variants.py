@@ -39,7 +39,7 @@ from hllm.models.attention import Layout, attend
 from hllm.packing import Rows, Signals
 from hllm.runs.build import with_source
 from hllm.train.captured import PaddedShape
-from hllm.train.compiled import CompiledBlocks, blocks_of
+from hllm.train.compiled import CompiledBlocks, parts_of
 from hllm.train.trainer import Trainer
 
 N_ITEMS, N_USERS, BLOCK, WARMUP = 3416, 6000, 128, 10
@@ -200,7 +200,7 @@ def gradients(
     vectors = trainer.network.source.lease(view.tokens).vectors
     half = plain_step(trainer).user_half
     if way["compile"] and device.type == "cuda":
-        loss = CompiledBlocks(blocks_of(trainer.network.model.user_model)).run(half, batch, view, vectors)
+        loss = CompiledBlocks(parts_of(trainer.network.model)).run(half, batch, view, vectors)
     else:
         loss = half(batch, view, vectors)
     found = {n: p.grad.float() for n, p in trainer.network.model.named_parameters() if p.grad is not None}

@@ -193,3 +193,16 @@ def test_no_tensor_of_tokens_times_items_is_made(monkeypatch: pytest.MonkeyPatch
     with Largest() as seen:
         cross_entropy(queries, items, targets, 0.1).backward()
     assert seen.elements <= max(3 * M, T * D, M * D)
+
+
+@pytest.mark.parametrize("item_chunk", [None, 7])
+def test_a_narrow_table_has_a_narrow_gradient(item_chunk: int | None) -> None:
+    torch.manual_seed(0)
+    queries, table, targets = torch.randn(40, 8), torch.randn(30, 8).bfloat16(), torch.randint(30, (40,))
+    grads = []
+    for items in (table.clone().requires_grad_(), table.float().requires_grad_()):
+        cross_entropy(queries, items, targets, 0.1, 40, item_chunk=item_chunk).backward()
+        assert items.grad is not None
+        grads.append(items.grad)
+    assert grads[0].dtype == torch.bfloat16
+    torch.testing.assert_close(grads[0].float(), grads[1], rtol=2**-6, atol=1e-4)

@@ -224,3 +224,16 @@ def test_case_d14_identical_vectors_leave_nothing_to_compete() -> None:
     view = ItemView(torch.arange(512), targets, targets, 512, negatives=columns)
     assert similar_share(items, view, 0.99) == 1.0
     assert similar_share(torch.eye(512), view, 0.99) == 0.0
+
+
+def test_a_narrow_table_rounds_its_gradient_once() -> None:
+    torch.manual_seed(0)
+    queries, table = torch.randn(40, 8), torch.randn(30, 8).bfloat16()
+    targets, columns = torch.randint(5, (40,)), torch.randint(30, (20,))
+    grads = []
+    for items in (table.clone().requires_grad_(), table.float().requires_grad_()):
+        sampled_softmax(queries, items, targets, columns).backward()
+        assert items.grad is not None
+        grads.append(items.grad)
+    assert grads[0].dtype == torch.bfloat16
+    torch.testing.assert_close(grads[0].float(), grads[1], rtol=2**-8, atol=0)

@@ -57,13 +57,13 @@ def test_equals_the_plain_model(preset: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(compiled.torch, "compile", whole)
     model, loss = model_and_loss(preset)
     expected, plain = loss(), gradients(model)
-    blocks = CompiledBlocks(blocks_of(model))
-    assert len(blocks.blocks) == 2
+    blocks = CompiledBlocks([(block, "forward") for block in blocks_of(model)])
+    assert len(blocks.parts) == 2
     torch.testing.assert_close(blocks.run(loss), expected)
     assert blocks.seconds is not None and not blocks.failed
     torch.testing.assert_close(gradients(model), plain)
     torch.testing.assert_close(blocks.run(loss), expected)
-    assert not any("forward" in vars(block) for block in blocks.blocks)
+    assert not any("forward" in vars(block) for block, _ in blocks.parts)
 
 
 def test_what_fails_to_compile_runs_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,7 @@ def test_what_fails_to_compile_runs_plainly(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(compiled.torch, "compile", lambda function, dynamic: broken)
     model, loss = model_and_loss("sasrec")
     expected, plain = loss(), gradients(model)
-    blocks = CompiledBlocks(blocks_of(model))
+    blocks = CompiledBlocks([(block, "forward") for block in blocks_of(model)])
     with pytest.warns(UserWarning, match="not compiled, training goes on without: no compiler here$"):
         assert torch.equal(blocks.run(loss), expected)
     torch.testing.assert_close(gradients(model), plain)
@@ -90,7 +90,7 @@ def test_a_lack_of_memory_is_no_failure_to_compile(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(compiled.torch, "compile", lambda function, dynamic: full)
     model, loss = model_and_loss("sasrec")
     with pytest.raises(torch.OutOfMemoryError):
-        CompiledBlocks(blocks_of(model)).run(loss)
+        CompiledBlocks([(block, "forward") for block in blocks_of(model)]).run(loss)
 
 
 def test_only_long_trainings_are_worth_it(

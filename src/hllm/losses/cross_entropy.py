@@ -41,8 +41,8 @@ def cross_entropy(
 ) -> Tensor:
     """Mean, over the positions that have a target, of the cross entropy of `queries @ items.T`.
 
-    queries (T, d) and items (M, d), float32 or float64; targets int64 (T,) rows of `items`, -1
-    where there is nothing to predict (such positions get no loss and no gradient).
+    queries (T, d) and items (M, d), float32 or float64, items also bfloat16, as their gradient then is;
+    targets int64 (T,) rows of `items`, -1 where there is nothing to predict (neither loss nor gradient).
     Label smoothing spreads its share evenly over all M items, as torch's does. Under autocast the
     matrix products take bf16 operands with float32 accumulators.
 
@@ -192,7 +192,7 @@ def two_passes(
     """As `one_pass`, in tiles of `shape` = (positions, items)."""
     wide, m = queries.dtype, items.shape[0]
     total, grad_queries = queries.new_zeros(()), torch.zeros_like(queries)
-    mean_item = torch.zeros_like(items[0])
+    mean_item = torch.zeros_like(queries[0])
     if smoothing:
         for columns in slices(m, shape[1]):
             mean_item += items[columns].to(narrow).sum(0, dtype=wide) / m

@@ -30,8 +30,8 @@ def sampled_softmax(
 ) -> Tensor:
     """Mean cross entropy of each position's target against the negatives `columns`.
 
-    queries (T, d) and items (M, d), float32 or float64; targets int64 (T,) rows of `items`, -1 =
-    nothing to predict; columns int64 (K,) rows of `items`, -1 = an empty column. A negative that
+    queries (T, d) and items (M, d), float32 or float64, items also bfloat16, as their gradient then is;
+    targets int64 (T,) rows of `items`, -1 = nothing to predict; columns int64 (K,) rows of `items`, -1 = an empty column. A negative that
     is the position's own target is left out by identity (protocol.md, "Negatives"), so equal
     vectors of different items still compete: when all vectors collapse, the loss is log(1 + K).
 
@@ -67,7 +67,7 @@ class _SampledSoftmax(torch.autograd.Function):
         grad_items = torch.zeros_like(items) if ctx.needs_input_grad[1] else None
         column_rows = columns.clamp(min=0)
         negatives = items[column_rows].to(narrow)  # (K, d)
-        grad_negatives = items.new_zeros(negatives.shape)
+        grad_negatives, grad_own = queries.new_zeros(negatives.shape), torch.empty_like(queries)
         with torch.autocast(device, enabled=False):
             for part in slices(queries.shape[0], chunk):
                 q, t = queries[part].to(narrow), targets[part].clamp(min=0)
@@ -91,10 +91,11 @@ class _SampledSoftmax(torch.autograd.Function):
                 grad_queries[part] = matmul_wide(grad, negatives, wide) + grad_hit * own
                 if grad_items is not None:
                     grad_negatives += matmul_wide(grad.T, q, wide)
-                    grad_items.index_add_(0, t, grad_hit * q.to(wide))
+                    grad_own[part] = grad_hit * q.to(wide)
                 del scores, grad  # before the next chunk is made
             if grad_items is not None:
-                grad_items.index_add_(0, column_rows, grad_negatives)
+                rows = torch.cat((targets.clamp(min=0), column_rows))
+                add_rows(grad_items, rows, torch.cat((grad_own, grad_negatives)))
         count = divisor(targets, count)
         ctx.save_for_backward(grad_queries, grad_items, count)
         return total / count
@@ -105,6 +106,16 @@ class _SampledSoftmax(torch.autograd.Function):
         scale = grad / count
         grad_items = None if grad_items is None else grad_items * scale
         return (grad_queries * scale, grad_items) + (None,) * 9
+
+
+def add_rows(table: Tensor, rows: Tensor, values: Tensor) -> None:
+    """Add `values` (n, d) to the rows int64 (n,) of `table` (M, d), which, where it is narrower, rounds their sum."""
+    if table.dtype == values.dtype:
+        table.index_add_(0, rows, values)
+        return
+    distinct, place = rows.unique(return_inverse=True)
+    total = table[distinct].to(values.dtype).index_add_(0, place, values)
+    table[distinct] = total.to(table.dtype)
 
 
 def too_similar(targets: Tensor, negatives: Tensor, limit: float) -> Tensor:

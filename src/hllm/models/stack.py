@@ -34,16 +34,20 @@ class BlockStack(nn.Module):
         self.norm = RMSNorm(width)
 
     def forward(self, x: Tensor, rows: Rows, signals: Signals) -> Tensor:
-        x = self.input_norm(x)  # (T, d), so that the vectors, not the blocks, lead at the start
+        layout = self.layout(rows, signals)
+        x = self.enter(x)
+        for block in self.blocks:
+            x = block(x, layout)  # (T, d)
+        return self.norm(x)
+
+    def enter(self, x: Tensor) -> Tensor:
+        """What the first block reads, (T, d)."""
+        x = self.input_norm(x)  # so that the vectors, not the blocks, lead at the start
         if self.training and self.mask_prob:
             # Hide some inputs (never the targets), so that no single neighbour is relied on.
             hidden = torch.rand(x.shape[0], 1, device=x.device) < self.mask_prob
             x = torch.where(hidden, self.mask_vector.to(x.dtype), x)
-        layout = self.layout(rows, signals)
-        x = self.dropout(x)  # (T, d)
-        for block in self.blocks:
-            x = block(x, layout)  # (T, d)
-        return self.norm(x)
+        return self.dropout(x)
 
     def layout(self, rows: Rows, signals: Signals) -> Layout:
         """Who may look at whom, and what else every block needs."""

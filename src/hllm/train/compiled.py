@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from hllm import kernels
 from hllm.data.batches.training import TrainLoader
 from hllm.hardware import is_out_of_memory
-from hllm.models.hllm import Network
+from hllm.models.hllm import HLLM, Network
 from hllm.packing import Batch, one_row
 from hllm.train.config import Runtime, TrainingConfig, chosen
 from hllm.train.step import autocast, use_bf16
@@ -32,14 +32,14 @@ WORTH = 10**11
 
 
 class CompiledBlocks:
-    """Runs functions with the `forward` of `blocks` compiled; as they are, once compiling has failed.
+    """Runs functions with `parts`, modules and the names of their methods, compiled; as they are, once that has failed.
 
     seconds  what the first run took, nearly all of it compiling; None before
     """
 
-    def __init__(self, blocks: Sequence[nn.Module]) -> None:
-        self.blocks = list(blocks)
-        self.forms = [torch.compile(block.forward, dynamic=False) for block in self.blocks]
+    def __init__(self, parts: Sequence[tuple[nn.Module, str]]) -> None:
+        self.parts = list(parts)
+        self.forms = [torch.compile(getattr(module, name), dynamic=False) for module, name in self.parts]
         self.seconds: float | None = None
         self.failed = False
 
@@ -64,14 +64,14 @@ class CompiledBlocks:
 
     @contextmanager
     def _in_place(self) -> Iterator[None]:
-        pairs = [] if self.failed else list(zip(self.blocks, self.forms, strict=True))
-        for block, form in pairs:
-            block.forward = form
+        parts = [] if self.failed else self.parts
+        for (module, name), form in zip(parts, self.forms, strict=False):
+            setattr(module, name, form)
         try:
             yield
         finally:
-            for block, _ in pairs:
-                del block.forward  # the class's own again
+            for module, name in parts:
+                delattr(module, name)  # the class's own again
 
 
 def attends_by_bounds(network: Network, device: torch.device, runtime: Runtime) -> bool:
@@ -109,6 +109,16 @@ def attends_by_bounds(network: Network, device: torch.device, runtime: Runtime) 
 def blocks_of(user_model: object) -> list[nn.Module]:
     """The blocks that a user model runs one after the other; none where it names none."""
     return list(getattr(user_model, "blocks", ()))
+
+
+def parts_of(model: HLLM) -> list[tuple[nn.Module, str]]:
+    """What of a model is compiled: its blocks, and the norms and scalings before and after them."""
+    user_model: Any = model.user_model
+    around = [(user_model, "enter"), (getattr(user_model, "norm", None), "forward")]
+    around += [(model.scorer, "query"), (model.scorer, "item")]
+    return [(block, "forward") for block in blocks_of(user_model)] + [
+        (module, name) for module, name in around if hasattr(module, name)
+    ]
 
 
 def is_worth_compiling(loader: TrainLoader, training: TrainingConfig, n_layers: int, width: int) -> bool:

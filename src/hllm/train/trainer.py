@@ -32,7 +32,7 @@ from hllm.train.checkpoint import (
     save_checkpoint,
     trained,
 )
-from hllm.train.compiled import CompiledBlocks, attends_by_bounds, blocks_of, is_worth_compiling
+from hllm.train.compiled import CompiledBlocks, attends_by_bounds, blocks_of, is_worth_compiling, parts_of
 from hllm.train.config import Runtime, TrainingConfig, chosen
 from hllm.train.files import LAST, best_path, drop_other_bests
 from hllm.train.health import (
@@ -163,7 +163,7 @@ class Trainer:
         size = len(blocks), self.network.source.width
         if wanted == "auto" and not is_worth_compiling(self.loader, self.training, *size):
             return None
-        return CompiledBlocks(blocks)
+        return CompiledBlocks(parts_of(self.network.model))
 
     @property
     def checkpoint(self) -> Path | None:
