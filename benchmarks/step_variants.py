@@ -2,7 +2,8 @@
 
     python benchmarks/step_variants.py [--preset hllm-lite] [--windows 200 800] [--steps 60] [--out FILE]
 
-Ways: the captured step as it is; blocks compiled inside it; compiled with FlexAttention over rows, and over all tokens
+Ways: the captured step as it is; blocks compiled inside it; both with kernels of our own for attention and loss;
+compiled with FlexAttention over rows, and over all tokens
 as one row, where the bias by distance is a `score_mod` and nothing of size (B, H, R, R) is written. 16,384 tokens a
 step, text and ID, on synthetic histories (half of them below 100 events, some above 1,000). Differences are those of
 one step without dropout to the plain step, relative to the largest gradient; "fp32" shows what bf16 itself does. Rows
@@ -172,15 +173,17 @@ def with_flex(trainer: Trainer, layout: Callable[[Rows, Signals], FlexLayout]) -
 # ------------------------------------------------------------------------------------- measuring
 
 WAYS: dict[str, dict[str, Any]] = {
-    "captured": {"compile": False},
-    "compiled blocks": {"compile": True},
-    "compiled, flex over rows": {"compile": True, "layout": rows_layout},
-    "compiled, flex over tokens": {"compile": True, "layout": packed_layout},
+    "captured": {"compile": False, "kernels": False},
+    "compiled blocks": {"compile": True, "kernels": False},
+    "kernels": {"compile": False, "kernels": True},
+    "compiled, kernels": {"compile": True, "kernels": True},
+    "compiled, flex over rows": {"compile": True, "kernels": False, "layout": rows_layout},
+    "compiled, flex over tokens": {"compile": True, "kernels": False, "layout": packed_layout},
 }
 
 
 def configuration(args: argparse.Namespace, window: int, **settings: Any) -> Config:
-    given = {"max_len": window, "batch_tokens": args.tokens, **settings}
+    given = {"max_len": window, "batch_tokens": args.tokens, "epochs": 40, **settings}
     if load_config(args.preset).items.item_llm:
         given["item_llm"] = "random"
     return load_config(args.preset, overrides=given)
@@ -190,10 +193,10 @@ def gradients(
     config: Config, data: Histories, device: torch.device, way: dict[str, Any]
 ) -> tuple[float, dict]:
     """Loss and gradients of one step of the user half, on the same batch and weights whatever the way."""
-    trainer = make_trainer(config, data, device)
+    trainer = make_trainer(config.model_copy(update={"kernels": way["kernels"]}), data, device)
     if "layout" in way:
         with_flex(trainer, way["layout"])
-    shape = PaddedShape(trainer.loader)
+    shape = trainer.shape or PaddedShape(trainer.loader)
     batch = shape.pad(next(iter(trainer.loader.epoch(0))))
     assert batch is not None
     view = trainer.views.view(batch, (0, 0))
@@ -250,7 +253,8 @@ def measure(
     torch.compiler.reset()
     still = configuration(args, window, dropout=0.0, **args.still)
     found = differences(gradients(still, data, device, way), plain)
-    trainer = make_trainer(configuration(args, window, compile=way["compile"]), data, device)
+    given = {"compile": way["compile"], "kernels": way["kernels"]}
+    trainer = make_trainer(configuration(args, window, **given), data, device)
     if "layout" in way:
         with_flex(trainer, way["layout"])
     if device.type == "cuda":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,14 @@ OUTLYING = 1e4  # norms of the median item: whitening gives one such item most o
 ROWS = 65_536  # at a time
 
 
-def check_vectors(vectors: np.ndarray, has_text: np.ndarray, item_ids: Sequence[Any]) -> None:
+def check_vectors(vectors: np.ndarray, has_text: np.ndarray, n: int, name: Callable[[int], Any]) -> None:
     """Raise DataError, naming an item, for rows that are not finite, or larger than any model's are.
 
     vectors   float (n + 1, d), row = token
     has_text  bool (n + 1,): rows that are vectors
-    item_ids  of the tokens 1..n
+    n         number of items
+    name      identifier of a token: asked for only where something is wrong, since tables are slow to read
     """
-    n = len(item_ids)
     if vectors.ndim != 2 or len(vectors) != n + 1 or has_text.shape != (n + 1,):
         raise DataError(
             f"the item embeddings have the shape {vectors.shape}, and has_text {has_text.shape}, where the dataset has "
@@ -43,6 +43,6 @@ def check_vectors(vectors: np.ndarray, has_text: np.ndarray, item_ids: Sequence[
         if (found := np.flatnonzero(wrong & has_text)).size:
             more = f" (and those of {len(found) - 1:,} more items)" if len(found) > 1 else ""
             raise DataError(
-                f"the vector of item {item_ids[found[0] - 1]!r}{more} {what}, so nothing can be learned beside it; "
+                f"the vector of item {name(int(found[0]))!r}{more} {what}, so nothing can be learned beside it; "
                 "embed again with another --precision or model, or correct the item's text"
             )

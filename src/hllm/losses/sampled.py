@@ -31,9 +31,9 @@ def sampled_softmax(
     """Mean cross entropy of each position's target against the negatives `columns`.
 
     queries (T, d) and items (M, d), float32 or float64, items also bfloat16, as their gradient then is;
-    targets int64 (T,) rows of `items`, -1 = nothing to predict; columns int64 (K,) rows of `items`, -1 = an empty column. A negative that
-    is the position's own target is left out by identity (protocol.md, "Negatives"), so equal
-    vectors of different items still compete: when all vectors collapse, the loss is log(1 + K).
+    targets int64 (T,) rows of `items`, -1 = nothing to predict; columns int64 (K,) rows of `items`, -1 = an empty
+    column. A negative that is the position's own target is left out by identity (protocol.md, "Negatives"), so
+    equal vectors of different items still compete: when all vectors collapse, the loss is log(1 + K).
 
     log_q         (M,) log probability of each item to be a negative, taken off its scores, the
                   target's too (Bengio and Senecal, 2008; Yi et al., 2019); None: no correction
@@ -67,6 +67,7 @@ class _SampledSoftmax(torch.autograd.Function):
         grad_items = torch.zeros_like(items) if ctx.needs_input_grad[1] else None
         column_rows = columns.clamp(min=0)
         negatives = items[column_rows].to(narrow)  # (K, d)
+        count = divisor(targets, count)
         grad_negatives, grad_own = queries.new_zeros(negatives.shape), torch.empty_like(queries)
         with torch.autocast(device, enabled=False):
             for part in slices(queries.shape[0], chunk):
@@ -95,17 +96,15 @@ class _SampledSoftmax(torch.autograd.Function):
                 del scores, grad  # before the next chunk is made
             if grad_items is not None:
                 rows = torch.cat((targets.clamp(min=0), column_rows))
-                add_rows(grad_items, rows, torch.cat((grad_own, grad_negatives)))
-        count = divisor(targets, count)
+                add_rows(grad_items, rows, torch.cat((grad_own, grad_negatives)) / count)
         ctx.save_for_backward(grad_queries, grad_items, count)
         return total / count
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         grad_queries, grad_items, count = ctx.saved_tensors
-        scale = grad / count
-        grad_items = None if grad_items is None else grad_items * scale
-        return (grad_queries * scale, grad_items) + (None,) * 9
+        grad_items = None if grad_items is None else grad_items * grad
+        return (grad_queries * (grad / count), grad_items) + (None,) * 9
 
 
 def add_rows(table: Tensor, rows: Tensor, values: Tensor) -> None:

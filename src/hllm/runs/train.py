@@ -58,7 +58,9 @@ def train_network(
     histories = data.train_histories()
     check_trainable(data, histories)
     if embeddings is not None and not config.items.live:
-        check_vectors(embeddings.vectors, embeddings.has_text, data.item_ids)
+        check_vectors(
+            embeddings.vectors, embeddings.has_text, data.n_catalogue, lambda token: data.item_ids[token - 1]
+        )
     config = settled(data, config)
     identity = identity_of(data, config, embeddings)
     trainer = make_trainer(data, histories, config, embeddings, device, folder, show, identity, start)
