@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 import torch
 
+import hllm
 from hllm.artifacts import read_json, write_json, write_text
 from hllm.config import load_config
 from hllm.data.dataset import Dataset
@@ -303,3 +304,18 @@ def test_validation_samples_users_where_scores_are_too_many(monkeypatch: pytest.
     asked = training.model_copy(update={"valid_users": 8})
     assert module.validation_users(data, asked) == 8
     assert module.validation_users(data, training.model_copy(update={"valid_users": n})) is None
+
+
+def test_a_prepared_dataset_trains_without_polars(tmp_path: Path, run_python: Callable[..., Any]) -> None:
+    """What is read of a dataset and its item vectors in training are arrays."""
+    folder = tmp_path / "data"
+    dataset = world(n_users=40, n_items=30)
+    dataset.save(folder)
+    hllm.embed(Dataset.load(folder), item_llm="tfidf", progress=False)
+    small = ["d_model=16", "n_layers=1", "n_heads=2", "epochs=1", "whiten_rank=4", "item_llm=tfidf"]
+    settings = [word for setting in small for word in ("--set", setting)]
+    arguments = ["train", str(folder), *settings, "--out", str(tmp_path / "run"), "--device", "cpu"]
+    program = "import sys; sys.modules['polars'] = None; from hllm.cli.app import main; main()"
+    done = run_python("-c", program, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert run_state(tmp_path / "run") == "finished"
