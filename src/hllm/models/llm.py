@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hllm.errors import ArtifactError, ConfigError, unknown
 from hllm.items.encoders.backbones import quiet
-from hllm.items.encoders.packed_attention import Pack, pack_rows
+from hllm.items.encoders.pack import Pack, pack_rows
 from hllm.items.encoders.packed_model import PackedModel
 from hllm.models.config import UsersConfig
 from hllm.packing import Rows

@@ -9,7 +9,7 @@ from hllm.errors import ConfigError
 from hllm.items.embed import embed
 from hllm.items.encoders import packs
 from hllm.items.encoders.backbones import load_backbone
-from hllm.items.encoders.packed_attention import Pack
+from hllm.items.encoders.pack import Pack
 from hllm.items.encoders.packed_model import PackedModel
 from hllm.items.encoders.packs import PackedLanguageModelEncoder
 from hllm.items.encoders.text import LanguageModelEncoder

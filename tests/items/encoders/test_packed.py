@@ -6,8 +6,9 @@ import torch
 
 from hllm.errors import ConfigError
 from hllm.items.encoders.backbones import load_backbone
+from hllm.items.encoders.pack import Pack
 from hllm.items.encoders.packed import PackedEncoder
-from hllm.items.encoders.packed_attention import Pack, attend_grid, attend_runs
+from hllm.items.encoders.packed_attention import attend_grid, attend_runs
 from hllm.items.encoders.packed_model import PackedModel
 from hllm.items.encoders.text import LanguageModelEncoder
 from hllm.testing.llms import configs, exact_norms, tiny

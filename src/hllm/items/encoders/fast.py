@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hllm.items.encoders.packed_attention import Pack, attend
+from hllm.items.encoders.pack import Pack
+from hllm.items.encoders.packed_attention import attend
 from hllm.items.encoders.pooling import of_layers
 
 _DECODER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -85,7 +86,7 @@ class _DecoderBlock:
         if self.q_norm and self.k_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotated(q, cos, sin), rotated(k, cos, sin)
-        attended = attend(q, k, v, pack, True, self.window, self.scale)
+        attended = attended_to(q, k, v, pack, True, self.window, self.scale)
         x = self.out(attended.flatten(1), x)
         return self.down(gated(self.gate_up(self.between(x))), x)
 
@@ -133,7 +134,7 @@ class _EncoderBlock:
 
     def __call__(self, x: Tensor, pack: Pack) -> Tensor:
         q, k, v = self.qkv(x).view(len(x), 3, self.heads, self.head).unbind(1)
-        attended = attend(q, k, v, pack, False, None, self.head**-0.5)
+        attended = attended_to(q, k, v, pack, False, None, self.head**-0.5)
         x = self.norms[0](self.out(attended.flatten(1)).add_(x))
         return self.norms[1](self.down(self.act(self.up(x))).add_(x))
 
@@ -152,6 +153,18 @@ class _Norm:
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+def attended_to(
+    q: Tensor, k: Tensor, v: Tensor, pack: Pack, causal: bool, window: int | None, scale: float
+) -> Tensor:
+    """As `attend`, of short texts on a GPU by a kernel of their own."""
+    if q.is_cuda:
+        from hllm.items.encoders import short_texts
+
+        if short_texts.takes(q, k, v, pack):
+            return short_texts.attend_short(q, k, v, pack, causal, window, scale)
+    return attend(q, k, v, pack, causal, window, scale)
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hllm.errors import ConfigError
 from hllm.items.config import split_pooling
-from hllm.items.encoders.packed_attention import Pack
+from hllm.items.encoders.pack import Pack
 from hllm.items.encoders.packed_model import PackedModel
 from hllm.packing import offsets_of, positions_in_segment
 

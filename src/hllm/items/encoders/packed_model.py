@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hllm.items.encoders import packed_attention
 from hllm.items.encoders.backbones import hidden_size, quiet, table_rows
-from hllm.items.encoders.packed_attention import Pack
+from hllm.items.encoders.pack import Pack
 from hllm.items.encoders.pooling import states_of
 from hllm.packing import pad, unpad
 

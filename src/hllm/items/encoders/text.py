@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -94,9 +95,7 @@ class LanguageModelEncoder:
         sequences, self.truncated = tokenise(self.backbone, texts, self.max_length, self.keep)
         lengths = np.array([len(ids) for ids in sequences], dtype=np.int64)
         self.offsets = np.concatenate(([0], lengths.cumsum()))
-        self.flat = np.fromiter(
-            (t for ids in sequences for t in ids), dtype=np.int64, count=int(lengths.sum())
-        )
+        self.flat = np.fromiter(chain.from_iterable(sequences), dtype=np.int64, count=int(lengths.sum()))
         self._check_tokens(len(texts))
         self._share_prefix(lengths)
         return lengths
@@ -145,17 +144,19 @@ class LanguageModelEncoder:
 
     def _check_tokens(self, n_texts: int) -> None:
         """ArtifactError for ids that the model has no embedding for, or texts of unknown tokens alone."""
-        tokenizer, found = self.backbone.tokenizer, {int(i) for i in np.unique(self.flat)}
+        tokenizer, known = self.backbone.tokenizer, np.bincount(self.flat) > 0  # bool (ids,)
         rows, advice = table_rows(self.backbone.model), "take both from the same place"
-        if rows is not None and max(found) >= rows:
+        if rows is not None and len(known) > rows:
             raise ArtifactError(
-                f"the tokenizer of {self.backbone.name} gives token id {max(found)}, its model knows only "
+                f"the tokenizer of {self.backbone.name} gives token id {len(known) - 1}, its model knows only "
                 f"{rows:,} (0 to {rows - 1:,}): they do not belong together; {advice}"
             )
         unknown = tokenizer.unk_token_id
-        known = found - {unknown, self.backbone.pad_id, *tokenizer.all_special_ids}
+        some_unknown = unknown is not None and unknown < len(known) and bool(known[unknown])
+        for i in {unknown, self.backbone.pad_id, *tokenizer.all_special_ids} - {None}:
+            known[i : i + 1] = False
         # Without its vocabulary file a tokenizer is made that knows special tokens, at most the space too.
-        if n_texts > 1 and len(known) <= (unknown in found):
+        if n_texts > 1 and known.sum() <= some_unknown:
             raise ArtifactError(
                 f"the tokenizer of {self.backbone.name} knows no word of these {n_texts:,} texts: its "
                 f"vocabulary file is missing or another model's; {advice}"

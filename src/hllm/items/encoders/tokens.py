@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,7 +45,7 @@ class Ragged:
     def of(cls, sequences: list[list[int]]) -> Ragged:
         """The ragged form of lists of ids; a list may be empty."""
         lengths = np.array([len(ids) for ids in sequences], dtype=np.int64)
-        flat = np.fromiter((t for ids in sequences for t in ids), dtype=np.int32, count=int(lengths.sum()))
+        flat = np.fromiter(chain.from_iterable(sequences), dtype=np.int32, count=int(lengths.sum()))
         return cls(torch.from_numpy(flat), torch.from_numpy(np.concatenate(([0], lengths.cumsum()))))
 
 
