@@ -1,6 +1,7 @@
 """An approximate index of item vectors against exact search: recall of the first ten, and queries a second.
 
-    python benchmarks/index.py [--items 1000000] [--width 256] [--threads 2] [--graph FILE] [--out FILE.json]
+    python benchmarks/index.py [--items 1000000] [--width 256] [--threads 2] [--effort 64 256 768]
+        [--graph FILE] [--out FILE.json]
 
 Synthetic vectors of length one: a cluster for 500 items, whose centres and spread have components that fall as
 1 / sqrt(i), as the spectra of item vectors do; a query is an item's vector with noise of half its length. With --graph
@@ -42,9 +43,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--effort", type=int, nargs="+", default=[32, EFFORT, 128, 256])
+    parser.add_argument("--effort", type=int, nargs="+", default=[64, 256, EFFORT])
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--graph", type=Path)
     parser.add_argument("--build-only", type=int, default=0, help="Items to add, and stop.")
     parser.add_argument("--out", type=Path)
@@ -73,7 +75,7 @@ def main() -> None:
     del items
     rows = []
     for effort in args.effort:
-        found = compare(ItemIndex(graph, scored, effort), torch.from_numpy(queries), tokens, 10)
+        found = compare(ItemIndex(graph, scored, effort), torch.from_numpy(queries), tokens, 10, args.rounds)
         row = {"effort": effort, **asdict(found), "times": round(found.approximate / found.exact, 1)}
         print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
         rows.append(row)
@@ -87,8 +89,9 @@ def main() -> None:
                 "date": datetime.date.today().isoformat(),
                 "hardware": hardware.describe_hardware(),
                 "versions": hardware.describe_versions(),
-                "command": "python benchmarks/index.py",
+                "command": hardware.command_line(),
                 "settings": settings | {"refine": REFINE, "block": BLOCK},
+                "items_added_by_this_call": args.items - before,
                 "build_seconds_of_this_call": round(seconds, 1),
                 "rows": rows,
             },

@@ -70,6 +70,7 @@ class Recommender:
     record: RunRecord = field(default_factory=RunRecord)
     item_llm: TrainedLLM | None = None  # where it was trained too: what reads the texts of new items
     _kept_session: Session | None = field(default=None, init=False, repr=False, compare=False)
+    _kept_text: tuple[Session, str, Any] | None = field(default=None, init=False, repr=False, compare=False)
     _clocks_said: bool = field(default=False, init=False, repr=False, compare=False)
 
     @classmethod
@@ -260,13 +261,21 @@ class Recommender:
         network, data = self._ready()
         if text is not None:
             weight = check_weight(0.5 if text_weight is None else text_weight)
-            vector = text_vector(network, self.record.embeddings, text, llm=self.item_llm)
-            return self._session().ranked_by(Searched(network, vector, weight))
+            return self._session().ranked_by(Searched(network, self._text_vector(text), weight))
         max_len = parse_max_len(self.config.training.max_len)
         kept = self._kept_session
         if kept is None or kept.ranker is not network or kept.data is not data or kept.max_len != max_len:
             self._kept_session = kept = Session(network, data, max_len)
         return kept
+
+    def _text_vector(self, text: Any) -> Any:
+        """Vector (w,) of a free text; that of the last one is kept, for the parts of a long answer."""
+        network, _ = self._ready()
+        session, kept = self._session(), self._kept_text
+        if kept is None or kept[0] is not session or not isinstance(text, str) or kept[1] != text:
+            vector = text_vector(network, self.record.embeddings, text, llm=self.item_llm)
+            self._kept_text = kept = (session, text, vector)
+        return kept[2]
 
     def similar(
         self,
@@ -290,10 +299,7 @@ class Recommender:
         if (item is None) == (text is None):
             raise ConfigError("give either an item (--item ID) or a text (--text TEXT)")
         token = None if item is None else data.token_of(item)
-        if token is None:
-            vector = text_vector(network, self.record.embeddings, text, llm=self.item_llm)
-        else:
-            vector = network.table().raw[token]
+        vector = self._text_vector(text) if token is None else network.table().raw[token]
         session = self._session().ranked_by(Likeness(network, vector))
         queries = history_queries([[] if token is None else [token]])  # an item is not like itself
         chosen = session.candidates(

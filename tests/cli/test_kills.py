@@ -88,12 +88,17 @@ print(json.dumps([kill(*task) for task in json.loads(sys.argv[1])]))
 
 @pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_the_same_command_ends_in_the_same_bits(
-    world_folder: Path, small: list[str], tmp_path: Path, run_python: Callable[..., Any], kills: int
+    world_folder: Path,
+    run_folder: Path,
+    small: list[str],
+    tmp_path: Path,
+    run_python: Callable[..., Any],
+    kills: int,
 ) -> None:
     interactions, items, _ = world_tables(string_ids=True)
     interactions.write_csv(tmp_path / "events.csv")
     items.write_csv(tmp_path / "items.csv")
-    data, store, run = tmp_path / "data", tmp_path / "store", tmp_path / "run"
+    data, store, run, lists = (tmp_path / name for name in ("data", "store", "run", "lists"))
     files = ["--interactions", tmp_path / "events.csv", "--items", tmp_path / "items.csv"]
     tasks = [
         ("prepare", None, ["data", "prepare", "tabular", *files, "--out", data], ["**/*"], kills, data),
@@ -112,6 +117,14 @@ def test_killed_at_any_moment_the_same_command_ends_in_the_same_bits(
             ["model.safetensors", "history.jsonl", "ranks/*", "data/**/*", "metrics.json"],
             kills,
             run,
+        ),
+        (
+            "recommend",
+            None,
+            ["recommend", run_folder, "-k", "4", "--part-users", "10", "--device", "cpu", "--out", lists],
+            ["*"],
+            kills,
+            lists,
         ),
     ]
     done = run_python("-c", KILLING, json.dumps(tasks, default=str))

@@ -49,7 +49,7 @@ def test_recall_is_counted_against_exact_lists(rec: Recommender) -> None:
     assert (found.users, found.k, found.recall) == (24, 5, 1.0)
     index = perfect(rec)
     worst = ItemIndex(Graph(-index.scored, len(index)), index.scored)
-    assert check_index(rec.session(), worst, k=5).recall < 0.5
+    assert check_index(rec.session(), worst, k=2).recall < 0.5  # looks at 20 of 33 items
     assert found.exact > 0 and found.approximate > 0
 
 

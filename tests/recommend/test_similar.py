@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from hllm import pipeline
 from hllm.data.dataset import Dataset
 from hllm.errors import ConfigError, DataError
 from hllm.pipeline import Recommender
@@ -52,6 +53,19 @@ def test_items_like_an_item(rec: Recommender) -> None:
     for wrong in ({}, {"item": 17, "text": "x"}):
         with pytest.raises(ConfigError, match="either an item"):
             rec.similar(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_text_is_read_once_for_many_calls(texts: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, read = [], pipeline.text_vector
+    monkeypatch.setattr(pipeline, "text_vector", lambda *a, **b: made.append(a[2]) or read(*a, **b))
+    assert texts.dataset is not None
+    for user in texts.dataset.users["user_id"][:3]:
+        texts.recommend([user], text="item 14", k=2)
+    texts.similar(text="item 14")
+    texts.similar(text="item 15")
+    with pytest.raises(ConfigError, match="write what to look for"):
+        texts.similar(text=np.zeros(2))  # type: ignore[arg-type]
+    assert made[:2] == ["item 14", "item 15"]
 
 
 def test_items_like_a_text(texts: Recommender) -> None:

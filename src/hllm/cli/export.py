@@ -14,16 +14,24 @@ def export(
     run: Annotated[Path, typer.Argument(help="A run folder, as `hllm train` writes it.")],
     format: Annotated[
         str,
-        typer.Option(help="onnx, torch-export, safetensors, parquet, or bytedance (its pytorch_model.bin)."),
+        typer.Option(
+            help="onnx, torch-export, safetensors, faiss, parquet, or bytedance (its pytorch_model.bin)."
+        ),
     ] = "onnx",
-    out: Annotated[Path | None, typer.Option(help="Folder to write; RUN-FORMAT if absent.")] = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="int8: 8-bit weights and item vectors; for onnx and faiss.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write; RUN-FORMAT, or RUN-FORMAT-int8, if absent.")
+    ] = None,
 ) -> None:
     """Write user model and item vectors in a format that needs no hllm, and compare it with the run."""
     from hllm.export.write import export as write
     from hllm.pipeline import Recommender
 
-    folder = out or run.parent / f"{run.resolve().name}-{format}"
-    parity = write(Recommender.from_pretrained(run, "cpu"), folder, format)
+    name = "-".join([run.resolve().name, format, *([quantize] if quantize else [])])
+    folder = out or run.parent / name
+    parity = write(Recommender.from_pretrained(run, "cpu"), folder, format, quantize)
     page = "export.md has a program that reads it"
     if format == "bytedance":
         page = "migrating.md says what reads it"
@@ -34,8 +42,14 @@ def export(
     elif parity is None:
         console.note("nothing of it was run: it holds no program, or onnxruntime or test users are missing")
     else:
+        of = "" if parity.users == parity.of else f" of {parity.of:,}"
         console.result(
-            f"{parity.users:,} test users: largest difference of a score {parity.difference:.1e} of the largest score, "
-            f"the same first ten items for {parity.same:,}"
+            f"{parity.users:,}{of} test users: largest difference of a score {parity.difference:.1e} of the largest "
+            f"score, the same first ten items for {parity.same:,}"
         )
+        if quantize:
+            console.result(
+                f"{parity.overlap:.4f} of the first ten items are the same, mean over users; "
+                f"ndcg@10 {parity.run_ndcg:.4f} before, {parity.ndcg:.4f} after"
+            )
     console.result(f"{format} export in {folder}; docs/{page}")

@@ -14,7 +14,9 @@ def index(
     run: Annotated[Path, typer.Argument(help="A run folder, as `hllm train` writes it.")],
     check: Annotated[bool, typer.Option("--check", help="Recall and speed against exact search.")] = False,
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Items of a list that is compared.")] = 10,
-    effort: Annotated[int, typer.Option(min=1, help="With --check: candidates that a search looks at.")] = 64,
+    effort: Annotated[
+        int, typer.Option(min=1, help="With --check: candidates that a search looks at.")
+    ] = 768,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make it anew.")] = False,
 ) -> None:
     """Make an approximate index (HNSW) of the items, once, and keep it in the run.

@@ -136,8 +136,6 @@ def test_scheduler_and_loggers_are_called(tmp_path):
 
 def test_case_e15_what_is_not_here_says_what_is_possible():
     trainer = rechub.SeqTrainer(Table())
-    with pytest.raises(HLLMError, match=r"trainer\.model is a plain module.*torch\.onnx\.export"):
-        trainer.export_onnx("model.onnx")
     with pytest.raises(HLLMError, match=r"print\(trainer\.model\) lists the layers"):
         trainer.visualization(depth=4)
     with pytest.raises(ConfigError, match="unknown loss_type 'ce'"):

@@ -78,7 +78,8 @@ class RelativeBucketedTimeAndPositionBias(nn.Module):
     def forward(self, time_diffs: Tensor | None = None, seq_len: int | None = None) -> Tensor:
         if time_diffs is None and seq_len is None:
             raise SettingError("the bias needs time_diffs (B, L) or seq_len")
-        length = int(seq_len if time_diffs is None else time_diffs.shape[1])  # type: ignore[arg-type]
+        # Not through int(): that would fix the length of an exported program.
+        length: int = seq_len if time_diffs is None else time_diffs.shape[1]  # type: ignore[assignment]
         check_length(length, self.max_seq_len)
         position = torch.arange(length, device=self.pos_w.device)
         offset = position[None, :] - position[:, None] + self.max_seq_len - 1  # (L, L), never negative

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from hllm.artifacts import atomic
+from hllm.compat.rechub.export import export_onnx
 from hllm.compat.rechub.losses import NCELoss
 from hllm.compat.rechub.states import STATES, State, check
 from hllm.errors import HLLMError
+from hllm.export.onnx import OPSET
 from hllm.progress import progress
 
 LOSSES = ("cross_entropy", "nce")
@@ -136,12 +138,31 @@ class SeqTrainer:
             bar.note(f"loss {loss:.4f}, accuracy {accuracy:.4f}")
         return loss, accuracy
 
-    def export_onnx(self, *args: Any, **kwargs: Any) -> None:
-        """Not here: raises HLLMError saying what is possible instead."""
-        raise HLLMError(
-            "hllm exports no ONNX files today, neither from SeqTrainer nor from a run; trainer.model is a plain "
-            "module, to give to torch.onnx.export with tokens (B, L) and seconds (B, L)"
-        )
+    def export_onnx(
+        self,
+        output_path: str | Path,
+        batch_size: int = 2,
+        seq_length: int = 50,
+        vocab_size: int | None = None,
+        opset_version: int = OPSET,
+        dynamic_batch: bool = True,
+        device: str | torch.device | None = None,
+        verbose: bool = False,
+        onnx_export_kwargs: dict[str, Any] | None = None,
+    ) -> bool:
+        """Write the model as ONNX (`hllm.compat.rechub.export`), compare it with the model; True.
+
+        `verbose` changes nothing; calls written for the original give it.
+        """
+        model = getattr(self.model, "module", self.model)
+        try:
+            export_onnx(
+                model, output_path, batch_size, seq_length, vocab_size, opset_version, dynamic_batch, device,
+                onnx_export_kwargs,
+            )  # fmt: skip
+        finally:
+            self.model.to(self.device)
+        return True
 
     def visualization(self, *args: Any, **kwargs: Any) -> None:
         """Not here: raises HLLMError saying what is possible instead."""
