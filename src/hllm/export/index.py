@@ -32,7 +32,7 @@ def write_index(
     index.add_with_ids(vectors, rows)
     with atomic(path) as temporary:
         faiss.write_index(index, str(temporary))
-    read = faiss.read_index(str(path))
+    read: Any = faiss.read_index(str(path))
     return read, faiss.downcast_index(read.index).reconstruct_n(0, len(rows))
 
 
