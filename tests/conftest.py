@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 # Before torch is imported anywhere: tests run in parallel processes, and threads would fight.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,7 +19,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 from hypothesis import settings
 
+if TYPE_CHECKING:
+    from hllm.config import Config
+    from hllm.data.dataset import Dataset
+    from hllm.models.hllm import Network
+    from hllm.train.trainer import FitResult
+
 ROOT = Path(__file__).resolve().parent.parent
+
+# A model that trains in a second on the small world.
+SMALL_TRAINING = {
+    "d_model": 16, "n_layers": 1, "n_heads": 2, "max_distance": 8, "max_len": 8, "epochs": 4,
+    "batch_tokens": 80, "learning_rate": 5e-3, "dropout": 0.2,
+}  # fmt: skip
 
 # The same examples on every run: a failure in CI is a failure at the desk.
 settings.register_profile("hllm", deadline=None, max_examples=60, derandomize=True, database=None)
@@ -42,6 +55,14 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's cache; those of one process share a folder."""
     monkeypatch.setenv("HLLM_HOME", str(tmp_path_factory.getbasetemp() / "hllm-home"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _files_are_not_synced() -> Iterator[None]:
+    """Waiting for the disk is for power failures, which no test has; it took a tenth of their time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture
@@ -118,3 +139,46 @@ def full_disk() -> Iterator[Callable[[int], None]]:
     yield limit
     limit(0)
     signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.fixture(scope="session")
+def data() -> Dataset:
+    """A small world."""
+    from hllm.testing import world
+
+    return world(n_users=40, n_items=30)
+
+
+@pytest.fixture
+def make_config() -> Callable[..., Config]:
+    """The configuration of a small model; settings by name."""
+    from hllm.config import load_config
+
+    def make(**settings: Any) -> Config:
+        return load_config("sasrec", overrides={**SMALL_TRAINING, **settings})
+
+    return make
+
+
+@pytest.fixture
+def train(data: Dataset, make_config: Callable[..., Config]) -> Callable[..., tuple[Network, FitResult]]:
+    """Train the small model on the small world; settings by name."""
+    import torch
+
+    from hllm.runs.train import train_network
+
+    def run(
+        folder: Path | None = None, resume: bool = False, embeddings: Any = None, **settings: Any
+    ) -> tuple[Network, FitResult]:
+        device = torch.device("cpu")
+        return train_network(data, make_config(**settings), embeddings, device, folder, resume, show=False)
+
+    return run
+
+
+@pytest.fixture
+def saved_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint after every step instead of every 15 seconds."""
+    from hllm.train import trainer
+
+    monkeypatch.setattr(trainer.Trainer, "_due", lambda self: True)

@@ -114,17 +114,26 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("llms") / "tiny", seed=7, dropout=0.0)
 
 
-def test_case_d18_three_processes_train_and_evaluate_as_one(tmp_path: Path, llm: Path) -> None:
+@pytest.fixture(scope="module")
+def live(llm: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Two LLMs to train, and what one process makes of them."""
+    case = live_case(llm, grad_clip=0.5)
+    return case, alone(case)
+
+
+def test_case_d18_three_processes_train_and_evaluate_as_one(
+    tmp_path: Path, llm: Path, live: tuple[dict[str, Any], dict[str, Any]]
+) -> None:
     """Ten users, three processes; and they embed a catalogue, and go on with what one process began."""
     parts = [tmp_path / name for name in ("one", "three")]
     for part in parts:
         world(n_users=10, n_items=30).save(part)
     begun = stopped_training(tmp_path / "run", FROZEN["ids"])
-    cases = [*FROZEN.values(), live_case(llm, grad_clip=0.5)]
+    cases = [*FROZEN.values(), live[0]]
     texts = [{"embed": str(part), "item_llm": str(llm)} for part in parts]
     *trained, stored, ended = launch(tmp_path, 3, [*cases, texts[1], begun])
-    for found, case in zip(trained, cases, strict=True):
-        check(found, alone(case))
+    for found, wanted in zip(trained, [*map(alone, FROZEN.values()), live[1]], strict=True):
+        check(found, wanted)
     assert stored == alone(texts[0])
     check_end(ended, begun)
 
@@ -157,19 +166,12 @@ def stopped_training(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
     return case
 
 
-def test_two_processes_hold_parts_of_the_weights(tmp_path: Path, llm: Path) -> None:
-    case = live_case(llm, grad_clip=0.5)
-    spread = {
-        **case,
-        "settings": {
-            **case["settings"],
-            "strategy": "fsdp",
-            "item_gradients": "cache",
-            "item_chunk_tokens": 64,
-        },
-    }
-    (found,) = launch(tmp_path, 2, [spread])
-    check(found, alone(case))
+def test_two_processes_hold_parts_of_the_weights(
+    tmp_path: Path, live: tuple[dict[str, Any], dict[str, Any]]
+) -> None:
+    parted = {"strategy": "fsdp", "item_gradients": "cache", "item_chunk_tokens": 64}
+    (found,) = launch(tmp_path, 2, [{**live[0], "settings": {**live[0]["settings"], **parted}}])
+    check(found, live[1])
 
 
 @pytest.mark.slow
