@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,11 @@ def whole(name: str, value: Any, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) <= INT_MAX:
         raise ConfigError(f"{name}={shown(value)}: must be a whole number from {least} (to {INT_MAX:,})")
     return int(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a number, numpy's too, and no flag."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def flag(name: str, value: Any) -> bool:

@@ -157,7 +157,8 @@ def test_an_index_of_faiss(rec: Recommender, tmp_path: Path, quantize: str | Non
     assert rec.network is not None and rec.dataset is not None
     parity = export(rec, tmp_path / "out", "faiss", quantize)
     assert parity is not None and parity.users == 60
-    assert parity.same == 60 if quantize is None else parity.overlap > 0.8
+    assert parity.same == 60 if quantize is None else parity.overlap > 0.8 and parity.difference > 1e-5
+    assert parity.run_ndcg == pytest.approx(rec.evaluate(k=10, bootstrap=0)["ndcg@10"], abs=1e-9)
     index = faiss.read_index(str(tmp_path / "out" / "items.faiss"))
     ids = json.loads((tmp_path / "out" / "items.json").read_text())
     query = rec.network.query(query_batch(last_queries(rec.dataset, np.arange(1)), slice(0, 1), 12))

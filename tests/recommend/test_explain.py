@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -66,3 +67,11 @@ def test_what_cannot_be_explained(rec: Recommender) -> None:
         rec.explain(history=[], item=30)
     with pytest.raises(ConfigError, match="either a user"):
         rec.explain(item=30)
+
+
+@pytest.mark.parametrize("most", ["x", 2.5, 0, True])
+def test_most_is_a_whole_number(rec: Recommender, most: Any) -> None:
+    with pytest.raises(ConfigError, match="most="):
+        rec.explain(100, 30, most=most)
+    with pytest.raises(ConfigError, match="give the item to explain"):
+        rec.explain(100)

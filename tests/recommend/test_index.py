@@ -152,3 +152,10 @@ def test_without_the_extra(rec: Recommender, tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ConfigError, match=r"pip install 'hllm\[ann\]'"):
         build_index(rec.session())
     assert main(["index", str(tmp_path)]) == 2
+
+
+def test_the_effort_of_the_command_is_the_one_of_searches() -> None:
+    """The command does not load torch to say it."""
+    from hllm.cli.index import index
+
+    assert index.__kwdefaults__ is None and module.EFFORT in (index.__defaults__ or ())

@@ -183,3 +183,24 @@ def test_rules_together_with_strangers(rec: Recommender) -> None:
 def test_rules_that_cannot_be(rec: Recommender, rules: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         rec.recommend(k=3, **rules)
+
+
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [
+        ({"text_weight": 0.3}, "give text"),
+        ({"at": "yesterday"}, "at='yesterday' is no moment"),
+        ({"at": 10**30}, "is no moment"),
+        ({"diversity": True}, "diversity=True: a number from 0"),
+        ({"diversify": ""}, "a column and a number from 1"),
+        ({"diversify": "genres:" + "9" * 5000}, "a column and a number from 1"),
+        ({"exclude_seen_since": "9" * 5000 + "d"}, "is no duration"),
+    ],
+)
+def test_values_of_rules_that_cannot_be(rec: Recommender, rule: dict[str, Any], told: str) -> None:
+    with pytest.raises((ConfigError, DataError), match=told):
+        rec.recommend([rec.dataset.users["user_id"][0]], **rule)  # type: ignore[union-attr]
+
+
+def test_numbers_of_numpy(rec: Recommender) -> None:
+    assert rec.recommend(k=3, diversity=np.float32(0.5)).equals(rec.recommend(k=3, diversity=0.5))  # type: ignore[arg-type]

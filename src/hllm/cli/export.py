@@ -32,15 +32,19 @@ def export(
     name = "-".join([run.resolve().name, format, *([quantize] if quantize else [])])
     folder = out or run.parent / name
     parity = write(Recommender.from_pretrained(run, "cpu"), folder, format, quantize)
-    page = "export.md has a program that reads it"
+    page = "docs/export.md has a program that reads it"
+    if format != "onnx":
+        page = "its README.md says what the files hold"
     if format == "bytedance":
-        page = "migrating.md says what reads it"
+        page = "docs/migrating.md says what reads it"
         console.note(
             f"for ByteDance's code: item_pretrain_dir={folder / 'item_llm'}, user_pretrain_dir={folder / 'user_llm'}, "
             f"item_llm_init=False, user_llm_init=False, val_only=True, checkpoint_dir={folder}"
         )
     elif parity is None:
-        console.note("nothing of it was run: it holds no program, or onnxruntime or test users are missing")
+        console.note(
+            "nothing of it was compared: it holds nothing to run, or onnxruntime or test users are missing"
+        )
     else:
         of = "" if parity.users == parity.of else f" of {parity.of:,}"
         console.result(
@@ -52,4 +56,4 @@ def export(
                 f"{parity.overlap:.4f} of the first ten items are the same, mean over users; "
                 f"ndcg@10 {parity.run_ndcg:.4f} before, {parity.ndcg:.4f} after"
             )
-    console.result(f"{format} export in {folder}; docs/{page}")
+    console.result(f"{format} export in {folder}; {page}")

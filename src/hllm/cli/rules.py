@@ -94,6 +94,6 @@ def read_ids(path: Path, column: str) -> list[Any]:
         ids = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not ids:
         raise DataError(
-            f"{path} holds no {column.replace('_', ' ')}; one a line, or a table with a {column} column"
+            f"{path} holds no {column.replace('_', ' ')}; one a line, or a table with the column {column}"
         )
     return ids

@@ -79,6 +79,7 @@ def export(
         raw, scored = _write_items(data, folder, format, raw, scored, quantize)
         if format == "faiss":
             tokens = make_rules(data).candidates
+            scored = scored.copy()  # the run's own are ranked by as well
             index, scored[tokens] = write_index(folder / "items.faiss", scored[tokens], tokens, quantize)
             search, ask = search_index(index), run_queries(network, max_len)
         elif encode is not None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from hllm.arguments import whole
 from hllm.data.batches.queries import history_queries, query_batch, query_parts
 from hllm.errors import ConfigError, DataError
 from hllm.evaluate.evaluation import device_of
@@ -66,8 +67,9 @@ def explained(session: Session, query: Queries, item: Any, titles: Any, most: in
     """
     if len(query) != 1:
         raise ConfigError("one history at a time can be explained")
-    if most < 1:
-        raise ConfigError(f"most={most}: at least one event")
+    if item is None:
+        raise ConfigError("give the item to explain (--item ID)")
+    most = whole("most", most)
     data, token = session.data, session.data.token_of(item)
     first, end = int(query.starts[0]), int(query.ends[0])
     if first == end:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from hllm.arguments import flag
+from hllm.arguments import flag, is_number
 from hllm.data.tables.frames import to_polars
 from hllm.data.tables.schema import ITEM_ID, UNITS_PER_SECOND, USER_ID
 from hllm.errors import ConfigError, DataError, nearest, unknown
@@ -66,8 +66,10 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise ConfigError(unknown("rule", name, SearchOptions.__annotations__))
     if options.get("approximate") is not None:
         flag("approximate", options["approximate"])
+    if options.get("text_weight") is not None and options.get("text") is None:
+        raise ConfigError("text_weight weighs a text against the history; give text (--text) too")
     weight = options.get("diversity")
-    if weight is not None and not (isinstance(weight, int | float) and 0 <= weight <= 1):
+    if weight is not None and not (is_number(weight) and 0 <= weight <= 1):
         raise ConfigError(
             f"diversity={weight!r}: a number from 0 (scores alone) to 1 (unlikeness alone), for example 0.3"
         )
@@ -76,7 +78,7 @@ def check_options(options: Mapping[str, Any]) -> None:
 def span_of(data: Dataset, text: Any) -> int:
     """A duration such as "30d" in the dataset's unit. Raises ConfigError for another form."""
     unit = data.meta["time_unit"]
-    found = re.fullmatch(r"\s*(\d+)\s*([a-z]*)\s*", str(text))
+    found = re.fullmatch(r"\s*(\d{1,9})\s*([a-z]*)\s*", str(text))
     if unit == "index" and found and not found[2]:
         return int(found[1])
     if unit == "index":
@@ -131,7 +133,7 @@ def availability(data: Dataset) -> tuple[np.ndarray, np.ndarray] | None:
 def capped(data: Dataset, text: Any) -> tuple[np.ndarray, int]:
     """Codes int64 (n_catalogue + 1,) of the values of a column by token, -1 without one; and how many of each."""
     name, _, number = str(text).rpartition(":")
-    if not name or not number.isdecimal() or int(number) < 1:
+    if not name or not re.fullmatch(r"\d{1,9}", number) or int(number) < 1:
         raise ConfigError(f"diversify={text!r}: a column and a number from 1, for example brand:2")
     items = data.items
     if name not in items.columns or name == ITEM_ID:

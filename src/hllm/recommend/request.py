@@ -55,9 +55,8 @@ def make_request(
     if options.get("only_items") is not None:
         wanted = np.unique(tokens_of(data, options["only_items"], "only_items"))
         candidates = Candidates(wanted[candidates.positions(wanted) >= 0])
-    spans = session.availability
+    spans, at = session.availability, moment_of(data, options.get("at"))
     if spans is not None:
-        at = moment_of(data, options.get("at"))
         candidates = candidates.without(np.flatnonzero((spans[0] > at) | (spans[1] <= at)) + 1)
     hidden = (np.zeros(0, np.int64), np.zeros(0, np.int64))
     allowed: dict[int, np.ndarray] = {}
@@ -65,11 +64,10 @@ def make_request(
         allowed, hidden = user_tables(data, options["per_user"], names)
     since = options.get("exclude_seen_since")
     if since is not None and not keep_seen:
-        moment = moment_of(data, options.get("at")) - span_of(data, since)
-        recent = seen_since(queries, moment)
+        recent = seen_since(queries, at - span_of(data, since))
         hidden = (np.concatenate((hidden[0], recent[0])), np.concatenate((hidden[1], recent[1])))
         keep_seen = True
-    codes, limit = capped(data, options["diversify"]) if options.get("diversify") else (None, 0)
+    codes, limit = capped(data, options["diversify"]) if options.get("diversify") is not None else (None, 0)
     how = Arrangement(codes, limit, float(options.get("diversity") or 0.0))
     return Request(candidates, keep_seen, hidden, allowed, how, options.get("approximate"))
 

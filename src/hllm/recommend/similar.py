@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hllm.arguments import is_number
 from hllm.errors import ConfigError
 from hllm.items.source.base import ItemSource
 from hllm.items.source.ids import Ids
@@ -132,6 +133,6 @@ class Searched(nn.Module):
 
 def check_weight(weight: Any) -> float:
     """`text_weight` as a number from 0 (taste alone) to 1 (text alone); ConfigError for another."""
-    if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 <= weight <= 1:
+    if not is_number(weight) or not 0 <= weight <= 1:
         raise ConfigError(f"text_weight={weight!r}: a number from 0 (history alone) to 1 (text alone)")
     return float(weight)
