@@ -13,7 +13,6 @@ import typer
 from hllm.cli.app import app
 from hllm.config import load_config, parse_assignments
 
-
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")

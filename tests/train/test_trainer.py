@@ -181,7 +181,7 @@ def outcome(folder: Path, trained: tuple[Network, FitResult]) -> dict[str, Any]:
         },
         {"id_updates": "lazy"},
         {"id_updates": "lazy", "ema_decay": 0.0},
-    ],  # fmt: skip
+    ],
     ids=["cross entropy", "adam", "sampled", "the batch's items", "lazy", "lazy without average"],
 )
 def test_case_d15_equal_seeds_and_a_break_after_epoch_2(
