@@ -34,7 +34,7 @@ JSON = {"content-type": "application/json"}
         '{"users": [["u001"]]}',
         '{"users": ["\\ud83d"]}',
         '{"users": ["u001"], "titel": 1}',
-        '{"users": ["u001"], "history": [["001"]]}',
+        '{"users": ["u001", "u001"], "history": [["001"]]}',
         '{"history": [["001"]], "times": [[1, 2]]}',
         '{"history": [["001"]], "times": [[NaN]]}',
         '{"history": [["001"]], "times": [["soon"]]}',

@@ -45,6 +45,9 @@ def got(client: TestClient, **body: Any) -> list[tuple[Any, ...]]:
         {"history": [["001", "006"], ["002"]], "k": 4},
         {"history": [["001", "006"], ["002"]], "times": [[5, 9], None], "k": 4},
         {"titles": [["TITLE"]], "k": 2},
+        {"users": ["u003", "u001"], "history": [["001", "006"], ["002"]], "k": 4},
+        {"users": ["u003"], "history": [["001", "006"]], "times": [[5, 9]], "titles": [["TITLE"]], "k": 4},
+        {"history": [["001"]], "titles": [["TITLE"]], "users": ["ghost"], "unknown": "popular", "k": 2},
         {"users": ["u003"], "keep_seen": True, "k": 100},
         {"users": ["u003"], "exclude": ["001", "002"], "candidates": "catalogue"},
         {"history": [["001"]], "candidates": ["004", "007", "001"]},
@@ -133,7 +136,7 @@ def test_unknown_items_are_named(client: TestClient) -> None:
 
 
 def test_further_rules_are_the_recommenders_own(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They reach `recommend_noted` as they are; a user answered from live events is called by his number."""
+    """They reach `recommend_noted` as they are; a user answered from live events keeps the name."""
     client, seen = serve(), []
     live = client.app.state.service.live.recommender
     own = live.recommend_noted
@@ -150,7 +153,7 @@ def test_further_rules_are_the_recommenders_own(serve: Any, monkeypatch: pytest.
     ask(client, users=["u001", "u002"], per_user=table)
     assert [rules["per_user"].rows() for rules in seen[-2:]] == [
         [("u001", "003", False)],
-        [("0", "003", False)],
+        [("u002", "003", False)],
     ]
     assert "x1" in ask(client, 404, users=["u001"], only_items=["x1"])["error"]
     ask(client, 422, users=["u001"], diversity=1.5)

@@ -46,6 +46,71 @@ def test_a_slow_client_holds_up_nobody(server: Any) -> None:
     assert own.ask("/recommend", {"users": ["u001"]})["rows"]
 
 
+def test_half_a_head_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither as the first request of a connection, nor after one that was answered."""
+    import asyncio
+
+    import uvicorn
+
+    from hllm.serve import protocol
+
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.2)
+    whole = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(0.3)  # an answer may take longer than a head
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    async def ask(port: int, *parts: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            for part in parts:
+                writer.write(part)
+                await asyncio.sleep(0.05)
+            return await asyncio.wait_for(reader.read(), 5)  # until the service closes
+        except ConnectionError:
+            return b""
+        finally:
+            writer.close()
+
+    async def main() -> list[bytes]:
+        with socket.create_server(("127.0.0.1", 0)) as bound:
+            config = uvicorn.Config(app, http=protocol.Protocol, log_config=None, lifespan="off")
+            server = uvicorn.Server(config)
+            serving = asyncio.create_task(server.serve([bound]))
+            while not server.started:
+                await asyncio.sleep(0.01)
+            port = bound.getsockname()[1]
+            slowly = [whole[n : n + 1] for n in range(10)]
+            asked = [(), (whole[:-2],), slowly, (whole, *[b""] * 8, whole[:9])]
+            answers = await asyncio.gather(*(ask(port, *parts) for parts in asked))
+            server.should_exit = True
+            await serving
+        return answers
+
+    nothing, half, dripped, second = asyncio.run(main())
+    assert (nothing, half, dripped) == (b"", b"", b"")
+    assert second.startswith(b"HTTP/1.1 200") and second.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.slow
+def test_workers_end_with_their_parent(server: Any) -> None:
+    own = server("--workers", "2")
+    own.wait(lambda: len(own.logged("Application startup complete")) == 2)
+    own.process.kill()
+    host, port = own.address.removeprefix("http://").split(":")
+
+    def gone() -> bool:
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+        except ConnectionRefusedError:
+            return True
+        return False
+
+    own.wait(gone, 20)
+
+
 @pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_sessions_are_kept(server: Any) -> None:
     own = server("--workers", "2")

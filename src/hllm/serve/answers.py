@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
@@ -12,10 +13,11 @@ import numpy as np
 from hllm.errors import DataError
 from hllm.recommend.explain import in_words
 from hllm.recommend.left_out import LeftOut
+from hllm.recommend.queries import numbered
 from hllm.serve.batching import Batcher
 from hllm.serve.events import EventStore
 from hllm.serve.live import Live, Missing
-from hllm.serve.schemas import RULES, ExplainBody, RecommendBody, SimilarBody
+from hllm.serve.schemas import RULES, Allowance, ExplainBody, RecommendBody, SimilarBody
 
 Rows = list[tuple[Any, float, int]]  # (item id, score, rank) of one list
 
@@ -23,21 +25,19 @@ Rows = list[tuple[Any, float, int]]  # (item id, score, rank) of one list
 async def recommend(live: Live, store: EventStore, batcher: Batcher, body: RecommendBody) -> dict[str, Any]:
     """Rows and notes. Users with live events are answered from their history and these; the others, and
     histories, by one call that may answer other requests with the same rules, too."""
-    if body.users is not None:
-        sessions = [live.session(user, store) for user in body.users]
-        strangers = [user for user, found in zip(body.users, sessions, strict=True) if found is None]
-        _check(live.data.row_of, strangers, "user_id", body.unknown)
-        names: list[Any] = [_name(live, user) for user in body.users]
-        kinds = {"users": [n for n, s in enumerate(sessions) if s is None]}
-        kinds["history"] = [n for n, s in enumerate(sessions) if s is not None]
-        values: list[Any] = [name if s is None else s for name, s in zip(names, sessions, strict=True)]
-    elif body.history is not None:
-        _check(live.data.token_of, [i for row in body.history for i in row], "item_id", body.unknown)
-        values = list(zip(body.history, body.times or [None] * len(body.history), strict=True))
-        names, kinds = list(range(len(values))), {"history": list(range(len(values)))}
-    else:
-        values = list(body.titles or ())
-        names, kinds = list(range(len(values))), {"titles": list(range(len(values)))}
+    data, users, histories, titles = live.data, body.users or [], body.history or [], body.titles or []
+    sessions = [live.session(user, store) for user in users]
+    strangers = [user for user, found in zip(users, sessions, strict=True) if found is None]
+    _check(data.row_of, strangers, "user_id", body.unknown)
+    _check(data.token_of, [item for row in histories for item in row], "item_id", body.unknown)
+    names = _names(live, body)
+    values: list[Any] = [names[n] if found is None else found for n, found in enumerate(sessions)]
+    values += zip(histories, body.times or [None] * len(histories), strict=True)
+    values += titles
+    kinds: dict[str, list[int]] = {"users": [], "history": [], "titles": []}
+    for place in range(len(values)):
+        is_title, known = place >= len(users) + len(histories), place < len(users) and sessions[place] is None
+        kinds["titles" if is_title else "users" if known else "history"].append(place)
     candidates = () if isinstance(body.candidates, str) else body.candidates
     for ids in (body.exclude, candidates, body.only_items or ()):
         _check(live.data.token_of, ids, "item_id", "error")
@@ -47,7 +47,7 @@ async def recommend(live: Live, store: EventStore, batcher: Batcher, body: Recom
         if places:
             key = _key(live, kind, body)
             asked = [names[place] for place in places]
-            work = _work(live, kind, body, asked, notes if key is None else [])
+            work = _work(live, kind, body, asked if key is None else None, notes)
             found = await batcher.submit(key, [values[place] for place in places], work)
             for place, rows in zip(places, found, strict=True):
                 lists[place] = rows
@@ -70,27 +70,43 @@ def _key(live: Live, kind: str, body: RecommendBody) -> Hashable | None:
     return live.number, kind, json.dumps(rules)
 
 
+def _names(live: Live, body: RecommendBody) -> list[Any]:
+    """What the lists of an answer are called, as `Recommender.recommend` calls them. Raises DataError for a name that
+    two of them would have."""
+    histories, titles = body.history or [], body.titles or []
+    mixed = sum(given is not None for given in (body.users, body.history, body.titles)) > 1
+    names = [_name(live, user) for user in body.users or []]
+    names += numbered(live.data, 0, len(histories), mixed)
+    names += numbered(live.data, len(histories), len(titles), mixed)
+    if mixed and (twice := [name for name, n in Counter(map(str, names)).items() if n > 1]):
+        raise DataError(f"two lists would be called {twice[0]!r}; ask for them in two requests")
+    return names
+
+
 def _work(
-    live: Live, kind: str, body: RecommendBody, asked_for: list[Any], notes: list[str]
+    live: Live, kind: str, body: RecommendBody, called: list[Any] | None, notes: list[str]
 ) -> Callable[[list[Any]], list[Rows]]:
     """The one call of the recommender. A user asked for twice is answered once.
 
-    `asked_for`: what the answer calls the values of this request, for rules of single users.
+    called  what the answer calls the values, where they are of this request alone: for notes, and for rules of
+            single users; None: they may be joined with those of others, and are numbered
     """
-    rules = _rules(kind, body, asked_for)
+    rules: dict[str, Any] = body.model_dump(include=set(RULES), exclude_none=True)
+    if body.per_user is not None:
+        rules["per_user"] = _per_user(body.per_user, {str(name) for name in called or ()})
 
     def work(values: list[Any]) -> list[Rows]:
         asked: dict[str, Any] = {"users": None, "history": None, "times": None, "titles": None}
+        names = list(range(len(values))) if called is None else called
         if kind == "users":
+            names = values
             asked["users"] = list({str(user): user for user in values}.values())
-            names = [str(user) for user in values]
+        elif kind == "titles":
+            asked["titles"] = dict(zip(names, values, strict=True))
         else:
-            names = [str(number) for number in range(len(values))]
-            asked[kind] = values
-            if kind == "history":
-                asked["history"] = [items for items, _ in values]
-                times = [times for _, times in values]
-                asked["times"] = None if all(row is None for row in times) else times
+            lists = dict(zip(names, values, strict=True))
+            asked["history"] = {name: items for name, (items, _) in lists.items()}
+            asked["times"] = [times for _, times in lists.values()]
         frame, said = live.recommender.recommend_noted(
             **asked,
             split=None,
@@ -102,34 +118,22 @@ def _work(
             only=body.only,
             rules=rules,
         )
-        notes.extend(said)
-        lists: dict[str, Rows] = {}
+        if called is not None:
+            notes.extend(said)
+        found: dict[str, Rows] = {}
         for user, item, score, rank in frame.iter_rows():
-            lists.setdefault(str(user), []).append((item, score, rank))
-        return [lists.get(name, []) for name in names]
+            found.setdefault(str(user), []).append((item, score, rank))
+        return [found.get(str(name), []) for name in names]
 
     return work
 
 
-def _rules(kind: str, body: RecommendBody, asked_for: list[Any]) -> dict[str, Any]:
-    """The further rules, as `recommend_noted` takes them."""
-    given: dict[str, Any] = body.model_dump(include=set(RULES), exclude_none=True)
-    if body.per_user is not None:
-        import polars as pl
+def _per_user(rows: Sequence[Allowance], names: set[str]) -> Any:
+    """The table `user_id, item_id, allow` of the lists that are called `names`."""
+    import polars as pl
 
-        # What is answered from a history is called by its number there.
-        numbers: dict[str, list[str]] = {}
-        for number, name in enumerate(asked_for):
-            numbers.setdefault(str(name), []).append(str(name) if kind == "users" else str(number))
-        rows = [
-            (name, str(one.item_id), one.allow)
-            for one in body.per_user
-            for name in dict.fromkeys(numbers.get(str(one.user_id), ()))
-        ]
-        given["per_user"] = pl.DataFrame(
-            rows, {"user_id": pl.String, "item_id": pl.String, "allow": pl.Boolean}, orient="row"
-        )
-    return given
+    kept = [(str(one.user_id), str(one.item_id), one.allow) for one in rows if str(one.user_id) in names]
+    return pl.DataFrame(kept, {"user_id": pl.String, "item_id": pl.String, "allow": pl.Boolean}, orient="row")
 
 
 async def similar(live: Live, batcher: Batcher, body: SimilarBody) -> dict[str, Any]:

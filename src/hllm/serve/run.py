@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,6 +22,7 @@ from hllm.runs.folder import read_record
 from hllm.serve.app import checked, create_app
 from hllm.serve.events import EventStore
 from hllm.serve.logs import set_up_logs
+from hllm.serve.protocol import Protocol
 from hllm.serve.settings import ServeSettings
 
 STOP_SECONDS = 30  # in which requests that began are answered when the service is stopped
@@ -53,6 +57,7 @@ def run_server(
         timeout_graceful_shutdown=STOP_SECONDS,
         timeout_worker_healthcheck=SIGN_OF_LIFE,
         lifespan="on",
+        http=Protocol,
     )
     sockets = [bound(config)]
     name, number = sockets[0].getsockname()[:2]
@@ -99,9 +104,18 @@ def worker_app(settings: ServeSettings, level: str) -> Any:
     """The app of one of several workers. A run that became broken ends the worker with a line in the log; the
     parent tries again, and the other workers go on with the run they have."""
     set_up_logs(level)
+    threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         return create_app(settings)
     except HLLMError as err:
         logging.getLogger("hllm.serve").error("not ready", extra={"fields": {"error": str(err)}})
         time.sleep(TRY_AGAIN)
         sys.exit(1)  # not uvicorn's STARTUP_FAILURE, for which the parent would stop all of them
+
+
+def end_with_parent() -> None:
+    """Stop this worker when its parent is gone, even by kill -9: nobody else would, and it holds the port."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -66,7 +66,7 @@ class Rules(Body):
 
 
 class Whom(Body):
-    """One of `users`, `history`, `titles`."""
+    """`users`, `history`, `titles`, or several of them."""
 
     users: Annotated[list[Id], Queries] | None = None
     """User ids, of live sessions too."""
@@ -79,7 +79,7 @@ class Whom(Body):
 
 
 class RecommendBody(Rules, Whom):
-    """Whom for (one of `users`, `history`, `titles`) and what; as `Recommender.recommend` takes them."""
+    """Whom for (`users`, `history`, `titles`) and what; as `Recommender.recommend` takes them."""
 
     keep_seen: bool = False
     """Items of the history may be recommended again."""
@@ -99,16 +99,17 @@ class RecommendBody(Rules, Whom):
     """By the run's index (true) or exactly (false); by default by the index where it has one and a million items."""
 
     @model_validator(mode="after")
-    def _one_of(self) -> RecommendBody:
+    def _some_of(self) -> RecommendBody:
         given = [value for value in (self.users, self.history, self.titles) if value is not None]
-        if len(given) != 1:
-            raise ValueError("give one of users, history and titles")
+        if not given:
+            raise ValueError("give users, history or titles, or several of them")
         if self.times is not None and self.history is None:
             raise ValueError("times belong to history")
         if self.times is not None and self.history is not None and len(self.times) != len(self.history):
             raise ValueError(f"{len(self.times)} lists of times for {len(self.history)} histories")
-        if len(given[0]) * self.k > MAX_ROWS:
-            raise ValueError(f"{len(given[0])} lists of k={self.k} are more than {MAX_ROWS:,} rows")
+        n_lists = sum(map(len, given))
+        if n_lists * self.k > MAX_ROWS:
+            raise ValueError(f"{n_lists} lists of k={self.k} are more than {MAX_ROWS:,} rows")
         return self
 
 
@@ -187,7 +188,7 @@ class Shown(BaseModel):
 
 
 class Row(Shown):
-    """A recommended item; `user_id` is the number of the list where a history was given."""
+    """A recommended item; `user_id` of a history is its number: 0, 1, ..., or beside users -1, -2, ..."""
 
     user_id: int | str
     score: float
