@@ -179,3 +179,13 @@ def test_effective_rank() -> None:
     sphere = torch.cat((torch.eye(4), -torch.eye(4)))
     assert effective_rank(sphere) == pytest.approx(4.0, abs=1e-6)
     assert effective_rank(torch.ones(5, 4)) == pytest.approx(1.0, abs=0.1)
+
+
+def test_a_few_users_may_be_alike() -> None:
+    """Five people who bought the same things are no collapse; fifty are."""
+    alike = torch.ones(50, 8)
+    check_vectors(alike[:5], "user", 1)
+    with pytest.raises(TrainingError, match="user vectors have collapsed"):
+        check_vectors(alike, "user", 1)
+    with pytest.raises(TrainingError, match="item vectors have collapsed"):
+        check_vectors(alike[:5], "item", 1)

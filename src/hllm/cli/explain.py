@@ -24,6 +24,9 @@ def explain(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Say what each event of the history adds to the score of --item, by leaving it out."""
+    from hllm.runs.folder import read_record
+
+    read_record(run)  # a mistake is answered before torch is there
     from hllm.pipeline import Recommender
     from hllm.recommend.explain import in_words
 

@@ -26,6 +26,9 @@ def export(
     ] = None,
 ) -> None:
     """Write user model and item vectors in a format that needs no hllm, and compare it with the run."""
+    from hllm.runs.folder import read_record
+
+    read_record(run)  # a mistake is answered before torch is there
     from hllm.export.write import export as write
     from hllm.pipeline import Recommender
 

@@ -24,12 +24,14 @@ def index(
     `hllm recommend --approximate` uses it, and any request among more than a million items; else search is exact.
     """
     from hllm.artifacts import locked
+    from hllm.runs.folder import read_record
+
+    record = read_record(run)  # a mistake is answered before torch is there
     from hllm.pipeline import Recommender
     from hllm.progress import progress
     from hllm.recommend import index as made
-    from hllm.runs.folder import read_record
 
-    weights = made.weights_of(read_record(run))
+    weights = made.weights_of(record)
     session = Recommender.from_pretrained(run, "cpu").session()
     with locked(run / made.FOLDER):
         found = None if overwrite else made.open_index(session, run, weights, effort)

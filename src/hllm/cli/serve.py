@@ -49,11 +49,15 @@ def serve(
         import uvicorn as _uvicorn  # noqa: F401
     except ImportError as err:
         raise ConfigError(f"hllm serve needs {err.name}; install it with: pip install 'hllm[serve]'") from err
+    if log_level not in ("debug", "info", "warning", "error"):
+        raise ConfigError(f"--log-level {log_level!r}; valid: debug, info, warning, error")
+    from hllm.runs.folder import read_record
+
+    for path in filter(None, (run, compare)):
+        read_record(path)  # a mistake is answered before torch is there
     from hllm.serve.run import run_server
     from hllm.serve.settings import ServeSettings
 
-    if log_level not in ("debug", "info", "warning", "error"):
-        raise ConfigError(f"--log-level {log_level!r}; valid: debug, info, warning, error")
     keys = [*api_key, *filter(None, os.environ.get("HLLM_API_KEY", "").split(","))]
     settings = ServeSettings(
         run=run,

@@ -30,6 +30,9 @@ def similar(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """The items most like --item or --text, by the cosine of item vectors."""
+    from hllm.runs.folder import read_record
+
+    read_record(run)  # a mistake is answered before torch is there
     from hllm.pipeline import Recommender
     from hllm.recommend.queries import title_of
 

@@ -34,7 +34,6 @@ def update(
     """
     from hllm.artifacts import digest_file, locked
     from hllm.config import parse_assignments
-    from hllm.pipeline import Recommender
     from hllm.runs.folder import read_record, run_state
 
     if out.resolve() == run.resolve():
@@ -46,6 +45,8 @@ def update(
         "items_file": None if items is None else digest_file(items),
         "settings": settings,
     }
+    from hllm.pipeline import Recommender
+
     with locked(out):
         if run_state(out) == "finished" and not overwrite:
             last = (read_record(out).get("lineage") or [{}])[-1]

@@ -13,6 +13,7 @@ from hllm.errors import TrainingError
 # Mean pairwise cosine above which vectors count as one direction. User vectors of a healthy run reach
 # .999 while it still learns what is popular: what they share ranks the items, what they differ in follows.
 COLLAPSED = 0.9999
+FEW_USERS = 8  # fewer may well be alike: who bought the same things gets the same vector
 MASKED = 0.9  # share of negatives left out for likeness above which too few compete
 
 
@@ -59,11 +60,11 @@ def check_vectors(vectors: Tensor, kind: str, epoch: int) -> None:
     """Raise TrainingError if `vectors` (n, d) of `kind` ("item", "user") are NaN or one direction.
 
     Collapsed vectors give every item the same score, and some losses then look perfect; a
-    checkpoint of such a model must never count as the best.
+    checkpoint of such a model must never count as the best. Of fewer than 8 users nothing is concluded.
     """
     if not bool(torch.isfinite(vectors).all()):
         raise TrainingError(f"{kind} vectors are not finite in epoch {epoch}; try a smaller learning_rate")
-    if vectors.shape[0] < 2:
+    if vectors.shape[0] < (FEW_USERS if kind == "user" else 2):
         return
     cosine = mean_cosine(vectors)
     if cosine > COLLAPSED:
