@@ -6,10 +6,13 @@ import json
 from typing import Any
 
 import pytest
+import torch
 
 from hllm.errors import ConfigError, DataError
+from hllm.items.source.text_table import TextTable
 from hllm.pipeline import Recommender
 from hllm.recommend.explain import in_words
+from hllm.testing import world
 
 
 def score(rec: Recommender, history: list[int], item: int) -> float:
@@ -67,6 +70,45 @@ def test_what_cannot_be_explained(rec: Recommender) -> None:
         rec.explain(history=[], item=30)
     with pytest.raises(ConfigError, match="either a user"):
         rec.explain(item=30)
+
+
+def test_what_times_and_text_add() -> None:
+    settings = {
+        "d_model": 16,
+        "n_layers": 1,
+        "n_heads": 2,
+        "epochs": 1,
+        "adapter_hidden": 16,
+        "whiten_rank": 8,
+    }
+    rec = Recommender.from_preset("hstu", item_llm="random", **settings)
+    rec.fit(world(), device="cpu", progress=False)
+    assert rec.dataset is not None and rec.network is not None
+    with torch.no_grad():
+        biases = [p for name, p in rec.network.named_parameters() if "time" in name]
+        for bias in biases:
+            bias.normal_()
+    assert biases
+    item = rec.recommend([100], k=1)["item_id"][0]  # not in the history, which reads texts too
+    found = rec.explain(100, item)
+    events = sorted(found.reasons, key=lambda reason: -reason.place)
+    untimed = rec.explain(history=[reason.item_id for reason in events], item=item)
+    assert untimed.of_times is None
+    assert found.of_times == pytest.approx(found.score - untimed.score, abs=1e-5) and found.of_times
+    # The same table without the item's text, under the run's own weights.
+    (table,) = [m for m in rec.network.source.modules() if isinstance(m, TextTable)]
+    table.has_text[rec.dataset.token_of(item)] = False
+    without = rec.explain(100, item)
+    assert without.of_text is None
+    assert found.of_text == pytest.approx(found.score - without.score, abs=1e-5) and found.of_text
+    words = "\n".join(in_words(found, "user 100"))
+    assert "the times of the events: the score" in words and "the text of the item: the score" in words
+
+
+def test_ids_alone_have_no_text(rec: Recommender) -> None:
+    found = rec.explain(100, 30)
+    assert found.of_text is None and found.of_times is None
+    assert "the text of the item" not in "".join(in_words(found, "user 100"))
 
 
 @pytest.mark.parametrize("most", ["x", 2.5, 0, True])

@@ -16,6 +16,8 @@ from hllm.arguments import whole
 from hllm.data.batches.queries import history_queries, query_batch, query_parts
 from hllm.errors import ConfigError, DataError
 from hllm.evaluate.evaluation import device_of
+from hllm.items.source.text_table import TextTable
+from hllm.recommend.similar import detached
 
 if TYPE_CHECKING:
     from hllm.data.batches.queries import Queries
@@ -46,7 +48,12 @@ class Reason:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A score, its rank among the candidates that were not seen, and its reasons, the largest share first."""
+    """A score, its rank among the candidates that were not seen, and its reasons, the largest share first.
+
+    of_times  score minus that of the same history without times; None where it has none, or the model reads none
+    of_text   score minus that of the same item without its text; None where it has none, or the model reads none, or
+              reads it through an item LLM that was trained with it
+    """
 
     item_id: Any
     title: str
@@ -54,6 +61,8 @@ class Explanation:
     rank: int | None  # None: no candidate, or seen
     events: int  # in the whole history
     reasons: list[Reason]
+    of_times: float | None = None
+    of_text: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain data."""
@@ -89,6 +98,9 @@ def explained(session: Session, query: Queries, item: Any, titles: Any, most: in
         query.time_unit,
     )
     scores = _scores(session, variants, token)
+    untimed = (
+        _scores(session, history_queries([tokens], None, query.time_unit), token) if clock else scores[:1]
+    )
     changes = [None] * len(left_out) if alone else (scores[0] - scores[1:]).tolist()
     rises = np.array([0.0 if change is None else max(change, 0.0) for change in changes])
     shares = np.ones(1) if alone else rises / (rises.sum() or 1.0)
@@ -106,8 +118,12 @@ def explained(session: Session, query: Queries, item: Any, titles: Any, most: in
         for row, (at, change, share) in enumerate(zip(left_out, changes, shares, strict=True))
     ]
     reasons.sort(key=lambda reason: (-reason.share, -(reason.change or 0.0), reason.place))
-    name = data.item_ids[token - 1]
-    return Explanation(name, titles(name), float(scores[0]), _rank(session, query, token), n_events, reasons)
+    name, score = data.item_ids[token - 1], float(scores[0])
+    return Explanation(
+        name, titles(name), score, _rank(session, query, token), n_events, reasons,
+        of_times=None if np.isclose(score, untimed[0], rtol=1e-5, atol=1e-5) else float(score - untimed[0]),
+        of_text=_of_text(session, query, token, score),
+    )  # fmt: skip
 
 
 def _scores(session: Session, queries: Queries, token: int) -> np.ndarray:
@@ -120,6 +136,29 @@ def _scores(session: Session, queries: Queries, token: int) -> np.ndarray:
             batch = query_batch(queries, part, session.max_len, device)
             found.append(ranker.score(ranker.query(batch), one)[:, 0].double().cpu().numpy())
     return np.concatenate(found)
+
+
+@torch.no_grad()
+def _of_text(session: Session, query: Queries, token: int, score: float) -> float | None:
+    """The score minus that of the item as the run would know it without its text."""
+    network: Any = session.ranker
+    source = detached(network.source)
+    tables = [m for m in source.modules() if isinstance(m, TextTable) and bool(m.has_text[token])]
+    if not tables:
+        return None
+    for table in tables:
+        table.has_text = table.has_text.clone()
+        table.has_text[token] = False
+        if table.adapter is None:
+            table.table = table.table.clone()
+            table.table[token] = 0
+    device = device_of(network)
+    vector = source.eval().encode(torch.tensor([token], device=device))
+    (asked,) = [
+        network.query(query_batch(query, part, session.max_len, device))
+        for part in query_parts(query, session.max_len, 1)
+    ]
+    return score - float((asked.float() @ network.model.scorer.item(vector).float().T)[0, 0])
 
 
 def _rank(session: Session, query: Queries, token: int) -> int | None:
@@ -153,6 +192,10 @@ def in_words(found: Explanation, who: str, shown: int = 5, time_unit: str = "s")
         lines.append(f"{reason.share:4.0%}  {name}: {when}; {change}; {like}")
     if not reasons:
         lines.append("no single event raises the score: without any one of them it is as high or higher")
+    for name, value in (("the times of the events", found.of_times), ("the text of the item", found.of_text)):
+        if value is not None:
+            way = "falls" if value > 0 else "rises"
+            lines.append(f"{name}: the score {way} by {abs(value):.3f} without")
     nearest = max(found.reasons, key=lambda reason: reason.similarity)
     lines.append(
         f"nearest in the history: {nearest.title} ({nearest.item_id}), likeness {nearest.similarity:.2f}"

@@ -56,18 +56,18 @@ def text_vector(
     texts = {name: [text if name == fields[0] else None] for name in fields}
     frame = pl.DataFrame(texts, dict.fromkeys(fields, pl.String))
     vectors, has_text = encode_new_items(spec, frame, device) if llm is None else llm.encode(frame, device)
-    source = _shallow(network.source)
+    source = detached(network.source)
     with torch.no_grad():
         source.extend(torch.from_numpy(vectors), torch.from_numpy(has_text))
         last = torch.tensor([source.n_items], device=next(iter(network.state_dict().values())).device)
         return source.eval().encode(last)[0]
 
 
-def _shallow(module: Any) -> Any:
+def detached(module: Any) -> Any:
     """A module with the same tensors, which can be replaced in it without a change to the first."""
     twin = copy(module)
     twin._parameters, twin._buffers = dict(module._parameters), dict(module._buffers)
-    twin._modules = {name: None if m is None else _shallow(m) for name, m in module._modules.items()}
+    twin._modules = {name: None if m is None else detached(m) for name, m in module._modules.items()}
     return twin
 
 

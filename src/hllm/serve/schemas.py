@@ -234,6 +234,8 @@ class Explained(Shown):
     rank: int | None
     events: int
     reasons: list[Reason]
+    of_times: float | None
+    of_text: float | None
     words: list[str]
     run: int
 
