@@ -14,7 +14,7 @@ FROM python:3.13-slim
 COPY --from=build /opt/hllm /opt/hllm
 ENV PATH=/opt/hllm/bin:$PATH OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1 HLLM_HOME=/state/cache
 RUN useradd --system --uid 10001 hllm && mkdir /state && chown hllm /state
-USER hllm
+USER 10001
 VOLUME /state
 EXPOSE 8000
 STOPSIGNAL SIGTERM

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -175,3 +177,21 @@ def test_a_run_that_broke_stops_no_worker_that_has_it(server: Any, run: Path, tm
     link.symlink_to(run, target_is_directory=True)
     own.wait(lambda: len(own.logged("Application startup complete")) >= 3, 90)
     assert own.ask("/recommend", {"users": ["u001"]})["rows"] == expected
+
+
+@pytest.mark.slow
+def test_a_minute_of_load_with_reloads_and_a_killed_worker(run: Path, tmp_path: Path) -> None:
+    """benchmarks/soak.py: no wrong row, the session kept, no growth of memory."""
+    root = Path(__file__).resolve().parent.parent.parent
+    path = os.pathsep.join([str(root / "src"), os.environ.get("PYTHONPATH", "")])
+    out = tmp_path / "soak.json"
+    command = [sys.executable, root / "benchmarks/soak.py", "--run", run, "--seconds", "50", "--reloads", "2"]
+    subprocess.run(
+        [*map(str, command), "--out", str(out)], env={**os.environ, "PYTHONPATH": path}, check=True
+    )
+    result = json.loads(out.read_text())["result"]
+    counts = result["counts"]
+    assert (result["reloads"], result["killed_workers"], counts["wrong"]) == (2, 1, 0)
+    assert counts["status 200"] > 500 and set(counts) <= {"wrong", "broken connections", "status 200"}
+    assert counts["broken connections"] <= 4  # those to the worker that was killed
+    assert result["memory_mib_last_quarter"] < 1.1 * result["memory_mib_first_quarter"]
