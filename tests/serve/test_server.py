@@ -141,6 +141,7 @@ def test_mistakes_are_a_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     for arguments, words in (
         ((tmp_path / "nothing",), "no run at"),
         ((run, "--port", taken.getsockname()[1], *events), "another --port"),
+        ((run, "--host", "nowhere.invalid", "--api-key", "secret-key", *events), "another --host"),
         ((run, "--api-key", "short"), "8 or more"),
         ((run, "--log-level", "loud"), "valid: debug"),
         ((run, "--events", tmp_path), "another file with --events"),

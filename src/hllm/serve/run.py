@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import multiprocessing
 import os
@@ -93,8 +94,9 @@ def bound(config: uvicorn.Config) -> Any:
         found.bind((config.host, config.port))
     except OSError as err:
         found.close()
+        other = "--port" if err.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
         raise ConfigError(
-            f"cannot listen at {config.host}:{config.port} ({err.strerror or err}); choose another --port"
+            f"cannot listen at {config.host}:{config.port} ({err.strerror or err}); choose another {other}"
         ) from err
     found.set_inheritable(True)
     return found
