@@ -63,3 +63,18 @@ def test_mistakes(run_folder: Path, tmp_path: Path, fails: Fails) -> None:
     ):
         assert message in fails("update", run_folder, *options)
     assert not out.exists()
+
+
+def test_columns_may_have_other_names(
+    run_folder: Path, tmp_path: Path, capsys: Capture, fails: Fails
+) -> None:
+    new = tmp_path / "new.csv"
+    write_text(
+        new, NEW.replace("user_id", "customer").replace("item_id", "product").replace("timestamp", "when")
+    )
+    arguments = ["update", str(run_folder), "--interactions", str(new), "--device", "cpu"]
+    named = ["--user-col", "customer", "--item-col", "product", "--time-col", "when"]
+    assert main([*arguments, "--out", str(tmp_path / "run2"), *named]) == 0
+    assert "3 new events, 1 new users, 0 new items" in capsys.readouterr().out
+    assert "--user-col NAME" in fails(*arguments, "--out", str(tmp_path / "run3"))
+    assert "has no column 'who'" in fails(*arguments, "--out", str(tmp_path / "run3"), "--user-col", "who")

@@ -22,6 +22,9 @@ def update(
     train: Annotated[
         bool, typer.Option("--train", help="Train on, from the run's weights, on old and new events.")
     ] = False,
+    user_col: Annotated[str | None, typer.Option(help="The column of user ids, if not user_id.")] = None,
+    item_col: Annotated[str | None, typer.Option(help="The column of item ids, in both tables.")] = None,
+    time_col: Annotated[str | None, typer.Option(help="The column of times, if not timestamp.")] = None,
     set_: Annotated[
         list[str], typer.Option("--set", help="With --train: epochs=2, learning_rate=1e-4, ...")
     ] = [],  # noqa: B006
@@ -39,7 +42,9 @@ def update(
     if out.resolve() == run.resolve():
         raise ArtifactError(f"--out {out} is the run itself, which stays as it is; choose another folder")
     parent, settings = read_record(run), parse_assignments(set_)
-    events, more = _table(interactions), None if items is None else _table(items)
+    names = {user_col: "user_id", item_col: "item_id", time_col: "timestamp"}
+    events = _table(interactions, names)
+    more = None if items is None else _table(items, {item_col: "item_id"})
     source: dict[str, Any] = {
         "interactions": digest_file(interactions),
         "items_file": None if items is None else digest_file(items),
@@ -73,9 +78,17 @@ def update(
     )
 
 
-def _table(path: Path) -> pl.DataFrame:
+def _table(path: Path, names: dict[str | None, str]) -> pl.DataFrame:
+    """The table, columns that have other names called as ours."""
     from hllm.data.reading.tablefiles import read_table_file
 
     if not path.exists():
         raise DataError(f"{path} not found")
-    return read_table_file(path)
+    frame = read_table_file(path)
+    given = {theirs: ours for theirs, ours in names.items() if theirs is not None and theirs != ours}
+    for theirs, ours in given.items():
+        if theirs not in frame.columns:
+            raise DataError(f"{path} has no column {theirs!r} (its columns: {', '.join(frame.columns)})")
+        if ours in frame.columns:
+            raise DataError(f"{path} has both {theirs!r} and {ours!r}; drop or rename one of them")
+    return frame.rename(given)
