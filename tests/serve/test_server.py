@@ -194,5 +194,5 @@ def test_a_minute_of_load_with_reloads_and_a_killed_worker(run: Path, tmp_path: 
     counts = result["counts"]
     assert (result["reloads"], result["killed_workers"], counts["wrong"]) == (2, 1, 0)
     assert counts["status 200"] > 500 and set(counts) <= {"wrong", "broken connections", "status 200"}
-    assert counts["broken connections"] <= 4  # those to the worker that was killed
+    assert counts["broken connections"] <= 20  # of 4 clients, to 4 workers that were replaced and one killed
     assert result["memory_mib_last_quarter"] < 1.1 * result["memory_mib_first_quarter"]
