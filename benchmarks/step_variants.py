@@ -60,6 +60,8 @@ def histories() -> Histories:
 def make_trainer(config: Config, data: Histories, device: torch.device) -> Trainer:
     """A trainer of `config`, ready to take steps."""
     torch.manual_seed(0)
+    if config.training.epochs is None:
+        config = config.model_copy(update={"epochs": 40})
     trained = torch.arange(N_ITEMS + 1) > 0
     raw = torch.randn(N_ITEMS + 1, 384) * trained.unsqueeze(1) if config.items.item_llm else None
     source = make_source(
