@@ -21,14 +21,15 @@ from torch import Tensor, nn
 from hllm import kernels
 from hllm.data.batches.training import TrainLoader
 from hllm.hardware import is_out_of_memory
+from hllm.kernels.attention import WIDTHS
 from hllm.models.hllm import HLLM, Network
 from hllm.packing import Batch, one_row
 from hllm.train.config import Runtime, TrainingConfig, chosen
 from hllm.train.step import autocast, use_bf16
 
 # Tokens x layers x width of a training from which compiling pays for itself about twice: on an H100, 6 layers of
-# width 256 save 5.7 ms in 16,384 tokens after 10 s.
-WORTH = 10**11
+# width 256 save 3.3 ms in 16,384 tokens after 3.5 s (benchmarks/results/step_kernels_h100.json).
+WORTH = 5 * 10**10
 
 
 class CompiledBlocks:
@@ -82,9 +83,9 @@ def attends_by_bounds(network: Network, device: torch.device, runtime: Runtime) 
     """
     user_model: Any = network.model.user_model
     narrow = use_bf16(runtime, device)
-    if not (
-        runtime.kernels and narrow and kernels.usable(device) and getattr(user_model, "by_bounds", False)
-    ):
+    fits = network.source.width // getattr(user_model, "n_heads", 1) in WIDTHS
+    by_bounds = fits and getattr(user_model, "by_bounds", False)
+    if not (runtime.kernels and narrow and by_bounds and kernels.usable(device)):
         return False
     parameters = [p for p in user_model.parameters() if p.requires_grad]
     t = 64
