@@ -21,15 +21,13 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-4  # relative to the largest score, at least 1
 TOP = 10
-USERS, PAIRS = (
-    1000,
-    10**9,
-)  # all test users are checked, but for more than so many users x items; then at least these
+# All test users are checked, unless they and the items are more than so many pairs; then at least so many users.
+USERS, PAIRS = 1000, 10**9
 
-Ask = Callable[
-    [Queries, slice], np.ndarray
-]  # queries of `part` -> float32 (B, w), as another program makes them
-Search = Callable[[np.ndarray, int], np.ndarray]  # float32 (B, w), m -> rows int64 (B, m) of the best items
+# Queries of `part` -> float32 (B, w), as another program makes them.
+Ask = Callable[[Queries, slice], np.ndarray]
+# float32 (B, w), m -> rows int64 (B, m) of the best items.
+Search = Callable[[np.ndarray, int], np.ndarray]
 
 
 @dataclass(frozen=True)
