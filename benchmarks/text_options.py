@@ -1,6 +1,7 @@
 """Which text, which pooling, which layer, which whitening: item LLM vectors against each other on three data sets.
 
     python benchmarks/text_options.py DIR --out rows.jsonl [--jobs 4] [--minutes 9]
+    python benchmarks/text_options.py DIR --out rows.jsonl --after RECORD.json [--vectors-only] [--data NAME...]
     python benchmarks/text_options.py DIR --out rows.jsonl --show [--json benchmarks/results/text_options_h100.json]
 
 DIR holds data sets as published, in folders of these names: amazon-industrial (interactions.csv, items.csv),
@@ -11,8 +12,12 @@ Every option is screened on amazon-industrial with one seed: of the text (`text_
 beside ID vectors; of pooling, layer and then whitening with MiniLM and SmolLM2-135M, text alone. The two best of each
 by validation NDCG@10, and the default, are then trained with three seeds on all data sets, text alone and beside ID.
 Each training is written to --out as it ends; the same command goes on after an interruption, with the rows that are
-missing. --minutes begins none after that time. --show prints the tables: test is read for what validation chose, and
-differences are paired over users, seeds averaged, with their 95% bootstrap interval.
+missing; a training that its own checks stop is a row with the reason under `failed`. --minutes begins none after that
+time. --after takes the choices from a record that --json wrote, and trains what is not in it: on the screened data set
+beside the defaults, which the new rows are compared with, on the others everything. --vectors-only prepares data sets
+and makes vectors, for a machine that shall only train: where all lie beside --out, neither DIR, polars nor an item LLM
+is needed. --show prints the tables: test is read for what validation chose, and differences are paired over users,
+seeds averaged, with their 95% bootstrap interval.
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -37,12 +42,14 @@ from filelock import FileLock
 
 import hllm
 from hllm import hardware
-from hllm.artifacts import write_json
+from hllm.artifacts import read_json, write_json
 from hllm.config import parse_assignments
 from hllm.data.dataset import Dataset
-from hllm.errors import TrainingError
+from hllm.errors import ArtifactError, DataError, TrainingError
 from hllm.evaluate.metrics import rank_values
 from hllm.evaluate.significance import paired_bootstrap
+from hllm.items import embed
+from hllm.items.resolve import MAX_TOKENS
 
 METRIC = "ndcg@10"
 PRESET = "hllm-lite"
@@ -156,30 +163,10 @@ READERS: dict[str, Callable[[Path], Dataset]] = {
 
 def stages(args: argparse.Namespace) -> Iterator[list[Row]]:
     """The trainings of one stage after another; what the later ones are, the results of the earlier ones say."""
-    texts = text_options(["title", "description"]) if "texts" in args.parts else ()
-    poolings = POOLINGS if "poolings" in args.parts else {}
-    yield [
-        *(Row(SCREENED, "minilm", name, *DEFAULT[1:], inputs, 0) for name in texts for inputs in INPUTS),
-        *(
-            Row(SCREENED, llm, "official", how, DEFAULT[2], "text", 0)
-            for llm in poolings
-            for how in poolings[llm]
-        ),
-    ]
-    rows = read(args.out)
-    kept = {
-        llm: {DEFAULT[1], *(option[1] for option in best(rows, llm, "poolings", DEFAULT[2:]))}
-        for llm in poolings
-    }
-    yield [
-        Row(SCREENED, llm, "official", how, whitening, "text", 0)
-        for llm in poolings
-        for how in sorted(kept[llm])
-        for whitening in WHITENINGS
-    ]
+    yield from screening(args)
     for name in args.data:
-        options = finalists(read(args.out), args.parts if name == SCREENED else ["texts"])
-        yield [
+        options = finalists(known(args), args.parts if name == SCREENED else ["texts"])
+        rows = [
             *(Row(name, "", "", "", "", "id", seed) for seed in SEEDS[:2]),
             *(
                 Row(name, llm, *option, inputs, seed)
@@ -188,6 +175,54 @@ def stages(args: argparse.Namespace) -> Iterator[list[Row]]:
                 for seed in SEEDS
             ),
         ]
+        done = recorded(args, "final")
+        yield [row for row in rows if row not in done]
+
+
+def screening(args: argparse.Namespace) -> Iterator[list[Row]]:
+    """The first two stages: every text, pooling and layer, then whitening by the two best of each item LLM."""
+    if args.after and SCREENED not in args.data:
+        return
+    done = recorded(args, "screened")
+    texts = text_options(["title", "description"]) if "texts" in args.parts else ()
+    poolings = POOLINGS if "poolings" in args.parts else {}
+    rows = [
+        *(Row(SCREENED, "minilm", name, *DEFAULT[1:], inputs, 0) for name in texts for inputs in INPUTS),
+        *(
+            Row(SCREENED, llm, "official", how, DEFAULT[2], "text", 0)
+            for llm in poolings
+            for how in poolings[llm]
+        ),
+    ]
+    yield [row for row in rows if row not in done]
+    results = known(args)
+    kept = {
+        llm: {DEFAULT[1], *(option[1] for option in best(results, llm, "poolings", DEFAULT[2:]))}
+        for llm in poolings
+    }
+    rows = [
+        Row(SCREENED, llm, "official", how, whitening, "text", 0)
+        for llm in poolings
+        for how in sorted(kept[llm])
+        for whitening in WHITENINGS
+    ]
+    yield [row for row in rows if row not in done]
+
+
+def known(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """What choices are made by: the results so far, and those of the record that this run comes after."""
+    screened = read_json(args.after)["screened"] if args.after else []
+    return [*read(args.out), *({**entry, "seed": SEEDS[0]} for entry in screened)]
+
+
+def recorded(args: argparse.Namespace, part: str) -> set[Row]:
+    """What is not trained again of a `part`, "screened" or "final": the screened data set's rows in the record.
+
+    The defaults are, as new rows are compared with them; of a new finalist every seed is.
+    """
+    entries = read_json(args.after)[part] if args.after else []
+    rows = {row_of({**e, "seed": seed}) for e in entries for seed in SEEDS[: e.get("seeds", 1)]}
+    return {row for row in rows if row.data == SCREENED and row.option != DEFAULT}
 
 
 def best(
@@ -245,12 +280,31 @@ def train_group(args: argparse.Namespace, rows: list[Row]) -> int:
     return done
 
 
+def apart(args: argparse.Namespace, rows: list[Row]) -> list[list[Row]]:
+    """Rows that one process after another trains: all of the same vectors, or each alone where these are made."""
+    try:
+        if rows[0].llm:
+            data = dataset(prepared(rows[0].data, args.source, args.out.parent))
+            made(data, rows[0], text_options(data.meta["text_fields"])[rows[0].text])
+    except ArtifactError:
+        return [rows]
+    return [[row] for row in rows]
+
+
+def embed_group(args: argparse.Namespace, rows: list[Row]) -> None:
+    """Make the vectors of rows that share them."""
+    if not rows[0].llm:
+        return
+    found = vectors(dataset(prepared(rows[0].data, args.source, args.out.parent)), rows[0], args.device)
+    print(*rows[0][:4], f"{found.vectors.shape}, {found.stats.get('encode_seconds', 0.0):.1f} s", flush=True)
+
+
 def trained(recommender: hllm.Recommender, data: Dataset, embeddings: Any, device: str) -> dict[str, Any]:
     """Train, and rank every validation and test user; a training that its own checks stop ranks nobody."""
     result: dict[str, Any] = {"epoch": 0, "seconds": 0.0, "failed": None, "ranks": {}}
     try:
         recommender.fit(data, device=device, progress=False, embeddings=embeddings)
-    except TrainingError as err:
+    except (DataError, TrainingError) as err:
         result["failed"] = str(err)
     else:
         result |= {"epoch": recommender.record.best["epoch"], "seconds": recommender.record.seconds}
@@ -277,7 +331,25 @@ def vectors(data: Dataset, row: Row, device: str) -> Any:
     shared = FileLock(data.path / "fields.lock") if apart else nullcontext()
     with shared, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that texts are cut, which the row counts
+        with suppress(ArtifactError):
+            return made(data, row, arguments)
         return hllm.embed(data, row.llm, row.pooling, device=device, progress=False, **arguments)
+
+
+def made(data: Dataset, row: Row, arguments: dict[str, Any]) -> Any:
+    """The item vectors of a row, in whatever precision they are there; ArtifactError if they are not."""
+    given = {"fusion": "together", "prompt": None, "text_fields": None, "max_tokens": MAX_TOKENS} | arguments
+    fusion, prompt, fields, max_tokens = (
+        given.pop(name) for name in ("fusion", "prompt", "text_fields", "max_tokens")
+    )
+    written = {
+        "quantize": None, "template": "official", "clean": False, "field_tokens": None, "long_text": "cut",
+        "store": "fp32",
+    }  # fmt: skip
+    options = embed.text_options(**{**written, **given})
+    return embed.requested(
+        data, row.llm, row.pooling, prompt, fields, "auto", max_tokens, options, fusion
+    ).load()
 
 
 def settings(row: Row, given: dict[str, Any]) -> dict[str, Any]:
@@ -321,11 +393,16 @@ def run(args: argparse.Namespace) -> None:
         for row in dict.fromkeys(rows):
             if row not in done:
                 groups[row.data, row.llm, row.text, row.pooling].append(row)
+        if args.vectors_only:
+            for group in groups.values():
+                embed_group(args, group)
+            continue
+        parts = [part for group in groups.values() for part in apart(args, group)]
         with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
-            trained = sum(pool.map(partial(train_group, args), groups.values()))
-        if trained < sum(map(len, groups.values())):
+            trained = sum(pool.map(partial(train_group, args), parts))
+        if trained < sum(map(len, parts)):
             raise SystemExit("out of time; the same command goes on")
-    print("every row is there; --show prints the tables")
+    print("every vector is there" if args.vectors_only else "every row is there; --show prints the tables")
 
 
 def gains(results: list[dict[str, Any]], split: str) -> np.ndarray:
@@ -422,6 +499,8 @@ def main() -> None:
     parser.add_argument(
         "--set", action="append", default=[], help="key=value of every training, such as epochs=1"
     )
+    parser.add_argument("--after", type=Path, help="a record of --json: its choices stand, its rows are done")
+    parser.add_argument("--vectors-only", action="store_true", help="make the vectors that rows need")
     parser.add_argument("--show", action="store_true", help="print the tables of what is there")
     parser.add_argument("--json", type=Path, help="with --show: write them too")
     args = parser.parse_args()

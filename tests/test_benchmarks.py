@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from hllm.config import load_config
+from hllm.data.dataset import Dataset
 from hllm.items.embed import embed
 from hllm.testing import world
 
@@ -73,4 +77,51 @@ def test_text_options_are_chosen_by_the_screening_alone(
     assert [option[0] for option in options.best(rows, "minilm", "texts")] == ["natural", "64 tokens"]
     assert [option[1] for option in options.best(rows, "minilm", "poolings")] == ["last", "cls"]
     assert [option[1] for option in options.best(rows, "minilm", "poolings", ("256",))] == ["cls"]
+    sys.modules.pop("text_options", None)
+
+
+def test_text_options_go_on_after_a_record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What a record holds is not trained again, but for the defaults that new rows are compared with."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import text_options as options
+
+    record = BENCHMARKS / "results" / "text_options_h100.json"
+    given = {"after": record, "out": tmp_path / "rows.jsonl", "parts": ["texts", "poolings"]}
+
+    def planned(*data: str) -> list[list[Any]]:
+        return list(options.stages(argparse.Namespace(**given, data=data)))
+
+    screened, whitening, final = planned(options.SCREENED)
+    assert screened and {row.option for row in screened} == {options.DEFAULT}
+    assert {row.pooling for row in whitening} == {"last", "mean@25", "mean@last4"}
+    assert {row.seed for row in final} == {0, 1, 2}
+    assert options.DEFAULT in {row.option for row in final}
+    assert not any(row.text == "64 tokens" for row in final)  # trained for the record
+    (others,) = planned("online-retail")
+    assert {row.text for row in others} == {"", "official", "64 tokens", "fields averaged"}
+    assert len(others) == 2 + 3 * len(options.INPUTS) * len(options.SEEDS)
+    sys.modules.pop("text_options", None)
+
+
+def test_text_options_note_a_training_that_is_stopped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its row says why, and the rows after it are trained."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import text_options as options
+
+    world(n_users=30).save(tmp_path / "online-retail")
+    data = Dataset.load(tmp_path / "online-retail")
+    found = embed(data, "tfidf", progress=False)
+    alike = replace(found, vectors=np.ones_like(found.vectors))
+    monkeypatch.setattr(options, "vectors", lambda data, row, device: found if row.seed else alike)
+    row = options.Row("online-retail", "tfidf", "official", "mean", "8", "text", 0)
+    small = {"epochs": 1, "n_layers": 1, "n_heads": 1, "max_len": 8, "pooling": "none"}
+    args = argparse.Namespace(
+        out=tmp_path / "rows.jsonl", source=tmp_path, until=float("inf"), device="cpu", set=small
+    )
+    assert options.train_group(args, [row, row._replace(seed=1)]) == 2
+    stopped, trained = options.read(args.out)
+    assert "collapsed" in stopped["failed"] and stopped["test"]["ndcg@10"] == 0
+    assert trained["failed"] is None and trained["test"]["ndcg@10"] > 0
     sys.modules.pop("text_options", None)
