@@ -5,7 +5,7 @@ import math
 import polars as pl
 import pytest
 
-from hllm.text.bm25 import best_sentences, inverse_frequencies, shorten
+from hllm.text.bm25 import best_sentences, shorten, word_weights
 
 BOILERPLATE = "Free shipping on all orders over ten dollars."
 DESCRIPTION = f"{BOILERPLATE} {BOILERPLATE} The torque wrench has a ratchet head. Order today and save."
@@ -30,29 +30,25 @@ def test_texts_within_the_budget_are_left_alone() -> None:
 
 
 def test_kept_sentences_stay_in_their_order_and_fit() -> None:
-    idf = inverse_frequencies([DESCRIPTION, *OTHERS])
-    kept = best_sentences(DESCRIPTION, 11, DESCRIPTION, idf)
+    weights = {"torque": 3.0, "wrench": 3.0, "order": 2.0, "today": 2.0, "shipping": 0.5}
+    kept = best_sentences(DESCRIPTION, 12, weights)
     assert kept == "The torque wrench has a ratchet head. Order today and save."
-    assert (
-        best_sentences("One sentence alone without any end", 2, "one", idf)
-        == "One sentence alone without any end"
-    )
-    assert (
-        best_sentences("aaa bbb. ccc ddd.", 0, "ccc", {"ccc": 1.0}) == "ccc ddd."
-    )  # the best, whatever it costs
+    assert best_sentences("One sentence alone without any end", 2, {}) == "One sentence alone without any end"
+    assert best_sentences("aaa bbb. ccc ddd.", 0, {"ccc": 1.0}) == "ccc ddd."  # the best, whatever it costs
 
 
-def test_scores_are_bm25s() -> None:
-    """By hand: k1 = 1.2, b = .75, two sentences of mean length 2, a word of document frequency 1 of 2."""
-    from collections import Counter
-
-    from hllm.text.bm25 import _score
-
-    idf = inverse_frequencies(["rare word", "word"])
-    assert idf["rare"] == pytest.approx(math.log(1 + 1.5 / 1.5))
-    norm = 1.2 * (0.25 + 0.75 * 2 / 2)
-    expected = idf["rare"] * 2.2 / (1 + norm) * 2.2 / 2.2 + idf["word"] * 2.2 / (1 + norm) * 2.2 / 2.2
-    assert _score(["rare", "word"], Counter({"rare": 1, "word": 1}), idf, 2.0) == pytest.approx(expected)
+def test_weights_are_bm25s() -> None:
+    """By Lucene's formula, k1 = 1.5, b = .75; a word of every text weighs least."""
+    texts = [["rare", "word", "rare"], [], ["word"], ["other", "word"]]
+    mean = sum(map(len, texts)) / len(texts)
+    found = word_weights(texts, [0, 1, 3])
+    for row, weights in zip([0, 1, 3], found, strict=True):
+        assert set(weights) == set(texts[row])
+        for word, weight in weights.items():
+            df, tf = sum(word in text for text in texts), texts[row].count(word)
+            idf = math.log(1 + (len(texts) - df + 0.5) / (df + 0.5))
+            norm = 1.5 * (0.25 + 0.75 * len(texts[row]) / mean)
+            assert weight == pytest.approx(idf * tf / (tf + norm), rel=1e-5)
 
 
 def test_chinese_is_counted_by_characters() -> None:
