@@ -4,8 +4,9 @@
 
 What the service can answer is measured first; then `share` of it is asked for, by clients on loopback. Every answer
 is compared with the rows of `Recommender.recommend` in this process: known users, histories, and a user whose events
-were posted at the beginning. Told at the end: answers by status, wrong ones, connections that broke (those to the
-worker that was killed), and the memory of all processes of the service in the first and last quarter.
+were posted at the beginning. Told at the end: answers by status; wrong ones; requests that broke off, those that were
+under way when the worker was killed apart; and the memory of all processes of the service in the first and last
+quarter. Clients keep their connections and, as HTTP clients do, see whether one was closed while it rested.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import datetime
 import http.client
 import json
 import os
+import select
 import signal
 import tempfile
 import threading
@@ -76,6 +78,15 @@ def memory(server: int) -> float:
     return total / 1024
 
 
+def kill(worker: int) -> tuple[float, float]:
+    """Kill -9 a process; when that began, and when its connections were gone."""
+    before = time.perf_counter()
+    os.kill(worker, signal.SIGKILL)
+    while Path(f"/proc/{worker}/fd").exists() and any(Path(f"/proc/{worker}/fd").iterdir()):
+        time.sleep(0.001)
+    return before, time.perf_counter()
+
+
 class Clients:
     """Threads that ask at an even rate and count what comes."""
 
@@ -85,6 +96,7 @@ class Clients:
         self.port, self.pairs, self.gap = port, pairs, clients / rate
         self.counts: Counter[str] = Counter()
         self.seconds: list[float] = []
+        self.broken: list[tuple[float, float]] = []  # when the request began, when it broke off
         self.stop = threading.Event()
         self.threads = [threading.Thread(target=self._run, args=(n, clients)) for n in range(clients)]
 
@@ -94,12 +106,15 @@ class Clients:
             body, expected = self.pairs[number % len(self.pairs)]
             number += step
             before = time.perf_counter()
+            if connection.sock is not None and select.select([connection.sock], [], [], 0)[0]:
+                self.counts["connections closed at rest"] += 1
+                connection.close()
             try:
                 connection.request("POST", "/recommend", json.dumps(body), load.JSON)
                 answer = connection.getresponse()
                 said = json.loads(answer.read())
             except (OSError, http.client.HTTPException):
-                self.counts["broken connections"] += 1
+                self.broken.append((before, time.perf_counter()))
                 connection.close()
                 connection = self._connected()
                 continue
@@ -130,17 +145,16 @@ def soak(run: Path, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         clients = Clients(port, pairs, args.clients, args.share * most)
         for thread in clients.threads:
             thread.start()
-        start, sizes, done, killed = time.monotonic(), [], 0, False
+        start, sizes, done, killed = time.monotonic(), [], 0, (0.0, 0.0)
         while (passed := (time.monotonic() - start) / args.seconds) < 1:
             if passed > (done + 1) / (args.reloads + 1):
                 os.kill(server, signal.SIGHUP)
                 done += 1
-            if passed > 0.55 and not killed:
+            if passed > 0.55 and not killed[1]:
                 workers = [
                     p for p in processes(server) if b"spawn_main" in Path(f"/proc/{p}/cmdline").read_bytes()
                 ]
-                os.kill(workers[0] if workers else server, signal.SIGKILL)
-                killed = True
+                killed = kill(workers[0])
             sizes.append(memory(server))
             time.sleep(min(1.0, args.seconds / 60))
         clients.stop.set()
@@ -148,11 +162,13 @@ def soak(run: Path, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             thread.join()
     quarter = len(sizes) // 4
     p50, p99 = (1e3 * np.percentile(clients.seconds, (50, 99))).round(1).tolist()
-    counts = {"wrong": 0, "broken connections": 0, **clients.counts}
+    under_way = sum(began <= killed[1] and broke >= killed[0] for began, broke in clients.broken)
+    counts = {"wrong": 0, "broken": len(clients.broken) - under_way, "broken by the kill": under_way}
+    counts |= clients.counts
     first, last = float(np.median(sizes[:quarter])), float(np.median(sizes[-quarter:]))
     return {
         **{"most_per_s": most, "asked_per_s": round(len(clients.seconds) / args.seconds, 1), "reloads": done},
-        **{"killed_workers": int(killed), "counts": counts, "p50_ms": p50, "p99_ms": p99},
+        **{"killed_workers": int(killed[1] > 0), "counts": counts, "p50_ms": p50, "p99_ms": p99},
         **{"memory_mib_first_quarter": round(first), "memory_mib_last_quarter": round(last)},
     }
 
@@ -183,8 +199,10 @@ def main() -> None:
             "load_average_before": before,
         }
         write_json(args.out, {**document, "result": found})
-    if found["counts"]["wrong"]:
-        raise SystemExit(f"{found['counts']['wrong']} wrong answers")
+    if found["counts"]["wrong"] or found["counts"]["broken"]:
+        raise SystemExit(
+            f"{found['counts']['wrong']} wrong answers, {found['counts']['broken']} broken requests"
+        )
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ from hllm.serve.schemas import (
     SimilarBody,
     User,
 )
-from hllm.serve.service import Service, replace_workers
+from hllm.serve.service import Service, reload_workers
 from hllm.serve.settings import ServeSettings
 
 log = logging.getLogger("hllm.serve")
@@ -79,8 +79,7 @@ def create_app(settings: ServeSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        if settings.workers == 1:
-            service.reload_on_signal()
+        service.reload_on_signal()
         yield
         await service.close()
 
@@ -282,7 +281,7 @@ def _add_operation(app: FastAPI, service: Service) -> None:
         if not settings.api_keys:
             raise HTTPException(403, "reloading over HTTP needs a service with --api-key; or send it SIGHUP")
         if settings.workers > 1:
-            replace_workers()
+            reload_workers()
             return StrictJson({"reloading": settings.workers}, 202)
         live = await service.reload()
         return StrictJson({"run": live.number})

@@ -28,7 +28,9 @@ from hllm.serve.settings import ServeSettings
 
 STOP_SECONDS = 30  # in which requests that began are answered when the service is stopped
 SIGN_OF_LIFE = 30  # seconds in which a worker must show one, importing torch included, or it is replaced
-LOADING = 600  # seconds in which a worker must have loaded a new run, or the old one goes on
+IDLE_SECONDS = (
+    75  # that a kept connection may rest: more than the 60 of most proxies, so that they close it first
+)
 TRY_AGAIN = 2  # seconds before a worker that cannot load its run is started again
 
 
@@ -55,6 +57,7 @@ def run_server(
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=STOP_SECONDS,
         timeout_worker_healthcheck=SIGN_OF_LIFE,
         lifespan="on",
@@ -72,14 +75,13 @@ def run_server(
 
 
 class Workers(Multiprocess):
-    """Several workers. At SIGHUP each is replaced when its successor has loaded the run."""
+    """Several workers. At SIGHUP each loads the run anew (`Service.reload`): none ends, so no connection does."""
 
     def restart_all(self) -> None:
-        self.config.timeout_worker_healthcheck = LOADING
-        try:
-            super().restart_all()
-        finally:
-            self.config.timeout_worker_healthcheck = SIGN_OF_LIFE
+        for worker in self.processes:
+            if worker.pid is not None and worker.process.is_alive():
+                # One that is still loading has no handler yet and dies of it; its successor finds the new run.
+                os.kill(worker.pid, signal.SIGHUP)
 
 
 def bound(config: uvicorn.Config) -> Any:

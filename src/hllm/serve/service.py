@@ -6,14 +6,18 @@ import asyncio
 import logging
 import os
 import signal
+from contextlib import ExitStack
 from typing import Any
 
+from hllm.artifacts.locks import Busy, held
 from hllm.errors import ConfigError, HLLMError
 from hllm.serve.batching import Batcher
 from hllm.serve.events import EventStore
 from hllm.serve.live import Live
 from hllm.serve.metrics import Metrics
 from hllm.serve.settings import ServeSettings
+
+WAIT_SECONDS = 1.0  # for other workers that reload, before looking whether this one is being stopped
 
 log = logging.getLogger("hllm.serve")
 
@@ -30,6 +34,19 @@ class Service:
         self.open = True
         self._reloading = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
+
+    def _load_alone(self) -> tuple[Live, Live | None]:
+        """Load while no other worker does: of all of them, only one has two runs in memory at a time."""
+        lock = self.settings.events_file.with_name(f"{self.settings.events_file.name}.reload")
+        while True:
+            with ExitStack() as stack:
+                try:
+                    stack.enter_context(held(lock, WAIT_SECONDS))
+                except Busy:
+                    if self.open:
+                        continue
+                    raise
+                return self._load()
 
     def _load(self) -> tuple[Live, Live | None]:
         run, other, device = self.settings.run, self.settings.compare, self.settings.device
@@ -53,7 +70,7 @@ class Service:
         if the new one is broken, which raises HLLMError."""
         async with self._reloading:
             try:
-                self.live, self.other = await asyncio.to_thread(self._load)
+                self.live, self.other = await asyncio.to_thread(self._load_alone)
             except HLLMError as err:
                 self.metrics.counts["failed_reloads"] += 1
                 log.error("reload failed, the run of before goes on", extra={"fields": {"error": str(err)}})
@@ -65,7 +82,7 @@ class Service:
             return self.live
 
     def reload_on_signal(self) -> None:
-        """Reload at SIGHUP, where this process is the only worker; several are replaced one by one."""
+        """Reload at SIGHUP."""
 
         def begin() -> None:
             task = asyncio.create_task(self.reload())
@@ -87,7 +104,8 @@ class Service:
         """Answer what waits, and end."""
         self.open = False
         await self.batcher.close()
-        self.store.close()
+        async with self._reloading:  # which reads the store
+            self.store.close()
 
     def gauges(self) -> dict[str, float]:
         """Values of now, for /metrics."""
@@ -103,6 +121,6 @@ class Service:
         }
 
 
-def replace_workers() -> None:
-    """Ask the parent of several workers to replace them one by one, each when its successor is ready."""
+def reload_workers() -> None:
+    """Ask the parent of several workers to let all of them reload."""
     os.kill(os.getppid(), signal.SIGHUP)
