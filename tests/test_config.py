@@ -101,7 +101,7 @@ def test_bad_assignments(pair: str, message: str) -> None:
         ({"dropout": float("nan")}, r"setting dropout=nan"),
         ({"pooling": "max"}, r"unknown pooling 'max'; valid: mean, last, cls"),
         ({"epochs": "many"}, r"setting epochs='many': .*integer"),
-        ({"valid_metric": "auc"}, r"setting valid_metric='auc'"),
+        ({"valid_metric": "auc"}, r"setting valid_metric='auc': must be hr, recall, ndcg or mrr at a number"),
         ({"d_model": 100, "n_heads": 3}, r"d_model=100 is not a multiple of n_heads=3"),
         ({"max_len": 0}, r"max_len=0: must be a number of events from 1, or 'all'"),
         ({"max_len": 10**20}, r"max_len=1000.*: must be a number of events from 1, or 'all'"),

@@ -12,6 +12,7 @@ from hllm import errors
     [
         ("hlm-lite", ["demo", "hllm-lite"], " (did you mean 'hllm-lite'?)"),
         ("zzz", ["demo", "hllm-lite"], ""),
+        ("EASE", ["popularity", "ease"], " (did you mean 'ease'?)"),
         ("x", [], ""),
     ],
 )

@@ -79,8 +79,9 @@ class TrainingError(HLLMError):
 
 def nearest(value: str, choices: Iterable[str]) -> str:
     """Return `" (did you mean 'x'?)"` for the closest of `choices`, or an empty string."""
-    close = difflib.get_close_matches(str(value)[:200], list(choices), n=1, cutoff=0.6)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    by_small_letters = {choice.lower(): choice for choice in choices}
+    close = difflib.get_close_matches(str(value)[:200].lower(), by_small_letters, n=1, cutoff=0.6)
+    return f" (did you mean {by_small_letters[close[0]]!r}?)" if close else ""
 
 
 def unknown(kind: str, value: object, choices: Iterable[str]) -> str:

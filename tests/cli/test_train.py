@@ -463,6 +463,9 @@ def test_baselines_by_name_and_no_evaluation(
     assert not (Path(three) / "metrics.json").exists()
     assert main(["evaluate", three, "--device", "cpu", "--baselines", "item-knn,ease", "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)["baselines"]["test"]) == {"item-knn", "ease"}
+    assert "or none alone" in fails(*command, one, "--baselines", "none,ease")
+    assert "or none alone" in fails(*command, one, "--baselines", "ease,")
+    assert "did you mean 'ease'" in fails(*command, one, "--baselines", "EASE")
     assert "unknown baseline 'markow'" in fails(*command, one, "--baselines", "markow")
     assert "unknown baseline 'pop'" in fails("evaluate", three, "--baselines", "pop")
     monkeypatch.setattr("hllm.baselines.ease.MOST_ITEMS", 20)

@@ -142,6 +142,16 @@ def test_without_optuna(data: Dataset, tmp_path: Path, monkeypatch: pytest.Monke
         tune(search(data), tmp_path, 1, lambda line: None)
 
 
+def test_with_every_setting_given_there_is_no_search(
+    data: Dataset, quick: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    own = search(data)
+    all_given = Search(data, own.make, None, own.device, own.fixed | set(own.space()))
+    with pytest.raises(ConfigError, match="every setting that hllm tune searches is given"):
+        tune(all_given, tmp_path / "x", 60, lambda line: None)
+    assert not quick and not (tmp_path / "x").exists()
+
+
 @pytest.mark.parametrize(
     ("preset", "without"),
     [

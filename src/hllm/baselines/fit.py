@@ -35,7 +35,7 @@ def check_baselines(names: Iterable[str], dataset: Dataset) -> None:
     """Raise ConfigError for an unknown name and DataError for one that `dataset` is too large for: before any work."""
     for name in names:
         if name not in _MAKERS:
-            raise ConfigError(unknown("baseline", name, (*BASELINES, "none")))
+            raise ConfigError(unknown("baseline", name, BASELINES))
         if name == "ease":
             check_size(dataset)
 

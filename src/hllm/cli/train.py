@@ -298,9 +298,14 @@ def chosen_baselines(names: str | None, data: Dataset) -> bool | list[str]:
     """Names as they were typed, checked before anything is trained or ranked."""
     if names is None or names == "none":
         return names is None
-    from hllm.baselines.fit import check_baselines
+    from hllm.baselines.fit import BASELINES, check_baselines
+    from hllm.errors import ConfigError
 
     chosen = list(dict.fromkeys(name.strip() for name in names.split(",")))
+    if "none" in chosen or not all(chosen):
+        raise ConfigError(
+            f"--baselines {names!r}: give names with commas between, of {', '.join(BASELINES)}, or none alone"
+        )
     check_baselines(chosen, data)
     return chosen
 

@@ -96,11 +96,16 @@ def tune(search: Search, folder: Path, seconds: float, say: Callable[[str], None
     """Train one trial after the other until `seconds` are spent in them, those of earlier calls included.
 
     Returns the rows of all trials. `say` is told what begins and what came of it. Raises ConfigError where optuna is
-    missing, ArtifactError where `folder` holds another search, and the trials' own error where nothing trains.
+    missing or nothing is left to search, ArtifactError where `folder` holds another search, and the trials' own
+    error where nothing trains.
     """
     check_optuna()
     search.data.verify()
     check_trainable(search.data, search.data.train_histories())
+    if not search.space():
+        raise ConfigError(
+            "every setting that hllm tune searches is given; leave some out of --set and --config"
+        )
     with locked(folder):
         rows = _begin(folder, search)
         study = _study(search, rows)

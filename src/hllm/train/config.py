@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -10,6 +11,7 @@ from hllm.errors import ConfigError
 from hllm.settings import INT_MAX, Settings, shown
 
 STRATEGIES = ("ddp", "fsdp", "zero1", "zero2", "zero3")  # how ranks share a training (train/parallel.py)
+METRIC = re.compile(r"(hr|recall|ndcg|mrr)@[1-9]\d{0,5}")
 Epochs = Annotated[int, Field(ge=1, le=10**6)]
 
 
@@ -46,7 +48,7 @@ class TrainingConfig(Settings):
     # Validations without a better valid_metric, before training ends. None: chosen with `epochs` where these are
     # open too, else training goes on to its last epoch.
     patience: Epochs | None = None
-    valid_metric: str = Field(default="ndcg@10", pattern=r"^(hr|recall|ndcg|mrr)@[1-9]\d{0,5}$")
+    valid_metric: str = "ndcg@10"
     eval_every: Epochs = 1  # epochs between validations; the last epoch is always validated
     # Users ranked in a validation while training, a sample by the seed. None: everyone, unless users x
     # candidates go beyond 10^10 scores.
@@ -56,10 +58,15 @@ class TrainingConfig(Settings):
     seed: int = Field(default=0, ge=0, lt=2**32)
 
     @model_validator(mode="after")
-    def _length(self) -> Self:
+    def _values_fit(self) -> Self:
         if self.max_len != "all" and not 1 <= self.max_len < 2**31:
             raise ConfigError(
                 f"setting max_len={shown(self.max_len)}: must be a number of events from 1, or 'all'"
+            )
+        if not METRIC.fullmatch(self.valid_metric):
+            raise ConfigError(
+                f"setting valid_metric={shown(self.valid_metric)}: must be hr, recall, ndcg or mrr at a number, for "
+                "example ndcg@10"
             )
         return self
 
