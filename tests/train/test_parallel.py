@@ -29,6 +29,7 @@ HERE = Path(__file__).parent
 SMALL = {
     "d_model": 16, "n_layers": 1, "n_heads": 2, "max_len": 8, "epochs": 2, "batch_tokens": 60,
     "learning_rate": 5e-3, "dropout": 0.0, "mask_prob": 0.0, "seed": 3,
+    "precision": "fp32",
 }  # fmt: skip
 # Ten users of ten, so that with three processes parts and blocks are uneven, and some empty.
 FROZEN = {
@@ -49,6 +50,7 @@ def live_case(llm: Path, **settings: Any) -> dict[str, Any]:
         "item_llm": str(llm), "user_llm": None, "d_model": 32, "adapter_hidden": 24, "n_layers": 2, "n_heads": 4,
         "n_negatives": 8,
         "epochs": 2, "batch_tokens": 60, "learning_rate": 5e-3, "seed": 3, "grad_clip": None,
+        "precision": "fp32",
     }  # fmt: skip
     return {"preset": "hllm", "users": 10, "settings": {**own, **settings}}
 

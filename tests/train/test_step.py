@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hllm import hardware
 from hllm.config import Config, load_config
 from hllm.data.batches.training import TrainLoader
 from hllm.data.dataset import Dataset
@@ -22,6 +23,7 @@ from hllm.models.hllm import Network
 from hllm.packing import Batch
 from hllm.runs.build import build_network, with_source
 from hllm.testing import TinyLiveText
+from hllm.train import step as step_module
 from hllm.train.captured import PaddedShape
 from hllm.train.optim import Optimizer
 from hllm.train.step import TrainStep
@@ -174,3 +176,54 @@ def test_with_batch_items_only_those_are_encoded(data: Dataset, make_config: Cal
     step(batch, view)
     assert len(view.tokens) < len(views.classes)
     assert source.encoded == 2 * len(view.tokens)  # once without a graph, once with it
+
+
+# ---------------------------------------------------------------------- products of a CPU with bf16 instructions
+
+
+def cpu_step(
+    data: Dataset, make_config: Callable[..., Config], **settings: Any
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss and gradients of one step without chance."""
+    config = make_config(**SMALL, d_model=64, item_llm=None, **settings)
+    network = build_network(data, config, None)
+    views = WholeCatalogue(data.train_counts(), config.objective, 0)
+    batch = next(iter(loader_of(data, config).epoch(0)))
+    return step_of(network, config)(batch, views.view(batch, (0, 0))), gradients(network)
+
+
+def test_a_cpus_products_round_their_operands_where_it_has_the_instructions(
+    data: Dataset, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    seen: list[str] = []
+    objective = step_module.TrainStep.user_half
+
+    def noted(self: TrainStep, *args: Any) -> Tensor:
+        seen.append(matmul.fp32_precision)
+        return objective(self, *args)
+
+    monkeypatch.setattr(step_module.TrainStep, "user_half", noted)
+    before = matmul.fp32_precision
+    for fast, precision, wanted in [
+        (True, "auto", "bf16"),
+        (False, "auto", before),
+        (True, "fp32", before),
+        (True, "bf16", before),  # by autocast
+    ]:
+        monkeypatch.setattr(hardware, "bf16_is_fast", lambda _, fast=fast: fast)
+        cpu_step(data, make_config, precision=precision)
+        assert seen.pop() == wanted and matmul.fp32_precision == before
+
+
+@pytest.mark.skipif(not hardware.bf16_is_fast("cpu"), reason="this processor has no instructions for bf16")
+def test_rounded_products_give_float32s_gradients_to_bf16s_digits(
+    data: Dataset, make_config: Callable[..., Config]
+) -> None:
+    (loss, ours), (exact, plain) = (
+        cpu_step(data, make_config, precision=precision) for precision in ("auto", "fp32")
+    )
+    assert float(loss) == pytest.approx(float(exact), rel=1e-3)
+    for name, wanted in plain.items():
+        off = torch.linalg.vector_norm(ours[name] - wanted)
+        assert off <= 0.03 * torch.linalg.vector_norm(wanted) + 1e-6, name

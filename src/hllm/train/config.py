@@ -74,7 +74,8 @@ class TrainingConfig(Settings):
 class Runtime(Settings):
     """How steps are run on this machine. No part of a run's identity: another machine may go on with it."""
 
-    precision: Literal["auto", "bf16", "fp32"] = "auto"  # of matrix products in training
+    # Of matrix products in training. auto: by bf16 operands where the processor or GPU has instructions for them.
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
     capture: bool = True  # on a GPU, replay the step as a CUDA graph
     # How a trained item LLM's gradients are computed: by free memory, or one of items/source/caching.py's ways.
     item_gradients: Literal["auto", "graph", "checkpoint", "cache"] = "auto"
