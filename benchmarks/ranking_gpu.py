@@ -24,6 +24,8 @@ from hllm import hardware
 from hllm.artifacts import write_json
 from hllm.data.batches.queries import Queries
 from hllm.evaluate.ranking import RankOptions, target_ranks, top_k
+from hllm.kernels.halves import halved
+from hllm.models.hllm import ItemTable
 
 EVENTS = 20
 
@@ -33,15 +35,16 @@ class Rows:
 
     def __init__(self, queries: Tensor, rows: Tensor) -> None:
         self.queries, self.rows = queries, rows
+        self.table = ItemTable(rows, rows, 1.0, halved(rows))
 
     def query(self, batch: Any) -> Tensor:
         return self.queries[batch.users]
 
     def score(self, query: Tensor, tokens: Tensor) -> Tensor:
-        return query @ self.rows[tokens].T
+        return self.table.scores(query, tokens)
 
     def score_range(self, query: Tensor, first: int, stop: int) -> Tensor:
-        return query @ self.rows[first:stop].T
+        return self.table.scores(query, slice(first, stop))
 
     def all_finite(self, query: Tensor) -> bool:
         return True

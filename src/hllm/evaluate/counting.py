@@ -8,12 +8,15 @@ they differ, the tiles are gone through once more with the score that the target
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hllm import kernels
 from hllm.evaluate.tiles import Block, Tile
+from hllm.hardware import is_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,9 @@ class TargetCount:
         wanted = np.unique(positions[positions >= 0])
         for first in range(0, len(wanted), block.size):
             some = wanted[first : first + block.size]
-            others = np.setdiff1d(np.arange(block.size), some)[: block.size - len(some)]
+            spare = np.ones(block.size, dtype=bool)
+            spare[some[some < block.size]] = False
+            others = np.flatnonzero(spare)[: block.size - len(some)]
             columns = np.concatenate([some, others])
             place = np.searchsorted(some, positions)
             mine = (place < len(some)) & (some[np.minimum(place, len(some) - 1)] == positions)
@@ -80,8 +85,9 @@ class TargetCount:
         # The target itself is left out by identity, so that a tile made anew with other last bits
         # cannot make it compete with itself.
         own = _gather(tile.scores, column)
-        self.at_least += reaching(tile.scores, self.assumed) - (inside & (own >= self.assumed)).long()
-        self.more += reaching(tile.scores, self.assumed, above=True) - (inside & (own > self.assumed)).long()
+        at_least, more = both_reaching(tile.scores, self.assumed)
+        self.at_least += at_least - (inside & (own >= self.assumed)).long()
+        self.more += more - (inside & (own > self.assumed)).long()
 
     def result(self) -> TargetRanks:
         """What was counted, after the last tile."""
@@ -94,6 +100,29 @@ class TargetCount:
         ranks = torch.where(ranked, self.at_least + 1, 0)
         tied = ranked & (self.at_least > self.more)
         return TargetRanks(ranks.cpu().numpy(), tied.cpu().numpy())
+
+
+def both_reaching(scores: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
+    """How many scores of each row (U, m) are at least `floor` (U,), and how many more: int64 (U,) each."""
+    if kernels.usable(scores.device) and _compiles(scores.device.type):
+        from hllm.kernels import count
+
+        return count.reaching(scores, floor)
+    return reaching(scores, floor), reaching(scores, floor, above=True)
+
+
+@cache
+def _compiles(device: str) -> bool:
+    """Whether the kernel that counts works here: tried once."""
+    from hllm.kernels import count
+
+    try:
+        count.reaching(torch.zeros(1, 1, device=device), torch.zeros(1, device=device))
+    except Exception as err:  # compilers raise whatever they like
+        if is_out_of_memory(err):
+            raise
+        return False
+    return True
 
 
 def reaching(scores: Tensor, floor: Tensor, above: bool = False) -> Tensor:

@@ -195,7 +195,7 @@ class _Scan:
 def _hidden(
     candidates: Candidates, options: RankOptions, queries: Queries, part: slice
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(row inside `part`, position) int64 pairs to hide, by rising position."""
+    """(row inside `part`, position) int64 pairs to hide."""
     pairs = [] if options.keep_seen else [queries.history_pairs(part)]
     if options.excluded is not None:
         rows, tokens = options.excluded
@@ -205,9 +205,7 @@ def _hidden(
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     rows = np.concatenate([r for r, _ in pairs])
     positions = candidates.positions(np.concatenate([t for _, t in pairs]))
-    rows, positions = rows[positions >= 0], positions[positions >= 0]
-    order = np.argsort(positions, kind="stable")
-    return rows[order], positions[order]
+    return rows[positions >= 0], positions[positions >= 0]
 
 
 @contextmanager

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Scores held at once, by device: 4 MiB of float32 for a CPU, which stay in its caches while they are looked at
 # several times; 128 MiB for a GPU, which wants large products.
 TILE_SCORES = {"cpu": 1 << 20, "cuda": 1 << 25}
+ALIGNED = 64  # items of a tile, a multiple of it
 
 
 class Ranker(Protocol):
@@ -49,7 +50,7 @@ class Tile:
 class Block:
     """The scores of one block of users. A single tile is made once and kept.
 
-    rows, positions  int64 (P,) pairs to hide, by rising position
+    rows, positions  int64 (P,) pairs to hide
     tile_items       candidates a tile; None = by memory
     """
 
@@ -67,14 +68,22 @@ class Block:
         self.device = batch.users.device
         self.candidates = candidates
         self.query = ranker.query(batch)
+        room = TILE_SCORES.get(self.device.type, TILE_SCORES["cpu"])
+        self.size = tile_items or max(1, room // max(1, self.n_users))
+        if (
+            self.device.type == "cuda" and self.size > ALIGNED
+        ):  # else cuBLAS takes products several times slower
+            self.size -= self.size % ALIGNED
+        self.starts = range(0, len(candidates.scored), self.size)
+        edges = [*self.starts, len(candidates.scored)]
+        self.hidden, self.hollow = np.array([0, len(rows)]), np.searchsorted(candidates.holes, edges)
+        if len(self.starts) != 1:  # every tile finds its own side by side
+            order = np.argsort(positions, kind="stable")
+            rows, positions = rows[order], positions[order]
+            self.hidden = np.searchsorted(positions, edges)
         self.rows = torch.from_numpy(rows).to(self.device)
         self.positions = torch.from_numpy(positions).to(self.device)
         self.holes = torch.from_numpy(candidates.holes).to(self.device)
-        room = TILE_SCORES.get(self.device.type, TILE_SCORES["cpu"])
-        self.size = tile_items or max(1, room // max(1, self.n_users))
-        self.starts = range(0, len(candidates.scored), self.size)
-        edges = [*self.starts, len(candidates.scored)]
-        self.hidden, self.hollow = np.searchsorted(positions, edges), np.searchsorted(candidates.holes, edges)
         self.bad: Tensor | None = None
         self.finite = bool(getattr(ranker, "all_finite", _unknown)(self.query))
         self.kept: Tile | None = None

@@ -21,11 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from hllm import kernels
 from hllm.errors import DataError
 from hllm.items.source.base import TILE, ItemSource, laid_out
+from hllm.kernels.halves import HalvedRows, halved
 from hllm.models.scorers import CosineScorer, DotScorer
-from hllm.models.user_models import UserModel
-from hllm.packing import Batch, ItemView, last_positions, make_rows
+from hllm.models.user_models import UserModel, attends_by_bounds
+from hllm.packing import Batch, ItemView, Rows, last_positions, make_rows, one_row
 
 FINITE = 1e38  # products of norms below this are products of vectors that float32 holds
 _steps = [0]  # of all optimisers of this process
@@ -61,7 +63,19 @@ class HLLM(nn.Module):
 
     def hidden(self, batch: Batch, x: Tensor) -> Tensor:
         """Hidden states (T, w) of a batch whose events have the vectors `x` (T, w)."""
-        return self.user_model(x, batch.rows or make_rows(batch), batch.signals)
+        return self.user_model(x, batch.rows or self._rows(batch, x), batch.signals)
+
+    def _rows(self, batch: Batch, x: Tensor) -> Rows:
+        """How attention lays the batch out: not at all where it ranks in bf16 on a GPU with kernels of ours."""
+        ranks = not torch.is_grad_enabled() and torch.is_autocast_enabled(x.device.type)
+        if (
+            ranks
+            and batch.n_tokens
+            and kernels.usable(x.device)
+            and attends_by_bounds(self.user_model, x.shape[1])
+        ):
+            return one_row(batch, batch.n_tokens, int(batch.lengths.max()))
+        return make_rows(batch)
 
 
 @dataclass(frozen=True)
@@ -71,11 +85,19 @@ class ItemTable:
     raw      (n + 1, w)           vectors as the user model reads them
     scored   float32 (n + 1, w')  as the scorer compares them; `raw` itself where that is the same
     longest  largest norm of a scored row; NaN or infinite where a row is
+    halved   `scored` for faster products, where that pays
     """
 
     raw: Tensor
     scored: Tensor
     longest: float
+    halved: HalvedRows | None = None
+
+    def scores(self, query: Tensor, which: slice | Tensor) -> Tensor:
+        """Scores float32 (U, m) of `query` (U, w') and the rows of `which`; those of a slice are not copied."""
+        if self.halved is not None:
+            return self.halved.scores(query, which)
+        return query @ self.scored[which].T
 
 
 class Network(nn.Module):
@@ -117,7 +139,9 @@ class Network(nn.Module):
         parts = (self.model.scorer.item(rows) for rows in raw.split(TILE))
         scored = raw if dot else laid_out(parts, len(raw))
         longest = max((float(rows.norm(dim=1).max()) for rows in scored.split(TILE)), default=0.0)
-        return ItemTable(raw, scored, longest)
+        # Unit rows alone: of others the halves might not hold the largest.
+        unit = isinstance(self.model.scorer, CosineScorer) and longest < 1.1
+        return ItemTable(raw, scored, longest, halved(scored) if unit else None)
 
     @torch.no_grad()
     def query(self, batch: Batch) -> Tensor:
@@ -132,12 +156,12 @@ class Network(nn.Module):
     @torch.no_grad()
     def score(self, query: Tensor, tokens: Tensor) -> Tensor:
         """Scores float32 (U, m) of the items `tokens` (m,)."""
-        return query @ self.table().scored[tokens].T
+        return self.table().scores(query, tokens)
 
     @torch.no_grad()
     def score_range(self, query: Tensor, first: int, stop: int) -> Tensor:
         """Scores float32 (U, stop - first) of the tokens from `first` to `stop` - 1, whose rows are not copied."""
-        return query @ self.table().scored[first:stop].T
+        return self.table().scores(query, slice(first, stop))
 
     @torch.no_grad()
     def all_finite(self, query: Tensor) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from hllm.kernels.attention import WIDTHS
 from hllm.models.config import ScorerConfig, UsersConfig
 from hllm.models.gated import GatedUserModel
 from hllm.models.hstu import HSTUUserModel
@@ -55,3 +56,9 @@ def make_user_model(
     shape    a user LLM's own configuration, where a finished run is rebuilt
     """
     return USER_MODELS[users.user_model](users, scorer, width, max_len, shape)
+
+
+def attends_by_bounds(user_model: object, width: int) -> bool:
+    """Whether kernels of ours can compute a user model's attention, for item vectors of `width`, by `Rows.bounds`."""
+    n_heads = getattr(user_model, "n_heads", 1)
+    return bool(getattr(user_model, "by_bounds", False)) and width // n_heads in WIDTHS

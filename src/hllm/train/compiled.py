@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from hllm import kernels
 from hllm.data.batches.training import TrainLoader
 from hllm.hardware import is_out_of_memory
-from hllm.kernels.attention import WIDTHS
 from hllm.models.hllm import HLLM, Network
+from hllm.models.user_models import attends_by_bounds
 from hllm.packing import Batch, one_row
 from hllm.train.config import Runtime, TrainingConfig, chosen
 from hllm.train.step import autocast, use_bf16
@@ -75,7 +75,7 @@ class CompiledBlocks:
                 delattr(module, name)  # the class's own again
 
 
-def attends_by_bounds(network: Network, device: torch.device, runtime: Runtime) -> bool:
+def kernels_work(network: Network, device: torch.device, runtime: Runtime) -> bool:
     """Whether the user model's attention goes by kernels of ours on `device`: in bf16, where they work.
 
     That is tried on a few tokens, forward and backward, which compiles them, too; Triton keeps them from one process
@@ -83,8 +83,7 @@ def attends_by_bounds(network: Network, device: torch.device, runtime: Runtime) 
     """
     user_model: Any = network.model.user_model
     narrow = use_bf16(runtime, device)
-    fits = network.source.width // getattr(user_model, "n_heads", 1) in WIDTHS
-    by_bounds = fits and getattr(user_model, "by_bounds", False)
+    by_bounds = attends_by_bounds(user_model, network.source.width)
     if not (runtime.kernels and narrow and by_bounds and kernels.usable(device)):
         return False
     parameters = [p for p in user_model.parameters() if p.requires_grad]

@@ -14,6 +14,7 @@ from hllm.errors import TrainingError
 # .999 while it still learns what is popular: what they share ranks the items, what they differ in follows.
 COLLAPSED = 0.9999
 FEW_USERS = 8  # fewer may well be alike: who bought the same things gets the same vector
+SMALL = 512  # rows of a matrix
 MASKED = 0.9  # share of negatives left out for likeness above which too few compete
 
 
@@ -32,7 +33,10 @@ def effective_rank(vectors: Tensor) -> float:
     between 1 (one direction) and d (all of them alike)."""
     unit = F.normalize(vectors.detach().double(), dim=1)
     unit = unit - unit.mean(0)
-    values = torch.linalg.eigvalsh(unit.T @ unit).clamp(min=0).sqrt()
+    gram = unit.T @ unit
+    if len(gram) <= SMALL:  # a GPU takes longer to load its solver than a CPU to solve
+        gram = gram.cpu()
+    values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     share = values / values.sum().clamp(min=1e-300)
     return math.exp(float(torch.special.entr(share).sum()))
 

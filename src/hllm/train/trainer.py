@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hllm import kernels
 from hllm.artifacts import read_tensors, write_jsonl, write_tensors
 from hllm.data.batches.training import Plan, TrainLoader
 from hllm.errors import TrainingError
@@ -32,7 +33,7 @@ from hllm.train.checkpoint import (
     save_checkpoint,
     trained,
 )
-from hllm.train.compiled import CompiledBlocks, attends_by_bounds, blocks_of, is_worth_compiling, parts_of
+from hllm.train.compiled import CompiledBlocks, blocks_of, is_worth_compiling, kernels_work, parts_of
 from hllm.train.config import Runtime, TrainingConfig, chosen
 from hllm.train.files import LAST, best_path, drop_other_bests
 from hllm.train.health import (
@@ -46,7 +47,7 @@ from hllm.train.health import (
 from hllm.train.interrupt import Interruption, interruptible
 from hllm.train.optim import WeightAverage, evaluation_weights, learning_rate
 from hllm.train.parallel import Parallel, check_strategy, spread_layers
-from hllm.train.step import Step, TrainStep, gradient_plans, use_bf16
+from hllm.train.step import Step, TrainStep, autocast, gradient_plans, use_bf16
 from hllm.train.zero import make_optimizer
 
 SAVE, STOP = 1, 2  # what a rank wishes after a step
@@ -145,7 +146,7 @@ class Trainer:
             or not getattr(user_model, "fixed_shapes", True)
         ):
             return None
-        by_bounds = attends_by_bounds(self.network, self.device, self.runtime)
+        by_bounds = kernels_work(self.network, self.device, self.runtime)
         shape = PaddedShape(self.loader, self.ranks.world, by_bounds)
         return shape if shape.fits_a_mask(getattr(user_model, "n_heads", 1)) else None
 
@@ -344,11 +345,17 @@ class Trainer:
         bar.note(f"loss {row['loss']:.4f}{metric}")
 
     def _validate(self, epoch: int, plan: Plan) -> dict[str, float]:
-        """Validate the averaged weights; keep them if they are the best so far."""
+        """Validate the averaged weights; keep them if they are the best so far.
+
+        Hidden states are made as in training, in bf16 by kernels where that is; scores are float32 all the same.
+        """
         self.network.eval()
+        by_kernels = self.shape is not None and self.shape.by_bounds
         with evaluation_weights(self.average, self.optimizer):
-            health = self._check_health(epoch, plan)
-            values = self.validate(self.network)
+            self.network.table()  # made here, and so not in bf16
+            with autocast(self.runtime, self.device), kernels.switched(by_kernels):
+                health = self._check_health(epoch, plan)
+                values = self.validate(self.network)
             value = values[self.training.valid_metric]
             better = self.state.best_value is None or value > self.state.best_value
             if better and not self.state.flat_validations:

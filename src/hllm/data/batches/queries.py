@@ -10,14 +10,13 @@ import numpy as np
 import torch
 
 from hllm.data.tables.schema import UNITS_PER_SECOND
-from hllm.packing import Batch, flat_index, offsets_of
+from hllm.packing import Batch, offsets_of
 
 if TYPE_CHECKING:
     from hllm.data.dataset import Dataset
 
-QUERY_TOKENS = (
-    1 << 15
-)  # events of a batch to rank for: with long histories, what bounds the memory of ranking
+# Events of a batch to rank for, in all and times its users: with long histories, what bounds the memory of ranking.
+QUERY_TOKENS, EVENTS_A_USER = 1 << 15, 64
 
 
 @dataclass(frozen=True)
@@ -55,12 +54,7 @@ class Queries:
         """(row inside `part`, token) int64 pairs of every event in the whole histories of `part`."""
         starts, lengths = self.starts[part], self.ends[part] - self.starts[part]
         rows = np.repeat(np.arange(len(lengths)), lengths)
-        flat = (
-            np.arange(len(rows))
-            - np.repeat(np.cumsum(lengths) - lengths, lengths)
-            + np.repeat(starts, lengths)
-        )
-        return rows, np.asarray(self.tokens[flat], dtype=np.int64)
+        return rows, np.asarray(self.tokens[_end_to_end(starts, lengths)], dtype=np.int64)
 
     def repeated(self) -> np.ndarray:
         """bool (Q,): the target occurs in the history before it."""
@@ -126,10 +120,7 @@ def history_queries(
 
 def joined_queries(parts: Sequence[Queries]) -> Queries:
     """Queries over different arrays of events as one, in their order; the events that they have are copied."""
-    events = [
-        flat_index(torch.from_numpy(p.starts), torch.from_numpy(p.ends - p.starts), "cpu").numpy()
-        for p in parts
-    ]
+    events = [_end_to_end(p.starts, p.ends - p.starts) for p in parts]
     lengths = np.concatenate([part.ends - part.starts for part in parts])
     ends = np.cumsum(lengths)
     clocks = [np.ones(len(part), bool) if part.clock is None else part.clock for part in parts]
@@ -150,7 +141,7 @@ def query_batches(
 ) -> Iterator[tuple[slice, Batch]]:
     """Yield (slice of the queries, Batch of their last `max_len` events). Histories may be empty.
 
-    A batch has at most `batch_users` queries and QUERY_TOKENS events, or one query.
+    A batch has at most `batch_users` queries and 64 times as many events, or QUERY_TOKENS, or one query.
     """
     for part in query_parts(queries, max_len, batch_users):
         yield part, query_batch(queries, part, max_len, device)
@@ -159,13 +150,14 @@ def query_batches(
 def query_parts(queries: Queries, max_len: int | None, batch_users: int = 512) -> Iterator[slice]:
     """Slices of neighbouring queries, whose events together fit into a batch, all with times or all without."""
     lengths = np.asarray(queries.ends) - np.asarray(queries.starts)
+    most = max(QUERY_TOKENS, EVENTS_A_USER * batch_users)
     total = np.cumsum(lengths if max_len is None else np.minimum(lengths, max_len))
     changes = [] if queries.clock is None else (np.flatnonzero(np.diff(queries.clock)) + 1).tolist()
     first = 0
     for end in [*changes, len(lengths)]:
         while first < end:
             before = total[first - 1] if first else 0
-            last = int(np.searchsorted(total, before + QUERY_TOKENS, side="right"))
+            last = int(np.searchsorted(total, before + most, side="right"))
             last = min(max(last, first + 1), first + batch_users, end)
             yield slice(first, last)
             first = last
@@ -178,11 +170,11 @@ def query_batch(
     clock = True if queries.clock is None or not len(queries) else bool(queries.clock[part].all())
     if queries.clock is not None and clock != bool(queries.clock[part].any()):
         raise ValueError("a batch has histories with times and without; cut it by `query_parts`")
-    ends = torch.from_numpy(np.array(queries.ends[part]))
-    lengths = ends - torch.from_numpy(np.array(queries.starts[part]))
+    ends = np.asarray(queries.ends[part])
+    kept = ends - np.asarray(queries.starts[part])
     if max_len is not None:
-        lengths = lengths.clamp(max=max_len)
-    index = flat_index(ends - lengths, lengths, "cpu").numpy()
+        kept = np.minimum(kept, max_len)
+    index, lengths = _end_to_end(ends - kept, kept), torch.from_numpy(kept)
     tokens = torch.from_numpy(np.asarray(queries.tokens[index], dtype=np.int64))
     unit = UNITS_PER_SECOND[queries.time_unit]
     batch = Batch(
@@ -195,3 +187,8 @@ def query_batch(
         host_lengths=lengths,
     )
     return batch.to(device)
+
+
+def _end_to_end(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Flat positions int64 (T,) of the pieces [start, start + length), laid end to end."""
+    return np.arange(lengths.sum()) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)

@@ -1,0 +1,64 @@
+"""Products of float32 matrices by the tensor cores of a GPU, nearly as exact as float32's own.
+
+A number is kept as the sum of two float16 ones, its rounding and what that left out: 22 bits of float32's 24. Three
+products of halves with float32 accumulators then make one product (Markidis et al., 2018, arXiv:1803.04014); the
+fourth, of what was left out on both sides, is below the last bit. Accumulators round more than float32 products do:
+of 2,048 numbers a row, the error is 3 times that of float32's own product (benchmarks/ranking_gpu.py).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+STEP = 2.0**11  # what float16 rounds off is below 2^-11 of a number: scaled up, it keeps its own bits
+LEAST = 1 << 24  # numbers in a matrix from which splitting it pays
+
+
+class HalvedRows:
+    """Rows float32 (n, d) on a GPU, of norm 1 at most, for products with queries of a norm below 60,000.
+
+    halves  float16 (n, 2 d): the rows rounded, then what that left out, times `STEP`
+    """
+
+    def __init__(self, rows: Tensor) -> None:
+        n, self.width = rows.shape
+        self.halves = rows.new_empty((n, 2 * self.width), dtype=torch.float16)
+        for part, into in zip(rows.split(1 << 15), self.halves.split(1 << 15), strict=True):
+            _split(part, into[:, : self.width], into[:, self.width :])
+
+    def scores(self, query: Tensor, which: slice | Tensor) -> Tensor:
+        """`query` (U, d) times the rows of `which`: float32 (U, m)."""
+        rows, d = self.halves[which], self.width
+        both = query.new_empty((len(query), 2 * d), dtype=torch.float16)
+        _split(query, both[:, d:], both[:, :d])  # left out with rounded, rounded with left out
+        small = torch.mm(both, rows.T, out_dtype=torch.float32)
+        return torch.addmm(
+            small, both[:, d:], rows[:, :d].T, out_dtype=torch.float32, beta=1 / STEP, out=small
+        )
+
+
+def halved(rows: Tensor) -> HalvedRows | None:
+    """`rows` (n, d) for faster products, where that pays and memory holds as much again."""
+    if not pays(rows):
+        return None
+    try:
+        return HalvedRows(rows)
+    except torch.cuda.OutOfMemoryError:
+        return None
+
+
+def pays(rows: Tensor) -> bool:
+    """Whether products with `rows` (n, d) are worth halving it: large, float32, on an NVIDIA GPU from Ampere on."""
+    return (
+        rows.dtype == torch.float32
+        and rows.numel() >= LEAST
+        and rows.device.type == "cuda"
+        and torch.version.cuda is not None
+        and torch.cuda.get_device_capability(rows.device) >= (8, 0)
+    )
+
+
+def _split(x: Tensor, rounded: Tensor, left_out: Tensor) -> None:
+    rounded.copy_(x)
+    left_out.copy_((x - rounded).mul_(STEP))
