@@ -1,6 +1,7 @@
 """The field, side by side: other libraries' models beside ours, on one data set, under one protocol.
 
     python benchmarks/field.py DATASET --out field.json [--peers ...] [--minutes 8] [--item-llm minilm] [--threads 1]
+    python benchmarks/field.py DATASET --out field.json --device cuda --installed
 
 DATASET is a prepared folder split by leave-one-out, with the embeddings of --item-llm in it (`hllm embed`; torch-rechub
 takes those pooled by `last`, where there are some). Each peer gets an environment of its own under hllm's cache folder,
@@ -9,13 +10,19 @@ one is marked for validation. It trains by its authors' settings (benchmarks/pee
 ten items a user; every list is scored by `hllm evaluate --recs`. A peer that does not install, fails or does not finish
 gets a row that says so. Rows are written as they come, and are not measured again by the same command.
 
-Seconds are of training, validation included; CPU seconds and the peak of memory of the whole process.
+With --installed nothing is installed: peers run in this environment, for machines that reach no registry. Lists lie in
+field.lists beside field.json; where polars is missing, which reads tables, they wait there, and the same command, once
+both are where polars is, scores them. Training and recommending need it nowhere.
+
+Seconds are of training, validation included; CPU seconds and the peak of memory of the whole process; GPU memory as
+torch allocated it.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.util
 import json
 import os
 import shutil
@@ -68,9 +75,12 @@ OURS = {
     "hllm demo": ["--preset", "demo"],
     "hllm demo, ids alone": ["--preset", "demo", "--set", "item_llm=null"],
     "hllm-lite": ["--preset", "hllm-lite"],
+    "hllm-lite, window 800": ["--preset", "hllm-lite", "--set", "max_len=800"],
+    "hllm hstu": ["--preset", "hstu"],
     "hllm sasrec-paper": ["--preset", "sasrec-paper"],
 }
-DEFAULT = [name for name in (*OURS, *PEERS) if name != "hllm-lite"]  # which is for a GPU
+FOR_A_GPU = ("hllm-lite", "hllm-lite, window 800", "hllm hstu")
+FOR_A_CPU = ("hllm demo", "hllm demo, ids alone", "implicit ALS", "implicit item-kNN")
 
 
 class Failed(Exception):
@@ -157,6 +167,17 @@ def measured(command: list[str], log: Path, seconds: float, env: dict[str, str])
     }
 
 
+def default_names(device: str) -> list[str]:
+    """Models that suit a device."""
+    others = FOR_A_GPU if device == "cpu" else FOR_A_CPU
+    return [name for name in (*OURS, *PEERS) if name not in others]
+
+
+def file_of(name: str) -> str:
+    """Where a model's list lies."""
+    return f"{name.replace(',', '').replace(' ', '-')}.csv"
+
+
 def score(recs: Path, truth: Path) -> dict[str, float]:
     """What `hllm evaluate --recs` says of a list."""
     command = [
@@ -180,83 +201,39 @@ def score(recs: Path, truth: Path) -> dict[str, float]:
 
 
 def run_peer(peer: Peer, args: argparse.Namespace, work: Path, environments: Path) -> dict[str, Any]:
-    """A peer's row."""
-    python, recs, report = environment(peer, environments), work / "recs.csv", work / "report.json"
-    command = [
-        str(python),
-        str(HERE / "peers" / peer.script),
-        peer.model,
-        str(work),
-        str(60 * args.minutes),
-        args.device,
-    ]
+    """A peer's row; its list is left in `work`."""
+    python = Path(sys.executable) if args.installed else environment(peer, environments)
+    script = str(HERE / "peers" / peer.script)
+    command = [str(python), script, peer.model, str(work), str(60 * args.minutes), args.device]
     row = measured(command, work / "log.txt", 60 * args.minutes + GRACE, _threads(args.threads))
-    return row | json.loads(report.read_text()) | score(recs, work / "truth.csv")
+    return row | json.loads((work / "report.json").read_text())
 
 
 def run_ours(options: list[str], args: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """A row of ours, by the commands that anyone types."""
-    run, recs = work / "run", work / "recs.parquet"
-    hllm = [sys.executable, "-m", "hllm"]
-    given = (
-        []
-        if "item_llm=null" in options or "sasrec-paper" in options
-        else ["--set", f"item_llm={args.item_llm}"]
-    )
-    train = [
-        *hllm,
-        "train",
-        str(args.dataset),
-        *options,
-        *given,
-        "--out",
-        str(run),
-        "--no-evaluate",
-        "--device",
-        args.device,
-    ]
-    row = measured(train, work / "log.txt", 60 * args.minutes + GRACE, _threads(args.threads))
-    again = [
-        *hllm,
-        "recommend",
-        str(run),
-        "--split",
-        "test",
-        "-k",
-        str(K),
-        "--out",
-        str(recs),
-        "--device",
-        args.device,
-    ]
-    measured(again, work / "log.txt", GRACE, _threads(args.threads))
+    """A row of ours, by the command that anyone types; its list is left in `work`."""
+    run = work / "run"
+    ids_alone = "item_llm=null" in options or {"hstu", "sasrec-paper"} & set(options)
+    given = [] if ids_alone else ["--set", f"item_llm={args.item_llm}"]
+    command = [sys.executable, "-m", "hllm", "train", str(args.dataset), *options, *given]
+    command += ["--out", str(run), "--no-evaluate", "--device", args.device]
+    row = measured(command, work / "log.txt", 60 * args.minutes + GRACE, _threads(args.threads))
+    from hllm.data.batches.queries import eval_queries
+    from hllm.pipeline import Recommender
     from hllm.runs.folder import read_record
 
+    session = Recommender.from_pretrained(run, args.device).session()
+    queries = eval_queries(session.data, "test")
+    top = session.top(queries, K, session.candidates())  # as `hllm recommend` does, which writes tables
+    rows = zip(queries.users[top.rows].tolist(), top.tokens.tolist(), top.ranks.tolist(), strict=True)
+    (work / "recs.csv").write_text("user_id,item_id,rank\n" + "".join(f"{u},{i},{r}\n" for u, i, r in rows))
     record = read_record(run)
-    row |= {
+    if record.get("peak_gpu_memory_gib"):
+        row["gpu_memory_mib"] = round(1024 * record["peak_gpu_memory_gib"])
+    return row | {
         "fit_seconds": round(record["seconds"], 1),
         "settings": " ".join(options),
         "epochs": record["best"]["epoch"],
     }
-    return row | score(recs, _named_truth(args.dataset, work))
-
-
-def _named_truth(dataset: Path, work: Path) -> Path:
-    """The test items under the ids that the user gave."""
-    from hllm.data.dataset import Dataset
-
-    data, path = Dataset.load(dataset), work / "named_truth.json"
-    test = np.asarray(data.queries["test"], dtype=np.int64)
-    rows = np.searchsorted(np.asarray(data.offsets), test, side="right") - 1
-    users, items = data.user_ids, data.item_ids
-    pairs = zip(rows.tolist(), np.asarray(data.tokens)[test].tolist(), strict=True)
-    lines = [
-        json.dumps({"user_id": users[u], "item_id": items[i - 1]}, default=lambda x: x.item())
-        for u, i in pairs
-    ]
-    path = path.with_suffix(".jsonl")
-    path.write_text("\n".join(lines) + "\n")
-    return path
 
 
 def _threads(n: int) -> dict[str, str]:
@@ -267,18 +244,21 @@ def show(document: dict[str, Any]) -> None:
     """Print the rows as a table in Markdown."""
     print(f"{document['dataset']['name']}, {document['dataset']['n_users']:,} users, {document['device']}")
     print(
-        "| model | test NDCG@10 | test HR@10 | training, s | CPU s | memory, MiB | settings |\n"
-        + "|---" * 7
+        "| model | test NDCG@10 | test HR@10 | training, s | CPU s | memory, MiB | on the GPU | settings |\n"
+        + "|---" * 8
         + "|"
     )
     for name, row in document["rows"].items():
         if "failed" in row:
-            print(f"| {name} | {row['failed']} | | | | | |")
+            print(f"| {name} | {row['failed']} | | | | | | |")
             continue
-        cells = (row[f"ndcg@{K}"], row[f"hr@{K}"])
+        cells = [
+            f"{row[m]:.4f}".lstrip("0") if m in row else "to be scored" for m in (f"ndcg@{K}", f"hr@{K}")
+        ]
+        on_gpu = row.get("gpu_memory_mib", "")
         print(
-            f"| {name} | " + " | ".join(f"{v:.4f}".lstrip("0") for v in cells)
-            + f" | {row['fit_seconds']:,.0f} | {row['cpu_seconds']:,.0f} | {row['memory_mib']:,} | {row['settings']}"
+            f"| {name} | " + " | ".join(cells) + f" | {row['fit_seconds']:,.0f} | {row['cpu_seconds']:,.0f} | "
+            + f"{row['memory_mib']:,} | {on_gpu} | {row['settings']}"
             + (f"; {row['note']}" if row.get("note") else "") + " |"
         )  # fmt: skip
 
@@ -287,11 +267,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--peers", nargs="+", choices=(*OURS, *PEERS), default=DEFAULT, metavar="NAME")
+    parser.add_argument(
+        "--peers",
+        nargs="+",
+        choices=(*OURS, *PEERS),
+        metavar="NAME",
+        help="those that suit the device, if absent",
+    )
     parser.add_argument("--minutes", type=float, default=8.0, help="of training, a model")
     parser.add_argument("--item-llm", default="smollm2-135m")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--installed", action="store_true", help="peers are in this environment")
     args = parser.parse_args()
     from hllm import hardware
     from hllm.artifacts import home, read_json, write_json
@@ -306,26 +293,38 @@ def main() -> None:
         "dataset": {name: data.meta[name] for name in ("name", "fingerprint", "n_users", "n_candidates")},
         "rows": {},
     }  # fmt: skip
-    for name in args.peers:
+    lists = args.out.with_suffix(".lists")
+    lists.mkdir(parents=True, exist_ok=True)
+    for name in args.peers or default_names(args.device):
         if name in document["rows"]:
             continue
         print(f"{name} ...", file=sys.stderr, flush=True)
         work = Path(tempfile.mkdtemp(prefix="field-"))
         try:
+            events_of(data, work)
             if name in OURS:
                 row = run_ours(OURS[name], args, work)
             else:
                 peer = PEERS[name]
-                events_of(data, work)
                 if peer.vectors:
                     _vectors(data, args.item_llm, work)
                 row = run_peer(peer, args, work, home() / "field")
+            shutil.copy(work / "recs.csv", lists / file_of(name))
+            shutil.copy(work / "truth.csv", lists)
         except Failed as err:
             row = {"failed": str(err), "minutes": args.minutes}
         shutil.rmtree(work, ignore_errors=True)
         document["rows"][name] = row
         write_json(args.out, document)
         print(f"{name}: {json.dumps(row)}", file=sys.stderr, flush=True)
+    if importlib.util.find_spec("polars"):
+        for name, row in document["rows"].items():
+            if f"ndcg@{K}" not in row and (lists / file_of(name)).is_file():
+                try:
+                    row |= score(lists / file_of(name), lists / "truth.csv")
+                except Failed as err:
+                    row["failed"] = f"its list: {err}"
+        write_json(args.out, document)
     show(document)
 
 

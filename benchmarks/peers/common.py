@@ -48,4 +48,7 @@ def main(models: dict[str, Callable[[Events], Result]]) -> None:
         for user, item, rank in rows:
             file.write(f"{user},{item},{rank}\n")
     report.setdefault("fit_seconds", round(time.monotonic() - started, 1))
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        report["gpu_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
     (events.folder / "report.json").write_text(json.dumps(report))
