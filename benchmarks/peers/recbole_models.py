@@ -8,6 +8,11 @@ import numpy as np
 import torch
 from common import Events, K, Result, main
 
+# Names that it uses and NumPy 2 took away.
+for name, kind in (("float_", np.float64), ("complex_", np.complex128), ("unicode_", np.str_)):
+    if not hasattr(np, name):
+        setattr(np, name, kind)
+
 
 def sasrec(events: Events) -> Result:
     from recbole.config import Config
