@@ -16,7 +16,7 @@ SOURCE = ROOT / "src"
 
 # A module may import what stands in its own row or a row above it. This is the order of the design.
 LAYERS = [
-    ["errors"],
+    ["errors", "presets"],
     ["settings"],
     ["arguments"],
     ["items.config", "models.config", "losses.config", "train.config"],  # the sections of the configuration
