@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -11,7 +12,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +55,43 @@ def test_a_slow_client_holds_up_nobody(server: Any) -> None:
     assert own.ask("/recommend", {"users": ["u001"]})["rows"]
 
 
-def test_half_a_head_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither as the first request of a connection, nor after one that was answered."""
-    import asyncio
-
+@asynccontextmanager
+async def listening(app: Any, lifespan: str = "off") -> AsyncIterator[int]:
+    """The port of 127.0.0.1 at which `app` is served as `hllm serve` does."""
     import uvicorn
 
+    from hllm.serve.protocol import Protocol
+
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        config = uvicorn.Config(app, http=Protocol, log_config=None, lifespan=lifespan)
+        server = uvicorn.Server(config)
+        serving = asyncio.create_task(server.serve([bound]))
+        while not server.started:
+            await asyncio.sleep(0.01)
+        yield bound.getsockname()[1]
+        server.should_exit = True
+        await serving
+
+
+async def said_to(port: int, *parts: bytes) -> bytes:
+    """All that comes back for `parts`, sent one after another, until the service closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    answer = asyncio.create_task(reader.read())
+    try:
+        for part in parts:
+            if answer.done():
+                break
+            writer.write(part)
+            await asyncio.sleep(0.05)
+        return await asyncio.wait_for(answer, 5)
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
+
+
+def test_half_a_head_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither as the first request of a connection, nor after one that was answered."""
     from hllm.serve import protocol
 
     monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.2)
@@ -68,36 +102,54 @@ def test_half_a_head_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok"})
 
-    async def ask(port: int, *parts: bytes) -> bytes:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        try:
-            for part in parts:
-                writer.write(part)
-                await asyncio.sleep(0.05)
-            return await asyncio.wait_for(reader.read(), 5)  # until the service closes
-        except ConnectionError:
-            return b""
-        finally:
-            writer.close()
-
     async def main() -> list[bytes]:
-        with socket.create_server(("127.0.0.1", 0)) as bound:
-            config = uvicorn.Config(app, http=protocol.Protocol, log_config=None, lifespan="off")
-            server = uvicorn.Server(config)
-            serving = asyncio.create_task(server.serve([bound]))
-            while not server.started:
-                await asyncio.sleep(0.01)
-            port = bound.getsockname()[1]
-            slowly = [whole[n : n + 1] for n in range(10)]
-            asked = [(), (whole[:-2],), slowly, (whole, *[b""] * 8, whole[:9])]
-            answers = await asyncio.gather(*(ask(port, *parts) for parts in asked))
-            server.should_exit = True
-            await serving
-        return answers
+        slowly = [whole[n : n + 1] for n in range(10)]
+        asked = [(), (whole[:-2],), slowly, (whole, *[b""] * 8, whole[:9])]
+        async with listening(app) as port:
+            return await asyncio.gather(*(said_to(port, *parts) for parts in asked))
 
     nothing, half, dripped, second = asyncio.run(main())
     assert (nothing, half, dripped) == (b"", b"", b"")
     assert second.startswith(b"HTTP/1.1 200") and second.count(b"HTTP/1.1") == 1
+
+
+def test_a_body_that_comes_too_slowly_is_408(run: Path, tmp_path: Path) -> None:
+    """Whether its length was told or not, and however steadily it drips; one that takes less time is answered."""
+    from hllm.serve.app import create_app
+    from hllm.serve.settings import ServeSettings
+
+    settings = ServeSettings(run=run, device="cpu", events=tmp_path / "e.sqlite", body_seconds=0.5)
+    app = create_app(settings)
+    body = json.dumps({"users": ["u001"], "k": 3}).encode()
+    head = b"POST /recommend HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    told = head + b"content-length: %d\r\n\r\n" % len(body)
+    chunks = [b"1\r\n%c\r\n" % byte for byte in body]
+    asked = {
+        "none of it": (told,),
+        "half of it": (told + body[:9],),
+        "a byte at a time": (told, *(body[n : n + 1] for n in range(len(body)))),
+        "in chunks": (head + b"transfer-encoding: chunked\r\n\r\n", *chunks),
+        "in time": (told.replace(b"host", b"connection: close\r\nhost"), body[:9], b"", body[9:]),
+    }
+
+    async def main() -> dict[str, tuple[bytes, float]]:
+        start = time.monotonic()
+
+        async def ask(name: str) -> tuple[str, tuple[bytes, float]]:
+            answer = await said_to(port, *asked[name])
+            return name, (answer, time.monotonic() - start)
+
+        async with listening(app, "on") as port:
+            return dict(await asyncio.gather(*map(ask, asked)))
+
+    answers = asyncio.run(main())
+    assert answers.pop("in time")[0].startswith(b"HTTP/1.1 200")
+    for name, (answer, seconds) in answers.items():
+        lines, _, said = answer.partition(b"\r\n\r\n")
+        assert lines.startswith(b"HTTP/1.1 408") and b"\r\nconnection: close" in lines, name
+        assert json.loads(said)["error"] == "the body took longer than 0.5 s", name
+        assert 0.5 <= seconds < 3, name
+    assert app.state.service.metrics.requests["POST", "other", 408] == len(answers)
 
 
 @pytest.mark.slow
