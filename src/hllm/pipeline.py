@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from hllm.data.batches.queries import Queries
+    from hllm.evaluate.best import TopK
     from hllm.items.embeddings import ItemEmbeddings
     from hllm.recommend.options import RuleOptions, SearchOptions
 
@@ -203,22 +204,28 @@ class Recommender:
         `text_weight`, .5) items are searched for by history and free text together.
         """
         return self.recommend_noted(
-            users,
-            history,
-            times,
-            titles,
-            split,
-            k,
-            keep_seen,
-            exclude,
-            candidates,
-            unknown,
-            only,
             columns,
-            rules,
+            users=users,
+            history=history,
+            times=times,
+            titles=titles,
+            split=split,
+            k=k,
+            keep_seen=keep_seen,
+            exclude=exclude,
+            candidates=candidates,
+            unknown=unknown,
+            only=only,
+            rules=rules,
         )[0]
 
-    def recommend_noted(
+    def recommend_noted(self, columns: Sequence[str] = (), **asked: Any) -> tuple[pl.DataFrame, list[str]]:
+        """`recommend`, and a line on each kind of what was unknown or empty, and what became of it."""
+        top, names, notes = self.top_noted(**asked)
+        _, data = self._ready()
+        return with_columns(to_frame(top, names, data), data, columns), notes
+
+    def top_noted(
         self,
         users: Sequence[Any] | None,
         history: Sequence[Sequence[Any]] | Mapping[Any, Sequence[Any]] | None,
@@ -231,10 +238,9 @@ class Recommender:
         candidates: str | Sequence[Any],
         unknown: str,
         only: Mapping[str, Any] | None = None,
-        columns: Sequence[str] = (),
         rules: Mapping[str, Any] | None = None,
-    ) -> tuple[pl.DataFrame, list[str]]:
-        """`recommend`, and a line on each kind of what was unknown or empty, and what became of it."""
+    ) -> tuple[TopK, list[Any], list[str]]:
+        """`recommend_noted` without a frame: numbers, what the queries are called that they count, and notes."""
         _, data = self._ready()
         session, left_out = (
             self._session((rules or {}).get("text"), (rules or {}).get("text_weight")),
@@ -249,8 +255,7 @@ class Recommender:
         hidden = exclude if only is None else hidden_items(data, exclude, only)
         chosen = session.candidates(candidates, hidden)
         request = make_request(session, queries, names, chosen, flag("keep_seen", keep_seen), rules or {})
-        top = answer(session, queries, check_k(k), request, empty)
-        return with_columns(to_frame(top, names, data), data, columns), left_out.notes
+        return answer(session, queries, check_k(k), request, empty), names, left_out.notes
 
     def session(self) -> Session:
         """Model, dataset and prepared candidates, for what asks more often, or for more, than `recommend`."""
@@ -344,7 +349,7 @@ class Recommender:
             f"this model reads the times of events; a history without times {assumed}. "
             "Give times=[[...]] (--times) to get what a known user gets",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
     def add_items(self, items: Any, device: str = "auto") -> Recommender:

@@ -7,6 +7,7 @@ import logging
 import shutil
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,7 @@ def test_a_reload_serves_the_new_run_and_a_broken_one_changes_nothing(
             answer = client.post("/recommend", json={"users": ["u001"], "k": 5}, headers=KEY)
             seen.append((answer.status_code, json.dumps(answer.json()["rows"])))
 
+    old = weakref.ref(client.app.state.service.live)
     with ThreadPoolExecutor(2) as pool:
         asking = [pool.submit(keep_asking) for _ in range(2)]
         assert point_to(other).status_code == 200
@@ -114,10 +116,12 @@ def test_a_reload_serves_the_new_run_and_a_broken_one_changes_nothing(
         for one in asking:
             one.result()
     assert after != before
+    assert point_to(other).status_code == 200
+    assert old() is None  # a run that is no longer served leaves no memory behind
     assert {status for status, _ in seen} == {200}
     assert {text for _, text in seen} <= {json.dumps(before), json.dumps(after)}
     text = client.get("/metrics", headers=KEY).text
-    assert "hllm_reloads_total 1\n" in text and "hllm_failed_reloads_total 2\n" in text
+    assert "hllm_reloads_total 2\n" in text and "hllm_failed_reloads_total 2\n" in text
 
 
 def test_a_reload_over_http_needs_keys(client: Any) -> None:
@@ -180,7 +184,7 @@ def test_the_log_has_a_line_a_request(client: Any, caplog: pytest.LogCaptureFixt
 
 def test_a_fault_is_one_line_for_the_client(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     client = serve()
-    monkeypatch.setattr(client.app.state.service.live.recommender, "recommend_noted", lambda **_: 1 / 0)
+    monkeypatch.setattr(client.app.state.service.live.recommender, "top_noted", lambda **_: 1 / 0)
     answer = client.post("/recommend", json={"users": ["u001"]})
     assert answer.status_code == 500
     assert "division" not in answer.text and answer.json()["request_id"]

@@ -136,16 +136,16 @@ def test_unknown_items_are_named(client: TestClient) -> None:
 
 
 def test_further_rules_are_the_recommenders_own(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They reach `recommend_noted` as they are; a user answered from live events keeps the name."""
+    """They reach `top_noted` as they are; a user answered from live events keeps the name."""
     client, seen = serve(), []
     live = client.app.state.service.live.recommender
-    own = live.recommend_noted
+    own = live.top_noted
 
     def noted(rules: Any = None, **options: Any) -> Any:
         seen.append(rules)
         return own(**options)
 
-    monkeypatch.setattr(live, "recommend_noted", noted)
+    monkeypatch.setattr(live, "top_noted", noted)
     ask(client, users=["u001"], diversity=0.3, only_items=["001", "002"])
     assert seen[-1] == {"diversity": 0.3, "only_items": ["001", "002"]}
     client.post("/events", json={"events": [{"user_id": "u002", "item_id": "001"}]})

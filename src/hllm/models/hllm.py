@@ -124,7 +124,11 @@ class Network(nn.Module):
             self._table = None  # two tables need not fit into memory
             parts = [m for root in (self.source, self.model.scorer) for m in root.modules()]
             self._holders = [held for m in parts for held in (m._parameters, m._buffers)]
-            self._table, self._weights, self._step = self._make_table(), list(self._state_now()), _steps[0]
+            with torch.inference_mode(
+                False
+            ):  # whoever asks first: what is kept may be read with gradients later
+                self._table = self._make_table()
+            self._weights, self._step = list(self._state_now()), _steps[0]
         return self._table
 
     def _state_now(self) -> Iterator[tuple[Tensor, int, int]]:

@@ -55,7 +55,8 @@ def make_request(
     if options.get("only_items") is not None:
         wanted = np.unique(tokens_of(data, options["only_items"], "only_items"))
         candidates = Candidates(wanted[candidates.positions(wanted) >= 0])
-    spans, at = session.availability, moment_of(data, options.get("at"))
+    spans = session.availability
+    at = session.latest if options.get("at") is None else moment_of(data, options["at"])
     if spans is not None:
         candidates = candidates.without(np.flatnonzero((spans[0] > at) | (spans[1] <= at)) + 1)
     hidden = (np.zeros(0, np.int64), np.zeros(0, np.int64))

@@ -107,7 +107,7 @@ def _work(
             lists = dict(zip(names, values, strict=True))
             asked["history"] = {name: items for name, (items, _) in lists.items()}
             asked["times"] = [times for _, times in lists.values()]
-        frame, said = live.recommender.recommend_noted(
+        top, queries, said = live.recommender.top_noted(
             **asked,
             split=None,
             k=body.k,
@@ -121,8 +121,10 @@ def _work(
         if called is not None:
             notes.extend(said)
         found: dict[str, Rows] = {}
-        for user, item, score, rank in frame.iter_rows():
-            found.setdefault(str(user), []).append((item, score, rank))
+        ids = live.data.item_ids
+        columns = (top.rows.tolist(), top.tokens.tolist(), top.scores.tolist(), top.ranks.tolist())
+        for row, token, score, rank in zip(*columns, strict=True):
+            found.setdefault(str(queries[row]), []).append((ids[token - 1], score, rank))
         return [found.get(str(name), []) for name in names]
 
     return work

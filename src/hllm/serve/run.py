@@ -24,6 +24,7 @@ from hllm.serve.app import checked, create_app
 from hllm.serve.events import EventStore
 from hllm.serve.logs import set_up_logs
 from hllm.serve.protocol import Protocol
+from hllm.serve.service import tidy_memory
 from hllm.serve.settings import ServeSettings
 
 STOP_SECONDS = 30  # in which requests that began are answered when the service is stopped
@@ -49,7 +50,7 @@ def run_server(
             Recommender.from_pretrained(run, "cpu")
         EventStore(settings.events_file).close()
     config = uvicorn.Config(
-        partial(worker_app, settings, level) if several else create_app(settings),
+        partial(worker_app, settings, level) if several else loaded_app(settings),
         factory=several,
         host=host,
         port=port,
@@ -104,13 +105,20 @@ def bound(config: uvicorn.Config) -> Any:
     return found
 
 
+def loaded_app(settings: ServeSettings) -> Any:
+    """The app, with memory made ready for a long life."""
+    app = create_app(settings)
+    tidy_memory()
+    return app
+
+
 def worker_app(settings: ServeSettings, level: str) -> Any:
     """The app of one of several workers. A run that became broken ends the worker with a line in the log; the
     parent tries again, and the other workers go on with the run they have."""
     set_up_logs(level)
     threading.Thread(target=end_with_parent, daemon=True).start()
     try:
-        return create_app(settings)
+        return loaded_app(settings)
     except HLLMError as err:
         logging.getLogger("hllm.serve").error("not ready", extra={"fields": {"error": str(err)}})
         time.sleep(TRY_AGAIN)
