@@ -12,6 +12,7 @@ from hllm.packing import (
     pad,
     positions_in_segment,
     segment_ids,
+    split,
     unpad,
 )
 
@@ -78,3 +79,26 @@ def test_batch_moves_and_keeps_lengths_on_the_host() -> None:
     every += [moved.token_features["rating"], moved.user_features["age"]]
     assert all(t is not None and t.device.type == "meta" for t in every)
     assert moved.lengths.tolist() == [2, 1]  # readable although the batch's data are not
+
+
+@given(ragged, st.integers(1, 9))
+def test_split_parts_are_the_batch(sequences: list[list[int]], n_tokens: int) -> None:
+    flat, offsets = packed(sequences)
+    users = torch.arange(len(sequences))
+    batch = Batch(
+        users, flat, flat + 1, flat + 2, offsets, token_features={"a": flat}, user_features={"b": users}
+    )
+    parts = list(split(batch, n_tokens))
+    assert all(p.n_tokens <= n_tokens or p.n_users == 1 for p in parts)
+    # Nor is a part shorter than need be: the next sequence would not have fitted.
+    assert all(p.n_tokens + int(q.lengths[0]) > n_tokens for p, q in zip(parts, parts[1:], strict=False))
+    assert [seq for p in parts for seq in unpacked(p.tokens, p.offsets)] == sequences
+    for name in ("users", "tokens", "times", "targets"):
+        assert [x for p in parts for x in getattr(p, name).tolist()] == getattr(batch, name).tolist()
+    assert [x for p in parts for x in p.token_features["a"].tolist()] == flat.tolist()
+    assert [x for p in parts for x in p.user_features["b"].tolist()] == users.tolist()
+
+
+def unpacked(flat: torch.Tensor, offsets: torch.Tensor) -> list[list[int]]:
+    bounds = offsets.tolist()
+    return [flat[a:b].tolist() for a, b in zip(bounds, bounds[1:], strict=False)]

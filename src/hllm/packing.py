@@ -6,6 +6,7 @@ handles histories (data, models, evaluation) uses this one layout.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -337,11 +338,35 @@ def part_of(batch: Batch, view: ItemView, rank: int, world: int) -> tuple[Batch,
     first, stop = (int(torch.searchsorted(middles, total * r / world)) for r in (rank, rank + 1))
     if rank == world - 1:
         stop = batch.n_users
-    from_token = int(ends[first - 1]) if first else 0
-    tokens = slice(from_token, max(from_token, int(ends[stop - 1]) if stop else 0))
-    users = slice(first, stop)
-    own = lengths[users]
-    part = replace(
+    tokens = _tokens_of(ends, first, stop)
+    count = (batch.targets > 0).sum().float() if batch.n_targets is None else batch.n_targets
+    part = replace(_cut(batch, slice(first, stop), tokens), n_targets=count)
+    whose = batch.users[segment_ids(batch.offsets, batch.n_tokens)].to(view.inputs.device)
+    everyone = Events(whose, view.inputs, view.targets)
+    return part, replace(view, inputs=view.inputs[tokens], targets=view.targets[tokens], everyone=everyone)
+
+
+def split(batch: Batch, n_tokens: int) -> Iterator[Batch]:
+    """Whole sequences side by side, of at most `n_tokens` or one sequence at a time; none of a batch without any."""
+    ends = batch.lengths.cumsum(0)
+    first = 0
+    while first < batch.n_users:
+        before = int(ends[first - 1]) if first else 0
+        stop = max(first + 1, int(torch.searchsorted(ends, before + n_tokens, right=True)))
+        yield _cut(batch, slice(first, stop), _tokens_of(ends, first, stop))
+        first = stop
+
+
+def _tokens_of(ends: Tensor, first: int, stop: int) -> slice:
+    """Where the tokens of the sequences [first, stop) lie, which end at `ends` int64 (U,)."""
+    start = int(ends[first - 1]) if first else 0
+    return slice(start, max(start, int(ends[stop - 1]) if stop else 0))
+
+
+def _cut(batch: Batch, users: slice, tokens: slice) -> Batch:
+    """The sequences `users` of a batch, whose tokens are `tokens`."""
+    own = batch.lengths[users]
+    return replace(
         batch,
         users=batch.users[users],
         tokens=batch.tokens[tokens],
@@ -349,15 +374,11 @@ def part_of(batch: Batch, view: ItemView, rank: int, world: int) -> tuple[Batch,
         targets=batch.targets[tokens],
         offsets=offsets_of(own).to(batch.offsets.device, non_blocking=True),
         query_time=None if batch.query_time is None else batch.query_time[users],
-        n_targets=(batch.targets > 0).sum().float() if batch.n_targets is None else batch.n_targets,
         token_features={k: v[tokens] for k, v in batch.token_features.items()},
         user_features={k: v[users] for k, v in batch.user_features.items()},
         host_lengths=own,
         rows=None,
     )
-    whose = batch.users[segment_ids(batch.offsets, batch.n_tokens)].to(view.inputs.device)
-    everyone = Events(whose, view.inputs, view.targets)
-    return part, replace(view, inputs=view.inputs[tokens], targets=view.targets[tokens], everyone=everyone)
 
 
 def padded_view(view: ItemView, n_tokens: int, n_events: int) -> ItemView:

@@ -12,6 +12,7 @@ import hllm
 from hllm.errors import DataError
 from hllm.items.source.ids import Ids
 from hllm.losses.cross_entropy import cross_entropy
+from hllm.models import hllm as hllm_module
 from hllm.models.config import ScorerConfig, UsersConfig
 from hllm.models.gated import GatedUserModel
 from hllm.models.hllm import HLLM, Network
@@ -163,6 +164,25 @@ def test_scores_follow_the_weights(
         network.get_parameter("source.parts.text.adapter.2.bias").add_(1.0)
     network.eval()
     assert not torch.allclose(network.score(query, tokens), before)
+
+
+def test_a_cpu_reads_histories_some_at_a_time(
+    make_network: MakeNetwork, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outputs in float64, to 1e-12, however few tokens it reads at once."""
+    network, batch = make_network().eval(), make_batch(HISTORIES)
+    whole, read, hidden = network.query(batch), [], network.model.hidden
+
+    def noted(part: Batch, x: torch.Tensor) -> torch.Tensor:
+        read.append(part.n_tokens)
+        return hidden(part, x)
+
+    monkeypatch.setattr(network.model, "hidden", noted)
+    for tokens, wanted in [(10, [9, 17, 2]), (100, [28])]:
+        monkeypatch.setattr(hllm_module, "CPU_TOKENS", tokens)
+        read.clear()
+        torch.testing.assert_close(network.query(batch), whole, atol=1e-12, rtol=0)
+        assert read == wanted
 
 
 def test_masking_hides_inputs_in_training_only(

@@ -27,9 +27,10 @@ from hllm.items.source.base import TILE, ItemSource, laid_out
 from hllm.kernels.halves import HalvedRows, halved
 from hllm.models.scorers import CosineScorer, DotScorer
 from hllm.models.user_models import UserModel, attends_by_bounds
-from hllm.packing import Batch, ItemView, Rows, last_positions, make_rows, one_row
+from hllm.packing import Batch, ItemView, Rows, last_positions, make_rows, one_row, split
 
 FINITE = 1e38  # products of norms below this are products of vectors that float32 holds
+CPU_TOKENS = 4096  # of histories that a CPU reads at once: what a layer makes of them its caches hold
 _steps = [0]  # of all optimisers of this process
 
 
@@ -154,7 +155,13 @@ class Network(nn.Module):
             raise DataError(
                 "a user without any event cannot be ranked for; give at least one item of history"
             )
-        hidden = self.model.hidden(batch, self.table().raw[batch.tokens])
+        raw = self.table().raw
+        if batch.users.device.type != "cpu" or batch.rows is not None or batch.n_tokens <= CPU_TOKENS:
+            return self._query(batch, raw)
+        return torch.cat([self._query(part, raw) for part in split(batch, CPU_TOKENS)])
+
+    def _query(self, batch: Batch, raw: Tensor) -> Tensor:
+        hidden = self.model.hidden(batch, raw[batch.tokens])
         return self.model.scorer.query(hidden[last_positions(batch.offsets)])
 
     @torch.no_grad()
