@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -91,7 +93,7 @@ def test_split_parts_are_the_batch(sequences: list[list[int]], n_tokens: int) ->
     parts = list(split(batch, n_tokens))
     assert all(p.n_tokens <= n_tokens or p.n_users == 1 for p in parts)
     # Nor is a part shorter than need be: the next sequence would not have fitted.
-    assert all(p.n_tokens + int(q.lengths[0]) > n_tokens for p, q in zip(parts, parts[1:], strict=False))
+    assert all(p.n_tokens + int(q.lengths[0]) > n_tokens for p, q in itertools.pairwise(parts))
     assert [seq for p in parts for seq in unpacked(p.tokens, p.offsets)] == sequences
     for name in ("users", "tokens", "times", "targets"):
         assert [x for p in parts for x in getattr(p, name).tolist()] == getattr(batch, name).tolist()
@@ -101,4 +103,4 @@ def test_split_parts_are_the_batch(sequences: list[list[int]], n_tokens: int) ->
 
 def unpacked(flat: torch.Tensor, offsets: torch.Tensor) -> list[list[int]]:
     bounds = offsets.tolist()
-    return [flat[a:b].tolist() for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [flat[a:b].tolist() for a, b in itertools.pairwise(bounds)]

@@ -96,8 +96,7 @@ def attend(
     wide = qkv.dtype in (torch.float32, torch.float64)
     if layout.spans is not None and by_distance is not None and wide and not dropout:
         longest = max(b - a for a, b in layout.spans)
-        q, k, v = qkv.unbind(1)
-        return attend_spans(q, k, v, by_distance_matrix(by_distance[:, :longest]), layout.spans)
+        return attend_spans(qkv, by_distance_matrix(by_distance[:, :longest]), layout.spans)
     return mix(qkv, layout, softmax, random=dropout > 0)
 
 

@@ -6,6 +6,9 @@ The few calls a history take pay where histories are not too short (`LONG`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -14,6 +17,7 @@ from hllm.packing import Rows
 Spans = tuple[tuple[int, int], ...]
 
 LONG = 32  # mean events of a history from which calls of its own pay
+BLOCK = 128  # queries at a time
 LONGEST = 1024  # events of a history whose scores fit
 
 
@@ -29,43 +33,72 @@ def make_spans(rows: Rows) -> Spans | None:
     return spans if max(b - a for a, b in spans) <= LONGEST else None
 
 
-def attend_spans(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, spans: Spans) -> Tensor:
-    """Causal attention of q, k, v (T, H, D) within each of `spans`, with `bias` (H, R, R) added to the scores."""
+def attend_spans(qkv: Tensor, bias: Tensor, spans: Spans) -> Tensor:
+    """Causal attention of qkv (T, 3, H, D) within each of `spans`, with `bias` (H, R, R) added to the scores:
+    (T, H, D)."""
     future = torch.ones(bias.shape[1:], dtype=torch.bool).triu(1)
-    return _SpanAttention.apply(q, k, v, bias.masked_fill(future, float("-inf")), spans)
+    return _SpanAttention.apply(qkv, bias.masked_fill(future, float("-inf")), spans)
+
+
+def _blocks(a: int, b: int) -> list[tuple[int, int]]:
+    """The queries of a history [a, b), some at a time: none of them sees what follows, which is not computed."""
+    return [(first, min(first + BLOCK, b)) for first in range(a, b, BLOCK)]
+
+
+@contextmanager
+def _float32_products() -> Iterator[None]:
+    """Products of float32 operands as they are (train/step.py may round them): these are too small to gain by it."""
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 class _SpanAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, bias, spans):  # type: ignore[no-untyped-def]
-        scale = q.shape[2] ** -0.5
-        out, kept = torch.empty_like(q), []
-        heads = [x.transpose(0, 1) for x in (q, k, v, out)]  # (H, T, D)
+    @_float32_products()
+    def forward(ctx, qkv, bias, spans):  # type: ignore[no-untyped-def]
+        scale = qkv.shape[3] ** -0.5
+        out, kept = torch.empty_like(qkv[:, 0]), []
+        q, k, v = qkv.permute(1, 2, 0, 3)  # each (H, T, D)
+        outs = out.transpose(0, 1)
         for a, b in spans:
-            qs, ks, vs, outs = (x[:, a:b] for x in heads)
-            scores = torch.baddbmm(bias[:, : b - a, : b - a], qs, ks.transpose(1, 2), alpha=scale)
-            weights = scores.softmax(dim=2)
-            outs.copy_(torch.bmm(weights, vs))
-            if any(ctx.needs_input_grad):
-                kept.append(weights)
-        ctx.save_for_backward(q, k, v, out, *kept)
+            for i, j in _blocks(a, b):
+                scores = bias[:, i - a : j - a, : j - a]
+                scores = torch.baddbmm(scores, q[:, i:j], k[:, a:j].transpose(1, 2), alpha=scale)
+                weights = scores.softmax(dim=2)
+                outs[:, i:j] = torch.bmm(weights, v[:, a:j])
+                if any(ctx.needs_input_grad):
+                    kept.append(weights)
+        ctx.save_for_backward(qkv, out, *kept)
         ctx.spans, ctx.size = spans, bias.shape
         return out
 
     @staticmethod
+    @_float32_products()
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        q, k, v, out, *kept = ctx.saved_tensors
-        scale = q.shape[2] ** -0.5
-        grads = [torch.empty_like(x) for x in (q, k, v)]
-        grad_bias = q.new_zeros(ctx.size)
-        # d loss / d scores = weights * (d loss / d weights - its mean under the weights).
-        mean = (grad * out).sum(2).T.unsqueeze(2)  # (H, T, 1)
-        heads = [x.transpose(0, 1) for x in (q, k, v, grad, *grads)]
-        for (a, b), weights in zip(ctx.spans, kept, strict=True):
-            qs, ks, vs, gs, grad_q, grad_k, grad_v = (x[:, a:b] for x in heads)
-            grad_v.copy_(torch.bmm(weights.transpose(1, 2), gs))
-            grad_scores = torch.bmm(gs, vs.transpose(1, 2)).sub_(mean[:, a:b]).mul_(weights)
-            grad_bias[:, : b - a, : b - a] += grad_scores
-            grad_q.copy_(torch.bmm(grad_scores, ks).mul_(scale))
-            grad_k.copy_(torch.bmm(grad_scores.transpose(1, 2), qs).mul_(scale))
-        return *grads, grad_bias, None
+        qkv, out, *kept = ctx.saved_tensors
+        scale = qkv.shape[3] ** -0.5
+        grad_qkv, grad_bias = torch.empty_like(qkv), qkv.new_zeros(ctx.size)
+        q, k, v = qkv.permute(1, 2, 0, 3)  # each (H, T, D)
+        grad_q, grad_k, grad_v = grad_qkv.permute(1, 2, 0, 3)
+        grads, outs = grad.transpose(0, 1), out.transpose(0, 1)
+        for a, b in reversed(ctx.spans):
+            for i, j in reversed(_blocks(a, b)):
+                weights, g = kept.pop(), grads[:, i:j]
+                # d loss / d scores = weights * (d loss / d weights - its mean under the weights).
+                mean = (g * outs[:, i:j]).sum(2, keepdim=True)
+                grad_scores = torch.bmm(g, v[:, a:j].transpose(1, 2)).sub_(mean).mul_(weights)
+                grad_bias[:, i - a : j - a, : j - a] += grad_scores
+                grad_q[:, i:j] = torch.bmm(grad_scores, k[:, a:j]).mul_(scale)
+                at_k = torch.bmm(grad_scores.transpose(1, 2), q[:, i:j]).mul_(scale)
+                at_v = torch.bmm(weights.transpose(1, 2), g)
+                if j == b:  # the first to come, and all earlier events are among its keys
+                    grad_k[:, a:j], grad_v[:, a:j] = at_k, at_v
+                else:
+                    grad_k[:, a:j] += at_k
+                    grad_v[:, a:j] += at_v
+        return grad_qkv, grad_bias, None
