@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -101,6 +102,31 @@ def test_no_upward_import() -> None:
         if name not in ENTRANCES and (found := upward_imports(name, path.read_text(encoding="utf-8")))
     }
     assert wrong == {}
+
+
+def circle(texts: dict[str, str]) -> list[str]:
+    """Modules that import each other around, given all `texts` by name; what only a type checker reads apart."""
+    graph = {}
+    for name, text in texts.items():
+        tree = ast.parse(text)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                node.body = []
+        found = (full.removeprefix("hllm.") for full in imported(tree) if full.startswith("hllm."))
+        graph[name] = {full if full in texts else full.rpartition(".")[0] for full in found} & set(texts)
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as err:
+        return list(err.args[1])
+    return []
+
+
+def test_no_modules_import_each_other_around() -> None:
+    """Imports inside functions count: they may be late because something is heavy, not to break a circle."""
+    texts = {name: path.read_text(encoding="utf-8") for name, path in modules().items()}
+    assert circle({name: text for name, text in texts.items() if name not in ENTRANCES}) == []
+    late = "def f():\n    from hllm.items.encoders.hub import find_model"
+    assert "items.encoders.names" in circle({**texts, "items.encoders.names": late})
 
 
 @pytest.mark.parametrize(

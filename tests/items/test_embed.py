@@ -17,6 +17,7 @@ from hllm.data.dataset import Dataset
 from hllm.errors import AmbiguousError, ArtifactError, ConfigError, DataError, DeviceError
 from hllm.items import resolve as module
 from hllm.items.embed import embed, load_embeddings
+from hllm.items.encoders import make
 from hllm.text.template import OFFICIAL_PROMPT
 
 
@@ -34,7 +35,7 @@ def embed_quietly(data, model, **options):
 def count_encoded(monkeypatch):
     """Texts that reach the encoder, batch by batch."""
     batches = []
-    original = module.make_encoder
+    original = make.make_encoder
 
     def counting(*arguments):
         encoder = original(*arguments)
@@ -42,7 +43,7 @@ def count_encoded(monkeypatch):
         encoder.encode = lambda rows: batches.append(len(rows)) or run(rows)
         return encoder
 
-    monkeypatch.setattr(module, "make_encoder", counting)
+    monkeypatch.setattr(make, "make_encoder", counting)
     return batches
 
 
@@ -192,7 +193,7 @@ def test_case_d13_nan_is_named_never_stored_and_only_what_is_missing_is_encoded_
 ):
     data = make_dataset(["Up", "Seven", "Heat"], [None] * 3, ids=[11, 22, 33])
     stub = NaNEncoder()
-    monkeypatch.setattr(module, "make_encoder", lambda *a: stub)
+    monkeypatch.setattr(make, "make_encoder", lambda *a: stub)
     options = {"precision": "fp16", "batch_size": batch_size}
     with pytest.raises(DataError, match=r"fp16 .*NaN.* item 22 \('title: Seven'\).*--precision bf16"):
         embed_quietly(data, llama, **options)

@@ -11,6 +11,7 @@ import numpy as np
 from hllm.errors import AmbiguousError, ArtifactError, ConfigError, DataError
 from hllm.items.config import ItemsConfig
 from hllm.items.embeddings import ItemEmbeddings
+from hllm.items.encoders.hub import find_model
 from hllm.items.resolve import resolve
 from hllm.items.store.shards import spec_key
 
@@ -65,8 +66,6 @@ def live_items(dataset: Dataset, items: ItemsConfig, stored: ItemEmbeddings | No
     request = wanted.request
     if request is None or not request.kind.is_language_model:
         raise ConfigError(f"item_llm={items.item_llm} is no language model; train=frozen reads its vectors")
-    from hllm.items.encoders.hub import find_model
-
     texts = list(request.template.render_all(dataset.items))
     if all(text is None for text in texts):
         raise DataError(

@@ -15,7 +15,8 @@ from hllm.arguments import flag, text, whole
 from hllm.errors import AmbiguousError, ArtifactError, DataError
 from hllm.items.config import is_store_key
 from hllm.items.embeddings import ItemEmbeddings, of_store
-from hllm.items.encoders.kinds import BROUGHT, make_encoder
+from hllm.items.encoders.hub import ModelFolder, find_model
+from hllm.items.encoders.kinds import BROUGHT
 from hllm.items.encoders.names import is_local
 from hllm.items.encoders.precision import auto_precision
 from hllm.items.store.encode import Job, shared_store
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     import torch
 
     from hllm.data.dataset import Dataset
-    from hllm.items.encoders.hub import ModelFolder
     from hllm.items.encoders.text import Encoder
 
 Spec = dict[str, Any]
@@ -172,7 +172,9 @@ class Resolved:
             return f"item {item_id!r} ({texts[key].removeprefix(request.prompt)[:60]!r})"
 
         def load() -> Encoder:
-            return make_encoder(spec, model, target, trust_remote_code, attn)
+            from hllm.items.encoders import make  # and torch
+
+            return make.make_encoder(spec, model, target, trust_remote_code, attn)
 
         shared = shared_store(spec) if flag("share", share) and request.kind.is_language_model else None
         remote = partial(_encoder_on, spec, model, trust_remote_code, attn)
@@ -221,8 +223,6 @@ class Resolved:
             earlier = None
         if earlier and not is_local(request.model) and not (self._store(earlier).find(list(texts)) < 0).any():
             return earlier, None
-        from hllm.items.encoders.hub import find_model
-
         source, revision = (earlier["source"], earlier["revision"]) if earlier else (None, revision)
         model = find_model(request.model, trust_remote_code, source, revision)
         known = earlier or {}
@@ -274,4 +274,6 @@ def _encoder_on(
     spec: dict[str, Any], model: ModelFolder | None, trust_remote_code: bool, attn: str | None, device: str
 ) -> Encoder:
     """The encoder of `spec` on a device of another process."""
-    return make_encoder(spec, model, hardware.pick_device(device), trust_remote_code, attn)
+    from hllm.items.encoders import make
+
+    return make.make_encoder(spec, model, hardware.pick_device(device), trust_remote_code, attn)

@@ -42,8 +42,7 @@ class TrainedLLM:
 
         if self.live is None:
             return encode_new_items(self.folder_spec(), items, device)
-        from hllm.items.encoders.packed_text import PackedTextEncoder
-        from hllm.items.source.live_build import text_limit
+        from hllm.items.encoders.packed_text import PackedTextEncoder, text_limit
 
         backbone, encoder = self.live.backbone, self.live.encoder
         assert backbone is not None

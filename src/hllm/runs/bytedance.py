@@ -238,7 +238,7 @@ def _embedded(
     An item without text has the vector of the prompt alone, as in ByteDance's code.
     """
     from hllm.items.encoders.hub import find_model
-    from hllm.items.encoders.kinds import make_encoder
+    from hllm.items.encoders.make import make_encoder
 
     name = str(run.resolve())
     wanted = resolve(

@@ -12,11 +12,12 @@ from hllm.errors import ConfigError, DeviceError
 from hllm.items.encoders.backbones import load_backbone
 from hllm.items.encoders.export import copy_item_tokens, save_item_llm
 from hllm.items.encoders.packed import PackedEncoder
+from hllm.items.encoders.packed_text import live_encoder, more_texts
 from hllm.items.encoders.text import LanguageModelEncoder
 from hllm.items.encoders.tokens import Ragged, prompt_prefix, without_prefix
 from hllm.items.source.caching import Plan, choose_plan, plan_chunks
 from hllm.items.source.live import LiveText
-from hllm.items.source.live_build import empty_live, live_encoder, more_texts
+from hllm.items.source.live_build import empty_live
 from hllm.items.source.lora import merged_state
 from hllm.items.source.whitening import Whitening
 from hllm.testing.llms import exact_norms, tiny

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from hllm import artifacts
 from hllm.errors import ArtifactError
@@ -58,7 +62,7 @@ def _write_copy(gguf: Path, folder: Path) -> None:
 
     from hllm.items.encoders.backbones import quiet
 
-    with quiet():
+    with quiet(), _read_once():
         try:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             model = AutoModel.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
@@ -74,3 +78,31 @@ def _write_copy(gguf: Path, folder: Path) -> None:
         plain.load_state_dict(model.state_dict(), assign=True)
         plain.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """While transformers reads a GGUF, its header is parsed once, not for configuration, tokenizer and weights again,
+    and the table of tensor names is made once, not for every module."""
+    import gguf
+    import numpy as np
+
+    library: Any = gguf
+
+    class Reader(library.GGUFReader):
+        """Slices of a memory map are maps themselves, which costs most of the time for a header's small parts."""
+
+        @property
+        def data(self) -> np.ndarray:
+            return self._plain
+
+        @data.setter
+        def data(self, mapped: np.ndarray) -> None:
+            self._plain = mapped.view(np.ndarray)
+
+    before = library.GGUFReader, library.get_tensor_name_map
+    library.GGUFReader, library.get_tensor_name_map = cache(Reader), cache(library.get_tensor_name_map)
+    try:
+        yield
+    finally:
+        library.GGUFReader, library.get_tensor_name_map = before

@@ -1,4 +1,4 @@
-"""Truncation by field: every field keeps its beginning, whatever stands before it."""
+"""Texts cut to what is read of them, at their end or by field: every field then keeps its beginning."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hllm.items.encoders.tokens import token_ids
 from hllm.text.budget import head, parse_budgets, water_level
 from hllm.text.template import Marked
 
@@ -32,6 +33,27 @@ class Keep:
         budgets = spec.get("field_tokens", "none")
         keep = cls(spec.get("long_text") == "heads", {} if budgets == "none" else parse_budgets(budgets))
         return keep if keep.heads or keep.budgets else None
+
+
+def tokenise(
+    backbone: Backbone, texts: list[str], limit: int, keep: Keep | None = None
+) -> tuple[list[list[int]], np.ndarray]:
+    """Ids of each text, cut to `limit` tokens, and bool (n,): which were cut.
+
+    Texts are tokenised whole, so that no token boundary depends on a prompt. Cutting takes the end of
+    the text and keeps the special tokens that the tokenizer adds after it; `keep` says what is first taken of fields.
+    """
+    sequences = token_ids(backbone, texts)
+    truncated = np.zeros(len(texts), dtype=bool)
+    if keep is not None:
+        truncated |= trim(backbone, texts, sequences, limit, keep)
+    long = [i for i, ids in enumerate(sequences) if len(ids) > limit]
+    if long:
+        truncated[long] = True
+        cut = token_ids(backbone, [texts[i] for i in long], truncation=True, max_length=limit)
+        for i, ids in zip(long, cut, strict=True):
+            sequences[i] = ids
+    return sequences, truncated
 
 
 def trim(
@@ -96,8 +118,6 @@ def _allowed(sizes: Sequence[int], names: Sequence[str], room: int, keep: Keep) 
 
 def _retried(backbone: Backbone, text: Marked, room: int, keep: Keep) -> list[int]:
     """The ids of `text` with its fields cut by estimated tokens, tighter until it fits."""
-    from hllm.items.encoders.tokens import token_ids
-
     sizes = [len(text[first:end].encode()) for _, first, end in text.fields]  # no tokenizer makes more
     names = [name for name, *_ in text.fields]
     share = room

@@ -1,13 +1,17 @@
-"""A trained item LLM as an encoder of new texts: learned tokens and right-aligned positions included."""
+"""Texts for the packed encoder, and a trained item LLM as an encoder of new ones: learned tokens and right-aligned
+positions included."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from hllm.items.encoders.backbones import Backbone
+from hllm.items.encoders.heads import tokenise
 from hllm.items.encoders.packed import PackedEncoder
-from hllm.items.encoders.tokens import Ragged, tokenise, without_prefix
+from hllm.items.encoders.tokens import Ragged, prompt_prefix, token_ids, without_prefix
 
 
 class PackedTextEncoder:
@@ -39,3 +43,49 @@ class PackedTextEncoder:
         vectors = self.encoder(self.texts.take(wanted, lengths), lengths)
         self.encoder.train(was_training)
         return vectors.float().cpu().numpy()
+
+
+def live_encoder(
+    backbone: Backbone,
+    texts: Sequence[str | None],
+    pooling: str = "mean",
+    prompt: str = "",
+    max_tokens: int = 256,
+    item_token_n: int = 0,
+    right_aligned: bool = False,
+) -> tuple[PackedEncoder, Ragged]:
+    """The encoder of `backbone`, and the token ids of `texts` (whole, the prompt included; None = no text).
+
+    Texts are cut to `max_tokens` beside the prompt, and so that learned item tokens still fit the model.
+    """
+    limit = text_limit(backbone, prompt, max_tokens, item_token_n)
+    sequences = _tokenised(backbone, texts, limit)
+    prefix = prompt_prefix(backbone, prompt, [ids for ids in sequences if ids])
+    encoder = PackedEncoder(
+        backbone.model,
+        pooling,
+        prefix,
+        item_token_n,
+        limit + item_token_n if right_aligned else None,
+        backbone.pad_id,
+    )
+    return encoder, without_prefix(sequences, prefix)
+
+
+def text_limit(backbone: Backbone, prompt: str, max_tokens: int, item_token_n: int = 0) -> int:
+    """Tokens of a text at most, its prompt included: `max_tokens` beside the prompt, as many as the model reads."""
+    return min(backbone.max_length - item_token_n, len(token_ids(backbone, [prompt])[0]) + max_tokens)
+
+
+def more_texts(backbone: Backbone, encoder: PackedEncoder, texts: Sequence[str | None], limit: int) -> Ragged:
+    """Token ids of texts added later (`LiveText.extend`), cut to `limit` tokens in all."""
+    return without_prefix(_tokenised(backbone, texts, limit), encoder.prefix.tolist())
+
+
+def _tokenised(backbone: Backbone, texts: Sequence[str | None], limit: int) -> list[list[int]]:
+    there = [i for i, text in enumerate(texts) if text is not None]
+    found, _ = tokenise(backbone, [texts[i] or "" for i in there], limit)
+    sequences: list[list[int]] = [[] for _ in texts]
+    for i, ids in zip(there, found, strict=True):
+        sequences[i] = ids
+    return sequences

@@ -17,11 +17,11 @@ from hllm.errors import ArtifactError, DeviceError
 from hllm.hardware import is_out_of_memory, release_memory
 from hllm.items.config import split_pooling
 from hllm.items.encoders.backbones import Backbone, table_rows
-from hllm.items.encoders.heads import Keep
+from hllm.items.encoders.heads import Keep, tokenise
 from hllm.items.encoders.own import OwnWay
 from hllm.items.encoders.pooling import pool
 from hllm.items.encoders.prefix import SharedPrefix, common_prefix, share_prefix
-from hllm.items.encoders.tokens import token_ids, tokenise
+from hllm.items.encoders.tokens import token_ids
 from hllm.text.template import Marked
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hllm.errors import DataError
-from hllm.items.encoders.heads import Keep, trim
+from hllm.items.encoders.prefix import common_prefix
 from hllm.packing import flat_index, lengths_of
 
 if TYPE_CHECKING:
@@ -49,27 +49,6 @@ class Ragged:
         return cls(torch.from_numpy(flat), torch.from_numpy(np.concatenate(([0], lengths.cumsum()))))
 
 
-def tokenise(
-    backbone: Backbone, texts: list[str], limit: int, keep: Keep | None = None
-) -> tuple[list[list[int]], np.ndarray]:
-    """Ids of each text, cut to `limit` tokens, and bool (n,): which were cut.
-
-    Texts are tokenised whole, so that no token boundary depends on a prompt. Cutting takes the end of
-    the text and keeps the special tokens that the tokenizer adds after it; `keep` says what is first taken of fields.
-    """
-    sequences = token_ids(backbone, texts)
-    truncated = np.zeros(len(texts), dtype=bool)
-    if keep is not None:
-        truncated |= trim(backbone, texts, sequences, limit, keep)
-    long = [i for i, ids in enumerate(sequences) if len(ids) > limit]
-    if long:
-        truncated[long] = True
-        cut = token_ids(backbone, [texts[i] for i in long], truncation=True, max_length=limit)
-        for i, ids in zip(long, cut, strict=True):
-            sequences[i] = ids
-    return sequences, truncated
-
-
 def token_ids(backbone: Backbone, texts: list[str], **options: Any) -> list[list[int]]:
     """Ids of each text as the tokenizer gives them, at least one a text."""
     if not texts:
@@ -89,8 +68,6 @@ def prompt_prefix(backbone: Backbone, prompt: str, sequences: list[list[int]]) -
     Tokens at the prompt's end may join the text's first letters, so what is shared is tried on several
     beginnings and on all `sequences`, each of which keeps at least one token of its own.
     """
-    from hllm.items.encoders.prefix import common_prefix
-
     if not prompt:
         return []
     probes = token_ids(backbone, [prompt + start for start in ("A", "z", "0", "(", " ", "é")])

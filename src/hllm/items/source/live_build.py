@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from hllm.items.config import ItemsConfig
-from hllm.items.encoders.backbones import Backbone, load_backbone
+from hllm.items.encoders.backbones import load_backbone
 from hllm.items.encoders.export import copy_item_tokens
 from hllm.items.encoders.packed import PackedEncoder
-from hllm.items.encoders.tokens import Ragged, prompt_prefix, token_ids, tokenise, without_prefix
+from hllm.items.encoders.packed_text import live_encoder
+from hllm.items.encoders.tokens import Ragged
 from hllm.items.live_items import ITEM_TOKEN, LiveItems
 from hllm.items.source.live import LiveText
 from hllm.items.source.text_table import make_adapter
@@ -86,43 +87,6 @@ def apart() -> Iterator[None]:
         torch.set_rng_state(before)
 
 
-def live_encoder(
-    backbone: Backbone,
-    texts: Sequence[str | None],
-    pooling: str = "mean",
-    prompt: str = "",
-    max_tokens: int = 256,
-    item_token_n: int = 0,
-    right_aligned: bool = False,
-) -> tuple[PackedEncoder, Ragged]:
-    """The encoder of `backbone`, and the token ids of `texts` (whole, the prompt included; None = no text).
-
-    Texts are cut to `max_tokens` beside the prompt, and so that learned item tokens still fit the model.
-    """
-    limit = text_limit(backbone, prompt, max_tokens, item_token_n)
-    sequences = _tokenised(backbone, texts, limit)
-    prefix = prompt_prefix(backbone, prompt, [ids for ids in sequences if ids])
-    encoder = PackedEncoder(
-        backbone.model,
-        pooling,
-        prefix,
-        item_token_n,
-        limit + item_token_n if right_aligned else None,
-        backbone.pad_id,
-    )
-    return encoder, without_prefix(sequences, prefix)
-
-
-def text_limit(backbone: Backbone, prompt: str, max_tokens: int, item_token_n: int = 0) -> int:
-    """Tokens of a text at most, its prompt included: `max_tokens` beside the prompt, as many as the model reads."""
-    return min(backbone.max_length - item_token_n, len(token_ids(backbone, [prompt])[0]) + max_tokens)
-
-
-def more_texts(backbone: Backbone, encoder: PackedEncoder, texts: Sequence[str | None], limit: int) -> Ragged:
-    """Token ids of texts added later (`LiveText.extend`), cut to `limit` tokens in all."""
-    return without_prefix(_tokenised(backbone, texts, limit), encoder.prefix.tolist())
-
-
 def empty_live(spec: dict[str, Any]) -> LiveText:
     """A source of the shapes that `spec` tells (`LiveText.spec`), to load weights into."""
     from transformers import AutoConfig, AutoModel
@@ -149,12 +113,3 @@ def empty_live(spec: dict[str, Any]) -> LiveText:
         hidden = spec["hidden"]
         adapter = nn.Sequential(nn.Linear(rank, hidden), nn.GELU(), nn.Linear(hidden, spec["width"]))
     return LiveText(encoder, texts, whitening, adapter, spec["train"], lora=spec["lora"])
-
-
-def _tokenised(backbone: Backbone, texts: Sequence[str | None], limit: int) -> list[list[int]]:
-    there = [i for i, text in enumerate(texts) if text is not None]
-    found, _ = tokenise(backbone, [texts[i] or "" for i in there], limit)
-    sequences: list[list[int]] = [[] for _ in texts]
-    for i, ids in zip(there, found, strict=True):
-        sequences[i] = ids
-    return sequences

@@ -10,7 +10,8 @@ import numpy as np
 
 from hllm import hardware
 from hllm.errors import ArtifactError, ConfigError
-from hllm.items.encoders.kinds import BROUGHT, make_encoder
+from hllm.items.encoders.hub import ModelFolder, find_model
+from hllm.items.encoders.kinds import BROUGHT
 from hllm.items.store.encode import encode_batches, planned_batches
 from hllm.items.store.request import Request
 from hllm.text.fusion import fuse, parse_fusion
@@ -18,7 +19,6 @@ from hllm.text.fusion import fuse, parse_fusion
 if TYPE_CHECKING:
     import polars as pl
 
-    from hllm.items.encoders.hub import ModelFolder
     from hllm.items.encoders.text import Encoder
 
 
@@ -37,10 +37,12 @@ def encode_new_items(
         return fuse([part[0] for part in parts], [part[1] for part in parts], how, weights)
     request = Request.of(spec)
 
-    def make() -> Encoder:
-        return make_encoder(spec, _model_of(spec, request), hardware.pick_device(device))
+    def load() -> Encoder:
+        from hllm.items.encoders import make  # and torch
 
-    return encode_with(make, spec, items, batch_size)
+        return make.make_encoder(spec, _model_of(spec, request), hardware.pick_device(device))
+
+    return encode_with(load, spec, items, batch_size)
 
 
 def encode_with(
@@ -82,8 +84,6 @@ def _model_of(spec: Mapping[str, Any], request: Request) -> ModelFolder | None:
     """The model that made a run's vectors; None for a control."""
     if not request.kind.is_language_model:
         return None
-    from hllm.items.encoders.hub import find_model
-
     model = find_model(spec["model"], False, spec["source"], spec["revision"])
     if model.weights != spec["weights"]:
         raise ArtifactError(
