@@ -9,10 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from hllm.data.batches.queries import Queries, eval_queries, history_queries
+from hllm.data.batches.queries import Queries, eval_queries, history_queries, query_batch
 from hllm.errors import ConfigError, DataError, HLLMError
+from hllm.evaluate import ranking
 from hllm.evaluate.candidates import Candidates
-from hllm.evaluate.ranking import RankOptions, candidate_tokens, target_ranks, top_k
+from hllm.evaluate.ranking import RankOptions, candidate_tokens, scan, target_ranks, top_k
+from hllm.evaluate.tiles import Block
+from hllm.ranks import Ranks
 
 
 def lists_of(top, n: int) -> list[list[int]]:
@@ -314,3 +317,167 @@ def test_a_damaged_hole_is_nobodys_trouble() -> None:
     scores[0, 5] = torch.nan
     tokens = np.setdiff1d(np.arange(1, 12), [5])
     assert len(top_k(_Matrix(scores), _with_target([[1]], [2]), RankOptions(tokens), 99)) == 9
+
+
+@pytest.fixture
+def ten() -> tuple[torch.Tensor, Queries]:
+    """Scores (10, 31), all different, and ten queries."""
+    scores = torch.rand(10, 31, generator=torch.Generator().manual_seed(1))
+    return scores, _with_target([[1]] * 10, list(range(2, 12)))
+
+
+def test_a_block_is_prepared_while_the_one_before_is_under_way(ten, monkeypatch) -> None:
+    """One block is launched at a time, and read before the next is launched."""
+    told: list[str] = []
+    plain = Block.check
+
+    def prepared(queries, part, max_len):
+        told.append(f"prepare {part.start}")
+        return query_batch(queries, part, max_len)
+
+    def read(block):
+        told.append(f"read {int(block.query[0])}")
+        plain(block)
+
+    class Told(_Matrix):
+        def query(self, batch):
+            told.append(f"launch {int(batch.users[0])}")
+            return batch.users
+
+    monkeypatch.setattr(ranking, "query_batch", prepared)
+    monkeypatch.setattr(Block, "check", read)
+    for block in scan(Told(ten[0]), ten[1], RankOptions(np.arange(1, 31), batch_users=4), targets=True):
+        told.append(f"given {block.part.start}")
+    assert told == [
+        *("prepare 0", "launch 0", "prepare 4", "read 0", "given 0"),
+        *("launch 4", "prepare 8", "read 4", "given 4"),
+        *("launch 8", "read 8", "given 8"),
+    ]
+
+
+def test_who_stops_early_leaves_nothing_behind(ten) -> None:
+    launched: list[int] = []
+
+    class Launched(_Matrix):
+        def query(self, batch):
+            assert not self.training and not torch.is_grad_enabled()
+            launched.append(batch.n_users)
+            return batch.users
+
+    ranker, options = Launched(ten[0]).train(), RankOptions(np.arange(1, 31), batch_users=4)
+    blocks = scan(ranker, ten[1], options, targets=True, k=3)
+    first = next(blocks)
+    assert launched == [4] and torch.is_grad_enabled()
+    blocks.close()
+    assert launched == [4] and ranker.training
+    whole = list(scan(ranker, ten[1], options, targets=True, k=3))
+    assert [b.part for b in whole] == [slice(0, 4), slice(4, 8), slice(8, 10)]
+    assert whole[0].targets.ranks.tolist() == first.targets.ranks.tolist()
+    assert whole[0].top.tokens.tolist() == first.top.tokens.tolist()
+
+
+@pytest.mark.parametrize("when", ["query", "tile", "reading"])
+def test_memory_that_runs_out_at_any_time(ten, when, monkeypatch) -> None:
+    """Blocks come in order, each query once, with the same ranks; what cannot be halved is told."""
+    scores, queries = ten
+    expected = target_ranks(_Matrix(scores), queries, RankOptions(np.arange(1, 31), tile_items=8)).ranks
+    released: list[bool] = []
+    monkeypatch.setattr(ranking, "release_memory", lambda: released.append(True))
+
+    class Full(_Table):
+        """Its tiles never say what was made ahead, so that reading the results goes through them once more."""
+
+        def query(self, batch):
+            self.passes = 0
+            self.short = int(batch.users[0]) == at and batch.n_users > room
+            self.fail("query")
+            return batch.users
+
+        def score_range(self, query, first, stop):
+            self.passes += first == 1
+            if stop == 31:  # the last tile of four, in the first pass or in the second
+                self.fail("reading" if self.passes == 2 else "tile")
+            return super().score_range(query, first, stop)
+
+        def fail(self, now):
+            if now == when and self.short:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 72.00 MiB")
+
+    options = RankOptions(np.arange(1, 31), batch_users=4, tile_items=8)
+    whole, halves = [slice(0, 4), slice(4, 8), slice(8, 10)], [slice(4, 6), slice(6, 8)]
+    for case in (
+        (4, 2, [whole[0], *halves, whole[2]]),
+        (0, 1, [slice(0, 1), slice(1, 2), slice(2, 4), *whole[1:]]),
+        (8, 1, [*whole[:2], slice(8, 9), slice(9, 10)]),
+    ):
+        at, room, parts = case
+        released.clear()
+        found = list(scan(Full(scores, 1e-3), queries, options, targets=True))
+        assert [b.part for b in found] == parts
+        assert np.concatenate([b.targets.ranks for b in found]).tolist() == expected.tolist()
+        assert len(released) == len(parts) - len(whole)
+    at, room = 5, 0
+    with pytest.raises(torch.OutOfMemoryError):
+        list(
+            scan(
+                Full(scores, 1e-3),
+                queries,
+                RankOptions(np.arange(1, 31), batch_users=1, tile_items=8),
+                targets=True,
+            )
+        )
+
+
+def test_a_block_that_could_not_be_prepared_ahead_is_prepared_in_its_turn(ten, monkeypatch) -> None:
+    """The block under way is not blamed, and the other one is halved where memory ran out."""
+    full: list[slice] = []
+
+    def prepared(queries, part, max_len):
+        if part.start == 4 and part.stop == 8:
+            full.append(part)
+            raise MemoryError
+        return query_batch(queries, part, max_len)
+
+    monkeypatch.setattr(ranking, "query_batch", prepared)
+    found = list(scan(_Matrix(ten[0]), ten[1], RankOptions(np.arange(1, 31), batch_users=4), targets=True))
+    parts = [slice(0, 4), slice(4, 6), slice(6, 8), slice(8, 10)]
+    assert [b.part for b in found] == parts and full == [slice(4, 8)] * 2
+
+
+def test_processes_launch_equally_many_blocks_and_give_their_own(ten) -> None:
+    launched: list[list[int]] = []
+
+    class Launched(_Matrix):
+        def query(self, batch):
+            launched[-1].append(int(batch.users[0]))
+            return batch.users
+
+    given = []
+    for rank in range(3):
+        launched.append([])
+        options = RankOptions(np.arange(1, 31), batch_users=2)
+        blocks = scan(Launched(ten[0]), ten[1], options, targets=True, ranks=Ranks(rank, 3))
+        given.append([b.part.start for b in blocks])
+    assert given == [[0, 6], [2, 8], [4]]
+    assert launched == [[0, 6], [2, 8], [4, 0]]
+
+
+@pytest.mark.parametrize("step", [0.25, -0.25])
+def test_a_target_does_not_compete_with_itself_in_a_tile_made_anew(step: float) -> None:
+    """Tiles that say something else each time they are made, by less than scores differ."""
+    rng = np.random.default_rng(0)
+    scores = torch.from_numpy(np.stack([rng.permutation(31) for _ in range(10)]).astype(np.float32))
+    queries = _with_target([[1]] * 10, rng.integers(2, 31, 10).tolist())
+    options = RankOptions(np.arange(1, 31), tile_items=8)
+    expected = target_ranks(_Matrix(scores), queries, options)
+
+    class Drifting(_Table):
+        def score_range(self, query, first, stop):
+            again = (first, stop) in self.ranges
+            return super().score_range(query, first, stop) + (step if again else 0.0)
+
+    ranker = Drifting(scores, off=0.125)
+    found = target_ranks(ranker, queries, options)
+    assert len(ranker.ranges) == 8, "two passes over four tiles"
+    assert found.ranks.tolist() == expected.ranks.tolist()
+    assert not found.tied.any() and not expected.tied.any()

@@ -39,3 +39,16 @@ def test_scores_are_about_as_exact_as_float32s() -> None:
     assert error < 6 * float32
     some = torch.tensor([9, 3, 19_999], device="cuda")
     torch.testing.assert_close(made.scores(query, some).double(), exact[:, some], atol=1e-5, rtol=0)
+
+
+def test_a_query_is_split_once_for_all_its_tiles() -> None:
+    torch.manual_seed(0)
+    made, query = HalvedRows(F.normalize(torch.randn(50, 24), dim=1)), torch.randn(3, 24)
+    first = made._halved(query)
+    assert made._halved(query) is first
+    kept = first[:, 24:].double() + first[:, :24].double() / 2**11
+    assert (kept - query).abs().max() < 2**-20
+    other = made._halved(query.clone())
+    assert other is not first and torch.equal(other, first)
+    assert not torch.equal(made._halved(query * 2), first)
+    assert torch.equal(made._halved(query), first)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hllm import kernels
-from hllm.evaluate.tiles import Block, Tile
+from hllm.evaluate.tiles import Block, Tile, by_tile
 from hllm.hardware import is_out_of_memory
 
 
@@ -29,76 +29,83 @@ class TargetRanks:
 
 
 class TargetCount:
-    """Counts, for each user, the candidates that score more than, and as much as, the target."""
+    """Counts, for each user, the candidates that score more than, and as much as, the target.
+
+    positions  int64 (U,) of the targets, -1 where one is no candidate
+    """
 
     def __init__(self, block: Block, positions: np.ndarray) -> None:
         self.block = block
-        self.positions = torch.from_numpy(positions).to(block.device)
-        self.score = torch.full((block.n_users,), -torch.inf, device=block.device)
+        users = np.flatnonzero(positions >= 0)
+        positions = positions[users]
+        self.targets = by_tile(users, positions, block.size, len(block.candidates.scored)).to(block.device)
+        self._begin()
         if len(block.starts) == 1:
             self._read(next(block.tiles()))
-            self.assumed = self.score
+            self.assumed = self._own()
+            self.own.clear()
         else:
-            self.assumed = self._ahead(positions)
-        self._reset()
+            self.assumed = self._ahead(users, positions)
 
-    def _reset(self) -> None:
+    def _begin(self) -> None:
         self.at_least = torch.zeros(self.block.n_users, dtype=torch.int64, device=self.block.device)
         self.more = torch.zeros_like(self.at_least)
+        self.own: list[Tensor] = []  # the targets' scores, as their tiles come
 
-    def _ahead(self, positions: np.ndarray) -> Tensor:
-        """The targets' scores (U,), each from a product with as many items as a tile has."""
+    def _ahead(self, users: np.ndarray, positions: np.ndarray) -> Tensor:
+        """Scores (U,) of the targets of `users`, each from a product with as many items as a tile has."""
         block = self.block
-        score = torch.full_like(self.score, -torch.inf)
-        wanted = np.unique(positions[positions >= 0])
+        score = self._nothing()
+        wanted, places = np.unique(positions, return_inverse=True)
         for first in range(0, len(wanted), block.size):
             some = wanted[first : first + block.size]
             spare = np.ones(block.size, dtype=bool)
             spare[some[some < block.size]] = False
             others = np.flatnonzero(spare)[: block.size - len(some)]
-            columns = np.concatenate([some, others])
-            place = np.searchsorted(some, positions)
-            mine = (place < len(some)) & (some[np.minimum(place, len(some) - 1)] == positions)
-            scores = block.scores_at(columns)
-            column = torch.from_numpy(np.where(mine, place, 0)).to(block.device)
-            score = torch.where(torch.from_numpy(mine).to(block.device), _gather(scores, column), score)
+            mine = np.flatnonzero((places >= first) & (places < first + block.size))
+            rows = torch.from_numpy(users[mine]).to(block.device)
+            columns = torch.from_numpy(places[mine] - first).to(block.device)
+            score[rows] = block.scores_at(np.concatenate([some, others]))[rows, columns]
         return score
 
-    def _columns(self, tile: Tile) -> tuple[Tensor, Tensor]:
-        """The target's column in the tile (clamped), and whether it is there: (U,), (U,)."""
-        width = tile.scores.shape[1]
-        column = self.positions - tile.first
-        inside = (self.positions >= 0) & (column >= 0) & (column < width)
-        return column.clamp(0, width - 1), inside
+    def _nothing(self) -> Tensor:
+        return torch.full((self.block.n_users,), -torch.inf, device=self.block.device)
 
     def _read(self, tile: Tile) -> None:
-        column, inside = self._columns(tile)
-        self.score = torch.where(inside, _gather(tile.scores, column), self.score)
+        mine = self.targets.of(tile.first // self.block.size)
+        if mine is not None:
+            self.own.append(tile.scores[mine])
+
+    def _own(self) -> Tensor:
+        """What the tiles gave the targets (U,); -inf where one is hidden or no candidate."""
+        score = self._nothing()
+        if self.own:
+            score[self.targets.rows] = torch.cat(self.own)
+        return score
 
     def add(self, tile: Tile) -> None:
         """Count one tile."""
         self._read(tile)
-        self._count(tile)
-
-    def _count(self, tile: Tile) -> None:
-        column, inside = self._columns(tile)
-        # The target itself is left out by identity, so that a tile made anew with other last bits
-        # cannot make it compete with itself.
-        own = _gather(tile.scores, column)
         at_least, more = both_reaching(tile.scores, self.assumed)
-        self.at_least += at_least - (inside & (own >= self.assumed)).long()
-        self.more += more - (inside & (own > self.assumed)).long()
+        self.at_least += at_least
+        self.more += more
 
     def result(self) -> TargetRanks:
         """What was counted, after the last tile."""
-        ranked = self.score > -torch.inf
-        if bool((ranked & (self.score != self.assumed)).any()):
-            self.assumed = self.score
-            self._reset()
+        own = self._own()
+        ranked = own > -torch.inf
+        if bool((ranked & (own != self.assumed)).any()):
+            self.assumed = own
+            self._begin()
             for tile in self.block.tiles():
-                self._count(tile)
-        ranks = torch.where(ranked, self.at_least + 1, 0)
-        tied = ranked & (self.at_least > self.more)
+                self.add(tile)
+            own = self._own()
+        # The target itself is left out by identity: what it was counted for in the tiles of this pass is taken off,
+        # so that a tile made anew with other last bits cannot make it compete with itself.
+        at_least = self.at_least - (own >= self.assumed).long()
+        more = self.more - (own > self.assumed).long()
+        ranks = torch.where(ranked, at_least + 1, 0)
+        tied = ranked & (at_least > more)
         return TargetRanks(ranks.cpu().numpy(), tied.cpu().numpy())
 
 
@@ -133,8 +140,3 @@ def reaching(scores: Tensor, floor: Tensor, above: bool = False) -> Tensor:
     # As floats, flags are made and added several times faster than as bools; sums up to 2^24 are exact.
     flags = compare(scores, floor.unsqueeze(1), out=torch.empty_like(scores))
     return sum(part.sum(1).long() for part in flags.split(1 << 24, dim=1))
-
-
-def _gather(scores: Tensor, column: Tensor) -> Tensor:
-    """scores[u, column[u]] for every row u."""
-    return scores.gather(1, column.unsqueeze(1)).squeeze(1)

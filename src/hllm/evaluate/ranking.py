@@ -10,9 +10,10 @@ the very same float32 scores.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,13 +26,14 @@ from hllm.errors import ConfigError, unknown
 from hllm.evaluate.best import TopK, make_best
 from hllm.evaluate.candidates import Candidates
 from hllm.evaluate.counting import TargetCount, TargetRanks
-from hllm.evaluate.tiles import Block, Ranker
+from hllm.evaluate.tiles import Block, Pairs, Ranker, by_tile, tile_size
 from hllm.hardware import is_out_of_memory, release_memory
 from hllm.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from hllm.data.batches.queries import Queries
     from hllm.data.dataset import Dataset
+    from hllm.packing import Batch
 
 __all__ = [
     "RankOptions",
@@ -136,11 +138,22 @@ def scan(
     work = _Scan(ranker, queries, options, candidates, targets, k)
     with _evaluating(ranker):
         parts = list(query_parts(queries, options.max_len, options.batch_users))
-        for first in range(0, len(parts), ranks.world):
-            spare = first + ranks.rank >= len(parts)
-            for block in work.part(parts[0 if spare else first + ranks.rank]):
-                if not spare:
-                    yield block
+        own = parts[ranks.rank :: ranks.world]
+        yield from work.blocks(own)
+        if len(own) < -(-len(parts) // ranks.world):
+            for _ in work.blocks(parts[:1]):
+                pass
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What the host makes of the queries `part` before their block is launched."""
+
+    part: slice
+    batch: Batch  # on the CPU
+    hidden: Pairs  # on the CPU
+    tile_size: int
+    targets: np.ndarray | None  # positions int64 (U,)
 
 
 @dataclass(frozen=True)
@@ -154,42 +167,61 @@ class _Scan:
     targets: bool
     k: int | None
 
-    def part(self, part: slice) -> Iterator[ScannedBlock]:
-        """Rank `part` as one block; where memory runs out, as two halves, and so on."""
-        try:
-            with torch.no_grad():
-                block = self.block(part)
-        except (RuntimeError, MemoryError) as err:
-            if part.stop - part.start == 1 or not is_out_of_memory(err):
-                raise
-        else:
-            yield block
-            return
-        # Out of the handler, whose traceback keeps the block's tensors alive.
-        release_memory()
-        middle = (part.start + part.stop) // 2
-        for half in (slice(part.start, middle), slice(middle, part.stop)):
-            yield from self.part(half)
+    def blocks(self, parts: Sequence[slice]) -> Iterator[ScannedBlock]:
+        """Rank each of `parts` as one block; where memory runs out, as two halves, and so on.
 
-    def block(self, part: slice) -> ScannedBlock:
-        """Rank the queries of `part` together."""
+        Nothing is under way on a device while a caller has a block.
+        """
+        ready: _Prepared | None = None
+        for part, following in zip_longest(parts, parts[1:]):
+            try:
+                with torch.no_grad():
+                    block, ready = self.block(ready or self.prepare(part), following)
+            except (RuntimeError, MemoryError) as err:
+                if part.stop - part.start == 1 or not is_out_of_memory(err):
+                    raise
+                ready = None
+            else:
+                yield block
+                continue
+            # Out of the handler, whose traceback keeps the block's tensors alive.
+            release_memory()
+            middle = (part.start + part.stop) // 2
+            yield from self.blocks([slice(part.start, middle), slice(middle, part.stop)])
+
+    def prepare(self, part: slice) -> _Prepared:
+        """What needs no device."""
         options, queries, candidates = self.options, self.queries, self.candidates
-        batch = query_batch(queries, part, options.max_len, options.device)
-        hidden = _hidden(candidates, options, queries, part)
-        block = Block(self.ranker, batch, candidates, *hidden, options.tile_items)
-        count = TargetCount(block, candidates.positions(queries.targets[part])) if self.targets else None
+        batch = query_batch(queries, part, options.max_len)
+        size = tile_size(batch.n_users, torch.device(options.device), options.tile_items)
+        hidden = by_tile(*_hidden(candidates, options, queries, part), size, len(candidates.scored))
+        targets = candidates.positions(queries.targets[part]) if self.targets else None
+        return _Prepared(part, batch, hidden, size, targets)
+
+    def block(self, made: _Prepared, following: slice | None) -> tuple[ScannedBlock, _Prepared | None]:
+        """Rank the queries of `made` together; those of `following` are prepared while a GPU works."""
+        device, candidates = torch.device(self.options.device), self.candidates
+        batch = made.batch if device.type == "cpu" else made.batch.to(device)
+        block = Block(self.ranker, batch, candidates, made.hidden, made.tile_size)
+        count = None if made.targets is None else TargetCount(block, made.targets)
         best = None if self.k is None else make_best(batch.n_users, self.k, block.device)
         for tile in block.tiles():
             if count is not None:
                 count.add(tile)
             if best is not None:
                 best.add(tile)
+        # All is launched. What is read from here on waits for the GPU.
+        ready = None
+        if following is not None:
+            with suppress(Exception):  # it is prepared once more in its own turn, and fails there
+                ready = self.prepare(following)
         block.check()
-        return ScannedBlock(
-            part,
+        found = ScannedBlock(
+            made.part,
             None if count is None else count.result(),
-            None if best is None else best.result(part.start, candidates),
+            None if best is None else best.result(made.part.start, candidates),
         )
+        return found, ready
 
 
 def _hidden(

@@ -47,11 +47,56 @@ class Tile:
     scores: Tensor
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of user and candidate, grouped by the tile that the candidate is in.
+
+    rows     int64 (P,)  users of the block
+    columns  int64 (P,)  places of the candidates inside their tiles
+    edges    where the pairs of each tile begin, and where the last end
+    """
+
+    rows: Tensor
+    columns: Tensor
+    edges: list[int]
+
+    def to(self, device: torch.device) -> Pairs:
+        """The same on a device."""
+        return Pairs(self.rows.to(device), self.columns.to(device), self.edges)
+
+    def of(self, tile: int) -> tuple[Tensor, Tensor] | None:
+        """Rows and columns of the pairs in a tile; None without any."""
+        first, stop = self.edges[tile : tile + 2]
+        return None if first == stop else (self.rows[first:stop], self.columns[first:stop])
+
+
+def by_tile(rows: np.ndarray, positions: np.ndarray, size: int, n_scored: int) -> Pairs:
+    """Pairs int64 (P,), (P,) of row and position among `n_scored`, for tiles of `size`; made on the CPU."""
+    n_tiles = -(-n_scored // size)
+    if n_tiles == 1:
+        return Pairs(torch.from_numpy(rows), torch.from_numpy(positions), [0, len(rows)])
+    # Grouping is enough, and integers of 8 and 16 bits are sorted without comparing them.
+    wide = positions // size
+    tiles = wide.astype(np.min_scalar_type(n_tiles))
+    order = np.argsort(tiles, kind="stable")
+    edges = np.searchsorted(tiles[order], np.arange(n_tiles + 1)).tolist()
+    columns = positions - wide * size
+    return Pairs(torch.from_numpy(rows[order]), torch.from_numpy(columns[order]), edges)
+
+
+def tile_size(n_users: int, device: torch.device, tile_items: int | None = None) -> int:
+    """Candidates a tile for `n_users`: `tile_items`, or what `TILE_SCORES` has room for."""
+    size = tile_items or max(1, TILE_SCORES.get(device.type, TILE_SCORES["cpu"]) // max(1, n_users))
+    if device.type == "cuda" and size > ALIGNED:  # else cuBLAS takes products several times slower
+        size -= size % ALIGNED
+    return size
+
+
 class Block:
     """The scores of one block of users. A single tile is made once and kept.
 
-    rows, positions  int64 (P,) pairs to hide
-    tile_items       candidates a tile; None = by memory
+    hidden  pairs to hide, by tiles of `size`
+    size    candidates a tile
     """
 
     def __init__(
@@ -59,30 +104,18 @@ class Block:
         ranker: Ranker,
         batch: Batch,
         candidates: Candidates,
-        rows: np.ndarray,
-        positions: np.ndarray,
-        tile_items: int | None,
+        hidden: Pairs,
+        size: int,
     ) -> None:
         self.ranker = ranker
         self.n_users = batch.n_users
         self.device = batch.users.device
         self.candidates = candidates
         self.query = ranker.query(batch)
-        room = TILE_SCORES.get(self.device.type, TILE_SCORES["cpu"])
-        self.size = tile_items or max(1, room // max(1, self.n_users))
-        if (
-            self.device.type == "cuda" and self.size > ALIGNED
-        ):  # else cuBLAS takes products several times slower
-            self.size -= self.size % ALIGNED
-        self.starts = range(0, len(candidates.scored), self.size)
-        edges = [*self.starts, len(candidates.scored)]
-        self.hidden, self.hollow = np.array([0, len(rows)]), np.searchsorted(candidates.holes, edges)
-        if len(self.starts) != 1:  # every tile finds its own side by side
-            order = np.argsort(positions, kind="stable")
-            rows, positions = rows[order], positions[order]
-            self.hidden = np.searchsorted(positions, edges)
-        self.rows = torch.from_numpy(rows).to(self.device)
-        self.positions = torch.from_numpy(positions).to(self.device)
+        self.size = size
+        self.starts = range(0, len(candidates.scored), size)
+        self.hidden = hidden.to(self.device)
+        self.hollow = np.searchsorted(candidates.holes, [*self.starts, len(candidates.scored)])
         self.holes = torch.from_numpy(candidates.holes).to(self.device)
         self.bad: Tensor | None = None
         self.finite = bool(getattr(ranker, "all_finite", _unknown)(self.query))
@@ -95,12 +128,12 @@ class Block:
                 yield self.kept
                 continue
             scores = self._scores(first, min(first + self.size, len(self.candidates.scored)))
-            hollow, hidden = slice(*self.hollow[i : i + 2]), slice(*self.hidden[i : i + 2])
+            hollow, hidden = slice(*self.hollow[i : i + 2]), self.hidden.of(i)
             holes = self.holes[hollow] - first if hollow.stop > hollow.start else None
             if not self.finite:
                 self._look(scores if holes is None else scores.index_fill_(1, holes, 0.0))
-            if hidden.stop > hidden.start:
-                scores[self.rows[hidden], self.positions[hidden] - first] = -torch.inf
+            if hidden is not None:
+                scores[hidden] = -torch.inf
             if holes is not None:
                 scores.index_fill_(1, holes, -torch.inf)
             tile = Tile(first, scores)

@@ -19,6 +19,9 @@ class HalvedRows:
     """Rows float32 (n, d) on a GPU, of norm 1 at most, for products with queries of a norm below 60,000.
 
     halves  float16 (n, 2 d): the rows rounded, then what that left out, times `STEP`
+
+    The halves of the last query are kept for the next tile of its scores: a query tensor is not to be changed in
+    place between two calls.
     """
 
     def __init__(self, rows: Tensor) -> None:
@@ -26,16 +29,27 @@ class HalvedRows:
         self.halves = rows.new_empty((n, 2 * self.width), dtype=torch.float16)
         for part, into in zip(rows.split(1 << 15), self.halves.split(1 << 15), strict=True):
             _split(part, into[:, : self.width], into[:, self.width :])
+        # The query itself is held beside its halves, so that no other can come to be at its address.
+        self.last: tuple[Tensor, Tensor] | None = None
 
     def scores(self, query: Tensor, which: slice | Tensor) -> Tensor:
         """`query` (U, d) times the rows of `which`: float32 (U, m)."""
-        rows, d = self.halves[which], self.width
-        both = query.new_empty((len(query), 2 * d), dtype=torch.float16)
-        _split(query, both[:, d:], both[:, :d])  # left out with rounded, rounded with left out
+        rows, d, both = self.halves[which], self.width, self._halved(query)
         small = torch.mm(both, rows.T, out_dtype=torch.float32)
         return torch.addmm(
             small, both[:, d:], rows[:, :d].T, out_dtype=torch.float32, beta=1 / STEP, out=small
         )
+
+    def _halved(self, query: Tensor) -> Tensor:
+        """`query` (U, d) as float16 (U, 2 d): left out where rows are rounded, rounded where they are left out."""
+        last = self.last
+        if last is not None and last[0] is query:
+            return last[1]
+        self.last = last = None  # given back before the next one is made
+        both = query.new_empty((len(query), 2 * self.width), dtype=torch.float16)
+        _split(query, both[:, self.width :], both[:, : self.width])
+        self.last = (query, both)
+        return both
 
 
 def halved(rows: Tensor) -> HalvedRows | None:
