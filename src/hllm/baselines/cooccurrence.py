@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hllm.baselines.lookup import distinct_pairs
+
 if TYPE_CHECKING:
     from hllm.data.dataset import Histories
 
@@ -20,9 +22,7 @@ def cooccurrences(histories: Histories, n: int) -> Iterator[tuple[int, np.ndarra
     A history counts once for a pair of items, and an item goes with itself in all of its histories. Costs the sum
     of the squared lengths of histories; n * n numbers are never held.
     """
-    users = np.repeat(np.arange(len(histories)), np.diff(histories.offsets))
-    pairs = np.unique(users * n + np.asarray(histories.tokens, dtype=np.int64))  # by user, then by item
-    users, items = pairs // n, pairs % n
+    users, items = distinct_pairs(histories, n)
     starts = np.searchsorted(users, np.arange(len(histories) + 1))
     by_item = np.argsort(items, kind="stable")
     bounds = np.searchsorted(items[by_item], np.arange(n + 1))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hllm.baselines.cooccurrence import cooccurrences
-from hllm.baselines.item_knn import distinct_tokens
+from hllm.baselines.lookup import distinct_tokens
 from hllm.errors import DataError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hllm.baselines.cooccurrence import cooccurrences
-from hllm.packing import pad
+from hllm.baselines.lookup import columns_of, distinct_pairs, distinct_tokens
 
 if TYPE_CHECKING:
     from hllm.data.dataset import Dataset
@@ -37,9 +37,8 @@ class ItemKNN(nn.Module):
     def fit(self, dataset: Dataset) -> ItemKNN:
         """Find each item's neighbours; memory grows with n * k."""
         histories, n = dataset.train_histories(), len(dataset.train_counts())
-        users = np.repeat(np.arange(len(histories)), np.diff(histories.offsets))
-        pairs = np.unique(users * n + np.asarray(histories.tokens, dtype=np.int64))
-        scale = np.bincount(pairs % n, minlength=n).clip(min=1) ** -0.5  # (n,)
+        _, items = distinct_pairs(histories, n)
+        scale = np.bincount(items, minlength=n).clip(min=1) ** -0.5  # (n,)
         k = min(self.k, n)
         neighbours, cosines = torch.zeros((n, k), dtype=torch.int32), torch.zeros((n, k))
         for first, counts in cooccurrences(histories, n):
@@ -58,24 +57,13 @@ class ItemKNN(nn.Module):
 
     def score(self, query: Tensor, tokens: Tensor) -> Tensor:
         """Scores float32 (U, m): summed cosines."""
-        m, (_, k) = len(tokens), self.cosines.shape
-        column = torch.full((len(self.cosines),), m, dtype=torch.int64, device=query.device)
-        column[tokens] = torch.arange(m, device=query.device)
-        done = []
+        m, (n, k) = len(tokens), self.cosines.shape
+        column, done = columns_of(tokens, n), []
         for part in query.split(max(1, CHUNK // max(1, query.shape[1] * k))):
             u = len(part)
-            at = column[self.neighbours[part].long()] + torch.arange(u, device=query.device).view(u, 1, 1) * (
-                m + 1
-            )  # (u, L, k): a last column takes what was not asked for
+            row = torch.arange(u, device=query.device).view(u, 1, 1)
+            at = row * (m + 1) + column[self.neighbours[part].long()]  # (u, L, k)
             weights = self.cosines[part]
             total = weights.new_zeros(u * (m + 1)).index_add_(0, at.flatten(), weights.flatten())
             done.append(total.view(u, m + 1)[:, :m])
         return torch.cat(done) if done else self.cosines.new_zeros((0, m))
-
-
-def distinct_tokens(batch: Batch) -> Tensor:
-    """Each history's distinct tokens int64 (U, L), by rising token, and zeros."""
-    tokens = pad(batch.tokens, batch.offsets).sort(dim=1).values
-    again = torch.zeros_like(tokens, dtype=torch.bool)
-    again[:, 1:] = tokens[:, 1:] == tokens[:, :-1]
-    return tokens.masked_fill(again, 0)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hllm.baselines.lookup import columns_of
 from hllm.packing import lengths_of
 
 if TYPE_CHECKING:
@@ -68,11 +69,9 @@ class Markov(nn.Module):
         rows = torch.repeat_interleave(torch.arange(len(query), device=query.device), lengths)
         before = lengths.cumsum(0) - lengths
         index = torch.arange(len(rows), device=query.device) + (self.starts[query] - before)[rows]
-        column = torch.full((len(self.share),), -1, dtype=torch.int64, device=query.device)
-        column[tokens] = torch.arange(len(tokens), device=query.device)
-        at = column[self.nexts[index]]
-        counts = torch.zeros((len(query), len(tokens)), device=query.device)
-        counts[rows[at >= 0], at[at >= 0]] = self.times[index[at >= 0]]
+        at = columns_of(tokens, len(self.share))[self.nexts[index]]
+        counts = torch.zeros((len(query), len(tokens) + 1), device=query.device)
+        counts[rows, at] = self.times[index]
         total = torch.zeros(len(query), device=query.device).index_add_(0, rows, self.times[index])
-        scores = counts.add_(self.weight * self.share[tokens])
+        scores = counts[:, : len(tokens)].add_(self.weight * self.share[tokens])
         return scores.div_((total + self.weight).unsqueeze(1))

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hllm.baselines.lookup import columns_of
 from hllm.packing import pad, segment_ids
 
 if TYPE_CHECKING:
@@ -69,17 +70,15 @@ class RepeatLast(nn.Module):
 
     def query(self, batch: Batch) -> Tensor:
         """The tokens int64 (U, L) of each history, latest first, and zeros."""
-        ends = batch.offsets[1:].long()[segment_ids(batch.offsets, batch.n_tokens)]
-        starts = batch.offsets[:-1].long()[segment_ids(batch.offsets, batch.n_tokens)]
-        turned = starts + ends - 1 - torch.arange(batch.n_tokens, device=ends.device)
+        user, offsets = segment_ids(batch.offsets, batch.n_tokens), batch.offsets.long()
+        turned = offsets[user] + offsets[user + 1] - 1 - torch.arange(batch.n_tokens, device=user.device)
         return pad(batch.tokens[turned], batch.offsets)
 
     def score(self, query: Tensor, tokens: Tensor) -> Tensor:
         """Scores float32 (U, m)."""
         u, m = len(query), len(tokens)
-        column = torch.full((len(self.share),), m, dtype=torch.int64, device=query.device)
-        column[tokens] = torch.arange(m, device=query.device)
-        column[0] = m
+        column = columns_of(tokens, len(self.share))
+        column[0] = m  # padding, whoever asks for it
         scores = torch.cat((self.share[tokens], self.share.new_zeros(1))).repeat(u, 1)
         again = 1 + 1 / (1 + torch.arange(query.shape[1], device=query.device, dtype=scores.dtype))
         scores.scatter_reduce_(1, column[query], again.expand(u, -1), "amax")
