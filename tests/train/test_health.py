@@ -17,9 +17,17 @@ from hllm.config import load_config
 from hllm.data.dataset import Dataset
 from hllm.errors import ArtifactError, TrainingError
 from hllm.items.embed import embed
+from hllm.packing import Batch
 from hllm.pipeline import Recommender
 from hllm.runs.folder import run_state
-from hllm.train.health import check_loss, check_vectors, effective_rank, mean_cosine, spaced_rows
+from hllm.train.health import (
+    check_loss,
+    check_vectors,
+    distinct_users,
+    effective_rank,
+    mean_cosine,
+    spaced_rows,
+)
 from hllm.train.trainer import Trainer
 
 
@@ -179,6 +187,23 @@ def test_effective_rank() -> None:
     sphere = torch.cat((torch.eye(4), -torch.eye(4)))
     assert effective_rank(sphere) == pytest.approx(4.0, abs=1e-6)
     assert effective_rank(torch.ones(5, 4)) == pytest.approx(1.0, abs=0.1)
+
+
+def test_users_who_met_the_same_are_no_collapse(tmp_path: Path) -> None:
+    """Forty who took the same two things in turn: their vectors are one, and training goes on."""
+    rows = [(user, step % 2, step) for user in range(40) for step in range(8)]
+    frame = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    data = Dataset.from_tables(frame, time_unit="index")
+    recommender = Recommender.from_preset("sasrec", d_model=8, n_heads=1, n_layers=1, epochs=2)
+    recommender.fit(data, out=tmp_path / "run", device="cpu", progress=False)
+    assert run_state(tmp_path / "run") == "finished"
+
+
+def test_distinct_users() -> None:
+    tokens = torch.tensor([1, 2, 3, 1, 2, 3, 1, 2, 1, 2, 3])
+    offsets = torch.tensor([0, 3, 6, 8, 11], dtype=torch.int32)
+    batch = Batch(torch.arange(4), tokens, tokens, tokens, offsets)
+    assert distinct_users(batch) == [0, 2]
 
 
 def test_a_few_users_may_be_alike() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hllm.errors import TrainingError
+from hllm.packing import Batch
 
 # Mean pairwise cosine above which vectors count as one direction. User vectors of a healthy run reach
 # .999 while it still learns what is popular: what they share ranks the items, what they differ in follows.
@@ -77,6 +79,15 @@ def check_vectors(vectors: Tensor, kind: str, epoch: int) -> None:
             "no ranking can be learned from them. Check the item embeddings (are all texts the same?), "
             "use whiten=whiten, or a smaller learning_rate"
         )
+
+
+def distinct_users(batch: Batch) -> list[int]:
+    """Rows of the users of `batch`, the first of each history: who met the same gets the same vector."""
+    first: dict[bytes, int] = {}
+    tokens = batch.tokens.cpu().numpy()
+    for user, (a, b) in enumerate(pairwise(batch.offsets.tolist())):
+        first.setdefault(tokens[a:b].tobytes(), user)
+    return list(first.values())
 
 
 def spaced_rows(vectors: Tensor, limit: int = 4096) -> Tensor:

@@ -40,6 +40,7 @@ from hllm.train.health import (
     check_loss,
     check_masked,
     check_vectors,
+    distinct_users,
     effective_rank,
     mean_cosine,
     spaced_rows,
@@ -403,8 +404,7 @@ class Trainer:
             share = similar_share(table.scored[view.tokens], view, self.drop_similar)
             check_masked(share, self.drop_similar, epoch)
             health["masked_negatives"] = share
-        batch = batch.to(self.device)
-        queries = self.network.query(batch)
+        queries = self.network.query(batch.to(self.device))[distinct_users(batch)]
         try:
             check_vectors(queries, "user", epoch)
         except TrainingError:
