@@ -217,6 +217,14 @@ def measure(run: Path, args: argparse.Namespace, folder: Path) -> list[dict[str,
     return rows
 
 
+def priority() -> str:
+    """How this process and what it starts are scheduled: on a busy machine `chrt -f 10` goes before other work."""
+    if not hasattr(os, "sched_getscheduler"):
+        return "normal"
+    names = {os.SCHED_FIFO: "real time, first in first out", os.SCHED_RR: "real time, by turns"}
+    return names.get(os.sched_getscheduler(0), "normal")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, help="a run folder; without it one is made of --items")
@@ -241,7 +249,7 @@ def main() -> None:
         settings = {k: v for k, v in vars(args).items() if k not in ("run", "out")}
         document = {"date": datetime.date.today().isoformat(), "hardware": hardware.describe_hardware()}
         document |= {"versions": hardware.describe_versions(), "settings": settings}
-        document |= {"load_average_before": round(load, 1), "rows": rows}
+        document |= {"load_average_before": round(load, 1), "priority": priority(), "rows": rows}
         write_json(args.out, document)
 
 

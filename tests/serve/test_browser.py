@@ -58,10 +58,12 @@ def test_by_keyboard_alone(server: Any, visit: Any) -> None:
     page = visit(own)
     page.wait_for_selector("#popular button")
     page.focus("#query")
-    page.keyboard.type("river")
+    with page.expect_response(lambda answer: answer.url.endswith("q=river")):
+        page.keyboard.type("river")
     page.wait_for_selector("#found [aria-selected=true]")
     page.keyboard.press("ArrowDown")
-    second = page.locator("#found li").nth(1).text_content()
+    page.wait_for_selector("#found-1[aria-selected=true]")
+    second = page.locator("#found [aria-selected=true]").text_content()
     page.keyboard.press("Enter")
     page.wait_for_selector(".recs li")
     picked = own.ask(f"/search?q={second.split()[0]}+river")["rows"][0]
@@ -80,6 +82,8 @@ def test_by_keyboard_alone(server: Any, visit: Any) -> None:
     page.keyboard.press("Enter")  # like the first: the list changes, and says how
     page.wait_for_selector(".move.new, .move.up")
     assert titles(page) != first
+    focused = "document.activeElement.getAttribute('aria-label')"
+    assert page.evaluate(focused) == f"Like: {titles(page)[0]}"  # who liked one goes on from the next
     page.focus("#tab-picks")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Tab")
@@ -93,6 +97,29 @@ def test_by_keyboard_alone(server: Any, visit: Any) -> None:
     page.keyboard.press("Enter")
     page.wait_for_selector(".list .problem:not([hidden])")
     assert "'ghost'" in page.locator(".list .problem").first.text_content()
+
+
+def test_the_focus_is_never_lost(server: Any, visit: Any) -> None:
+    """What was pressed may be gone from the page; the next key then goes on from there, not from its top."""
+    own = server()
+    page = visit(own)
+    page.wait_for_selector("#popular button")
+    while not page.evaluate("document.activeElement.closest('#popular') !== null"):
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".recs li")
+    assert page.evaluate("document.activeElement.id") == "query"
+    page.keyboard.type("river")
+    page.wait_for_selector("#found [aria-selected=true]")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelectorAll('#picked li').length === 2")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")  # the first is removed
+    page.wait_for_function("document.querySelectorAll('#picked li').length === 1")
+    kept = page.locator("#picked span").text_content()
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == f"Remove {kept}"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "query"
 
 
 def test_two_runs_on_a_phone_in_the_dark(server: Any, visit: Any, train: Any, tmp_path: Any) -> None:
@@ -140,3 +167,9 @@ def test_keys_markup_and_the_interface(server: Any, visit: Any, browser: Any) ->
     page.wait_for_selector("section table")
     assert page.get_by_text("per_user", exact=True).count() == 1
     assert page.locator("h2", has_text="/recommend").count() == 1
+    page.set_viewport_size({"width": 360, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    names = page.locator("td:first-child code").evaluate_all(
+        "all => all.map(one => one.getClientRects().length)"
+    )
+    assert set(names) == {1}  # no name is broken over lines

@@ -65,8 +65,9 @@ function drawPicks() {
     return line;
   }));
   at("clear-line").hidden = state.picks.length < 2;
-  const begin = state.picks.length === 0;
-  at("hint").hidden = at("popular").hidden = !begin;
+  const begin = state.picks.length === 0, inside = at("known").contains(document.activeElement);
+  if (!begin && inside && document.activeElement.matches(":focus-visible")) at("query").focus();
+  at("known").hidden = !begin;
 }
 
 async function drawUser() {
@@ -142,10 +143,16 @@ class List {
   }
 
   draw(rows) {
-    const before = this.shown;
+    const before = this.shown, lines = [...this.recs.children], held = document.activeElement;
+    const place = lines.findIndex(line => line.contains(held));
+    const which = place < 0 ? -1 : [...lines[place].querySelectorAll(".acts button")].indexOf(held);
     this.rows = rows;
     this.recs.replaceChildren(...rows.map(row => this.line(row, before)));
     this.shown = rows.map(row => String(row.item_id));
+    if (place < 0) return;
+    // Whoever goes by keyboard stays where they were, on the item that is there now.
+    const line = this.recs.children[Math.min(place, rows.length - 1)];
+    (line ? line.querySelectorAll(".acts button")[Math.max(which, 0)] : at("query")).focus();
   }
 
   line(row, before) {
@@ -207,7 +214,7 @@ async function why(more, row, compared) {
     const line = make("li"), bar = make("span", null, { class: "bar" }), fill = make("i");
     fill.style.width = `${100 * one.share / reasons[0].share}%`;
     bar.append(fill);
-    line.append(make("span", one.title), bar, make("span", `${Math.round(100 * one.share)}%`, { class: "share" }));
+    line.append(make("span", one.title), bar, make("span", one.share < 0.005 ? "<1%" : `${Math.round(100 * one.share)}%`, { class: "share" }));
     list.append(line);
   }
   const words = reasons.length ? "What raises its score:" : "No single item of the history raises its score.";
@@ -251,9 +258,11 @@ function take(place) {
 async function search() {
   const text = at("query").value.trim(), number = ++searched;
   if (!text) return close();
+  let held = null;
   try {
     const said = await call(`search?k=12&q=${encodeURIComponent(text)}`);
     if (number !== searched) return;
+    held = marked > 0 ? found[marked] : null;  // gone to by arrows while the answer was on its way
     found = said.rows;
   } catch (problem) { close(); return tell(problem.message); }
   const lines = found.map((item, place) => make("li", item.title, {
@@ -263,7 +272,7 @@ async function search() {
   at("found").replaceChildren(...(lines.length ? lines : [make("li", "No title has these words.", { class: "none" })]));
   at("found").hidden = false;
   at("query").setAttribute("aria-expanded", "true");
-  mark(lines.length ? 0 : -1);
+  mark(lines.length ? Math.max(0, found.findIndex(item => held && item.item_id === held.item_id)) : -1);
 }
 
 at("query").addEventListener("input", () => { clearTimeout(timer); timer = setTimeout(search, 80); });
@@ -289,6 +298,7 @@ at("ask-key").addEventListener("submit", event => {
   event.preventDefault();
   sessionStorage.setItem("hllm-key", at("key").value.trim());
   at("ask-key").hidden = true;
+  at("query").focus();
   begin();
 });
 
