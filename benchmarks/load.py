@@ -246,7 +246,8 @@ def main() -> None:
         run = args.run or untrained(args.items, args.width, args.layers, folder / "run")
         rows = measure(run, args, folder)
     if args.out is not None:
-        settings = {k: v for k, v in vars(args).items() if k not in ("run", "out")}
+        unused = {"run", "out"} if args.run is None else {"run", "out", "items", "width", "layers"}
+        settings = {k: v for k, v in vars(args).items() if k not in unused}
         document = {"date": datetime.date.today().isoformat(), "hardware": hardware.describe_hardware()}
         document |= {"versions": hardware.describe_versions(), "settings": settings}
         document |= {"load_average_before": round(load, 1), "priority": priority(), "rows": rows}
