@@ -45,10 +45,10 @@ def test_training_reads_fields_apart(make_dataset, tmp_path) -> None:
     assert (
         main(["embed", str(data.path), "--item-llm", "random", "--fusion", "concat", "--device", "cpu"]) == 0
     )
-    from hllm.cli.train import _embeddings
+    from hllm.cli.choices import stored_embeddings
     from hllm.config import Config
 
-    found = _embeddings(data, Config(preset="demo", item_llm="random", fusion="concat"))
+    found = stored_embeddings(data, Config(preset="demo", item_llm="random", fusion="concat"))
     assert found is not None and found.spec["dim"] == 512
 
 

@@ -18,8 +18,8 @@ def demo(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Fetch, prepare, embed, train, evaluate, recommend and report, with the preset `demo`."""
+    from hllm.cli.one_run import train_one
     from hllm.cli.recommend import _show
-    from hllm.cli.train import train_one
     from hllm.config import load_config
     from hllm.data.prepare import load_dataset
     from hllm.hardware import pick_device

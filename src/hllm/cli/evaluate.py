@@ -40,7 +40,7 @@ def evaluate(
         _evaluate_files(recs, truth, k, as_json)
         return
     assert run is not None
-    from hllm.cli.train import chosen_baselines
+    from hllm.cli.choices import chosen_baselines
     from hllm.evaluate.metrics import as_document, check_ks
     from hllm.evaluate.tables import table
     from hllm.evaluate.verdict import verdict

@@ -35,20 +35,20 @@ def tune(
     """
     from hllm import hardware
     from hllm.arguments import seconds_of
-    from hllm.cli.train import _embeddings, _with_dataset_default
+    from hllm.cli.choices import stored_embeddings, with_dataset_default
     from hllm.config import load_config, parse_assignments, read_settings, spread
     from hllm.data.dataset import Dataset
 
     seconds = seconds_of("--budget", budget)
     hardware.check_device(device)
     data = Dataset.load(dataset)
-    given = _with_dataset_default(data, preset, config, parse_assignments(set_))
+    given = with_dataset_default(data, preset, config, parse_assignments(set_))
     base = load_config(preset, config, given)
     fixed = {
         name.rpartition(".")[2] for name in spread(read_settings(config) if config else {}) | spread(given)
     }
     folder = out or Path("runs") / f"{dataset.resolve().name}-{base.preset}-tune"
-    embeddings = _embeddings(data, base)
+    embeddings = stored_embeddings(data, base)
 
     from hllm.runs.tune import Search, best_of, shown
     from hllm.runs.tune import tune as run_search
@@ -71,10 +71,8 @@ def tune(
         return
     _show(rows, base.training.valid_metric)
     command = ["hllm", "train", str(dataset), "--preset", preset]
-    if config is not None:
-        command += ["--config", str(config)]
-    for part in [*set_, *shown(best["settings"]).split()]:
-        command += ["--set", part]
+    command += [] if config is None else ["--config", str(config)]
+    command += [word for part in (*set_, *shown(best["settings"]).split()) for word in ("--set", part)]
     command += ["--out", str(folder.with_name(f"{folder.name}-best"))]
     spent = sum(row["seconds"] for row in rows)
     console.result(
