@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hllm.models import branches
 from hllm.models.attention import Layout, attend
 from hllm.models.relbias import RelativePositionBias
 
@@ -24,12 +25,19 @@ class Dropout(nn.Dropout):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0 or x.device.type != "cpu":
+        if x.device.type != "cpu":
             return super().forward(x)
+        factors = self.factors(x)
+        return x if factors is None else x * factors
+
+    def factors(self, x: Tensor) -> Tensor | None:
+        """What numbers shaped as `x`, on a CPU, are multiplied by; None where all are kept."""
+        if not self.training or self.p == 0:
+            return None
         dropped = min(round(self.p * 2**16), 2**16 - 1)
         words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         bits = words.view(torch.int16)[: x.numel()].view(x.shape)  # even over [-2^15, 2^15)
-        return x * (bits >= dropped - 2**15).to(x.dtype).mul_(2**16 / (2**16 - dropped))
+        return (bits >= dropped - 2**15).to(x.dtype).mul_(2**16 / (2**16 - dropped))
 
 
 class Attention(nn.Module):
@@ -43,10 +51,13 @@ class Attention(nn.Module):
         self.bias = RelativePositionBias(n_heads, max_distance)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        t, d = x.shape
-        qkv = self.qkv(x).view(t, 3, self.n_heads, d // self.n_heads)
-        mixed = attend(qkv, layout, self.bias(layout.length))
-        return self.out(mixed.reshape(t, d))
+        return self.out(self.mix(self.qkv(x), layout))
+
+    def mix(self, qkv: Tensor, layout: Layout) -> Tensor:
+        """What each token gathers (T, d) by its queries, keys and values (T, 3 d)."""
+        t, d = qkv.shape[0], qkv.shape[1] // 3
+        mixed = attend(qkv.view(t, 3, self.n_heads, d // self.n_heads), layout, self.bias(layout.length))
+        return mixed.reshape(t, d)
 
 
 class SwiGLU(nn.Module):
@@ -82,7 +93,17 @@ class GatedBlock(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        if branches.by_hand(x):
+            return self._by_hand(x, layout)
         h = self.attention_norm(x)
         x = x + self.dropout(torch.sigmoid(self.attention_gate(h)) * self.attention(h, layout))
         h = self.ffn_norm(x)
         return x + self.dropout(torch.sigmoid(self.ffn_gate(h)) * self.ffn(h))
+
+    def _by_hand(self, x: Tensor, layout: Layout) -> Tensor:
+        """The same with a backward of our own (branches.py)."""
+        attention, feed = self.attention, self.ffn
+        qkv, logits = branches.project(x, self.attention_norm, attention.qkv, self.attention_gate)
+        mixed = attention.mix(qkv, layout)
+        x = branches.rejoin(x, logits, mixed, attention.out, self.dropout.factors(x))
+        return branches.ffn(x, self.ffn_norm, feed.up, feed.down, self.ffn_gate, self.dropout.factors(x))
