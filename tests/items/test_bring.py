@@ -77,6 +77,7 @@ def test_every_kind_of_file_gives_each_item_its_own_vector(tmp_path, make_datase
     [
         (X, IDS),
         (torch.from_numpy(X).bfloat16(), torch.tensor(IDS)),
+        (torch.from_numpy(X).to_sparse(), IDS),
         (X.tolist(), np.array(IDS, dtype=np.int32)),
         (pl.DataFrame({"item_id": IDS, "v": X}), None),
         (pd.DataFrame(X).assign(item_id=IDS), None),
@@ -84,7 +85,7 @@ def test_every_kind_of_file_gives_each_item_its_own_vector(tmp_path, make_datase
         (dict(zip(IDS, X, strict=True)), None),
         ({"vectors": X.astype(np.float64), "ids": IDS}, None),
     ],
-    ids=["array", "tensor", "lists", "polars", "pandas", "arrow", "mapping", "named"],
+    ids=["array", "tensor", "sparse", "lists", "polars", "pandas", "arrow", "mapping", "named"],
 )
 def test_every_way_in_from_python(make_dataset, given) -> None:
     data = make_dataset()
@@ -167,6 +168,9 @@ def test_what_is_no_matrix_of_finite_numbers_is_told(make_dataset, tmp_path) -> 
         ([[1.0, 2.0], [1.0]], "one matrix of numbers"),
         (np.zeros((0, 3)), r"shape \(0, 3\)"),
         (bad, r"vector of item 4 .* NaN"),
+        (X.astype(np.float64) * 1e300, "beyond float32"),
+        (np.ones_like(X), "all 9 vectors in .* are the same"),
+        (pl.DataFrame(schema={"item_id": pl.Int64, "v": pl.List(pl.Float32)}), "has no row"),
         ({"a": X, "b": X}, "2 matrices"),
         ({1: X[0], 2: X[0, :3]}, "several lengths"),
         (pl.DataFrame({"item_id": IDS, "title": ["x"] * 9}), r"one column of lists, or numbers"),
@@ -204,7 +208,9 @@ def test_what_is_no_matrix_of_finite_numbers_is_told(make_dataset, tmp_path) -> 
         (["--from", "{x}", "--name", "a/b"], "letters, digits"),
         (["--from", "{x}", "--ids", "absent.txt"], "absent.txt"),
         (["--from", "{x}"], "give the ids: --ids FILE"),
-        (["--from", "{x}", "--dry-run"], "--from encodes nothing"),
+        (["--from", "{x}", "--dry-run"], "--dry-run would have no effect"),
+        (["--from", "{x}", "--item-llm", "minilm", "--store", "fp16"], "--item-llm, --store would have no"),
+        (["--list", "--prune"], "--list and --prune are two things"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(make_dataset, tmp_path, capsys, options, message) -> None:

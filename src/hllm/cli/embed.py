@@ -140,14 +140,15 @@ def embed(
     if dataset is None:
         raise ConfigError("name a dataset folder: hllm embed DATASET, or hllm embed --list for item LLMs")
     data = Dataset.load(dataset)
-    for asked, act in (
-        (list_, embed_store.list_stores),
-        (verify, embed_store.verify),
-        (prune, embed_store.prune),
-    ):
-        if asked:
-            act(data)
-            return
+    acts = {"--list": embed_store.list_stores, "--verify": embed_store.verify, "--prune": embed_store.prune}
+    asked = [option for option, on in zip(acts, (list_, verify, prune), strict=True) if on]
+    if len(asked) > 1:
+        raise ConfigError(f"{' and '.join(asked)} are two things; ask for one at a time")
+    if asked:
+        acts[asked[0]](data)
+        return
+    if from_ is not None:
+        _check_alone(ctx)
     chosen = None if fields is None else [name.strip() for name in fields.split(",") if name.strip()]
     options: dict[str, Any] = {
         "template": template,
@@ -169,8 +170,6 @@ def embed(
         "share": share,
     }
     if dry_run:
-        if from_ is not None:
-            raise ConfigError("--dry-run is of an encoding; --from encodes nothing")
         for line in embed_store.cost(
             items.estimate(data, item_llm, pooling, prompt, chosen, **options, **how)
         ):
@@ -190,6 +189,24 @@ def embed(
     for line in summary(result):
         console.result(line)
     console.result(f"next: {train_command(dataset, result.spec, chosen)}")
+
+
+def _given(ctx: typer.Context) -> set[str]:
+    """Names of the parameters that were written in the command."""
+    sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
+    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+
+
+def _check_alone(ctx: typer.Context) -> None:
+    """ConfigError for options that say how to encode, beside --from, which encodes nothing."""
+    from hllm.errors import ConfigError
+
+    others = _given(ctx) - {"dataset", "from_", "ids", "name", "device", "gpus"}
+    given = [max(param.opts, key=len) for param in ctx.command.params if param.name in others]
+    if given:
+        raise ConfigError(
+            f"--from brings vectors in as they are, so {', '.join(given)} would have no effect; leave that out"
+        )
 
 
 def train_command(dataset: Path, spec: dict[str, Any], fields: list[str] | None) -> str:

@@ -77,7 +77,7 @@ def bring(dataset: Dataset, foreign: Foreign, name: str) -> ItemEmbeddings:
 
     stats: `encoded` (0), `brought` (items with a vector), `missing` (items without), `surplus` (vectors of no item).
     An item without a vector counts as one without text. Raises DataError where the ids' types cannot agree (naming
-    both), no id is an item's, an id occurs twice, or a vector is not finite.
+    both), no id is an item's, an id occurs twice, a vector is not finite, or all are the same.
     """
     rows, surplus = match(dataset, foreign)
     has = rows >= 0
@@ -147,13 +147,21 @@ def item_key(item_id: Any) -> bytes:
 
 
 def _check_finite(foreign: Foreign, rows: np.ndarray, ids: Sequence[Any]) -> None:
+    same = len(rows) > 1
     for first in range(0, len(rows), BLOCK):
-        part = np.asarray(foreign.vectors[rows[first : first + BLOCK]], dtype=np.float32)
+        with np.errstate(over="ignore"):  # infinity, which is told below
+            part = np.asarray(foreign.vectors[rows[first : first + BLOCK]], dtype=np.float32)
+        same = same and bool((part == foreign.vectors[rows[0]]).all())
         if (bad := np.flatnonzero(~np.isfinite(part).all(1))).size:
             raise DataError(
                 f"the vector of item {ids[first + int(bad[0])]!r} in {foreign.source} holds NaN or a number beyond "
                 "float32; correct it, or leave the item out"
             )
+    if same:
+        raise DataError(
+            f"all {len(rows):,} vectors in {foreign.source} are the same, so no item can be told from another; make "
+            "them again"
+        )
 
 
 def _digest(vectors: np.ndarray, rows: np.ndarray, keys: Sequence[bytes]) -> str:

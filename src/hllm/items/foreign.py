@@ -50,6 +50,7 @@ def read_foreign(path: Path, ids: Path | None = None) -> Foreign:
     name = path.name.lower()
     try:
         if name.endswith(".npy"):
+            _check_numpy(path)
             content: Any = np.load(path, mmap_mode="r", allow_pickle=False)
         elif name.endswith(".npz"):
             with np.load(path, allow_pickle=False) as file:
@@ -139,6 +140,8 @@ def _of_frame(frame: pl.DataFrame, name: str) -> tuple[np.ndarray, pl.Series | N
     numbers = [c for c, kind in frame.schema.items() if kind.is_numeric() and c != key]
     if len(lists) == 1:
         column = frame[lists[0]]
+        if not len(column):
+            raise DataError(f"{name} has no row; item vectors are one a row")
         lengths = column.list.len() if isinstance(column.dtype, pl.List) else column.arr.len()
         if column.null_count() or lengths.n_unique() != 1:
             raise DataError(f"{name}: the lists of column {lists[0]!r} are not all of one length")
@@ -181,10 +184,8 @@ def _matrix(values: Any, name: str) -> np.ndarray:
     """`values` as float16, float32 or float64 (n, d)."""
     array = _array(values)
     if array is None or array.ndim != 2 or not array.size or array.dtype.kind not in "fiu":
-        shape = "" if array is None else f" {array.dtype} of shape {array.shape}"
-        raise DataError(
-            f"{name} holds {type(values).__name__}{shape}; item vectors are one matrix of numbers (items, dimensions)"
-        )
+        found = type(values).__name__ if array is None else f"{array.dtype} of shape {array.shape}"
+        raise DataError(f"{name} holds {found}; item vectors are one matrix of numbers (items, dimensions)")
     return array if array.dtype in (np.float16, np.float32, np.float64) else array.astype(np.float32)
 
 
@@ -194,7 +195,12 @@ def _array(values: Any) -> np.ndarray | None:
         import torch
 
         values = values.detach().cpu()
-        return values.float().numpy() if values.dtype == torch.bfloat16 else values.numpy()
+        if values.layout is not torch.strided:
+            values = values.to_dense()
+        try:
+            return values.numpy()
+        except TypeError:  # bfloat16 and smaller kinds, which NumPy lacks
+            return values.float().numpy()
     if isinstance(values, np.ndarray):
         return values
     if isinstance(values, list | tuple) and values:
@@ -203,6 +209,13 @@ def _array(values: Any) -> np.ndarray | None:
         except ValueError:  # rows of several lengths
             return None
     return None
+
+
+def _check_numpy(path: Path) -> None:
+    """ArtifactError for another kind of file, which NumPy takes for a pickle."""
+    with path.open("rb") as file:
+        if file.read(6) != b"\x93NUMPY":
+            raise ArtifactError(f"cannot read {path}: it is no NumPy file, whatever its name says")
 
 
 def _id_column(ids: Any) -> pl.Series:
@@ -216,6 +229,7 @@ def _id_column(ids: Any) -> pl.Series:
 def _read_ids(path: Path) -> tuple[pl.Series, bool]:
     """Identifiers, one a row, and whether their type is to be told by their values."""
     if path.suffix == ".npy":
+        _check_numpy(path)
         try:
             return _id_column(np.load(path, allow_pickle=False)), False
         except (ValueError, OSError, EOFError) as err:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,8 @@ from hllm.errors import ConfigError
 from hllm.items.config import is_store_key
 from hllm.items.embeddings import ItemEmbeddings
 from hllm.items.resolve import Resolved, resolve
+from hllm.items.store.request import check_budgets
+from hllm.text.budget import parse_budgets, written_budgets
 from hllm.text.fusion import fuse, parse_fusion
 from hllm.text.template import choose_fields
 
@@ -36,7 +38,27 @@ def resolve_fields(
         )
     fields = choose_fields(text_fields, dataset.meta.get("text_fields", []))
     parse_fusion(fusion, len(fields))
-    return Fused([resolve(dataset, item_llm, pooling, prompt, [name], **others) for name in fields], fusion)
+    options = others.pop("options", None) or {}
+    parts = [
+        resolve(
+            dataset, item_llm, pooling, prompt, [name], options=_of_field(options, name, fields), **others
+        )
+        for name in fields
+    ]
+    return Fused(parts, fusion)
+
+
+def _of_field(
+    options: Mapping[str, str | None], name: str, fields: Sequence[str]
+) -> Mapping[str, str | None]:
+    """The `options` of the text of one field, to which its own budget of tokens applies."""
+    written = options.get("field_tokens")
+    if written is None:
+        return options
+    check_budgets(written, fields)
+    budgets = {} if written == "none" else parse_budgets(written)
+    own = {field: budget for field, budget in budgets.items() if field == name}
+    return {**options, "field_tokens": written_budgets(own)}
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from hllm.items.encoders.text import Encoder
 
 Spec = dict[str, Any]
+MOST = 5  # stores that a message names
 MAX_TOKENS = 256  # of a text, beside the prompt, where nothing else is asked for
 
 
@@ -195,7 +196,11 @@ class Resolved:
         command = self.request.command(self.dataset.path) if self.request else "hllm embed"
         if self.found:
             raise ArtifactError(f"embeddings of {self.what} are not finished for these items; run: {command}")
-        others = "; ".join(describe_spec(s) for s in self.specs)
+        others = "; ".join(describe_spec(s) for s in self.specs[:MOST])
+        if len(self.specs) > MOST:
+            others += (
+                f"; and {len(self.specs) - MOST} more, which hllm embed {self.dataset.path} --list prints"
+            )
         raise ArtifactError(
             f"no embeddings of {self.what}"
             + (f" (there are: {others})" if others else "")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from hllm.errors import ArtifactError, ConfigError
+from hllm.errors import ConfigError
 from hllm.items.config import ItemsConfig, check_pooling
 from hllm.items.encoders.backbones import Backbone, load_backbone
 from hllm.items.encoders.packed import PackedEncoder
@@ -77,7 +77,7 @@ def test_padded_packed_and_alone_are_equal(byte_tokenizer, kind, pooling) -> Non
 def test_a_layer_that_is_not_there_is_told(llama) -> None:
     encoder = LanguageModelEncoder(load_backbone(llama, "fp32", CPU, name="tiny"), "mean@7")
     encoder.prepare(["abc", "de"])
-    with pytest.raises(ArtifactError, match="the model has 2 layers"):
+    with pytest.raises(ConfigError, match="the model has 2 blocks; valid: @0 to @2"):
         encoder.encode(np.array([0, 1]))
 
 

@@ -42,6 +42,15 @@ def test_another_processor_is_measured_for_itself(tmp_path, monkeypatch):
     assert artifacts.read_json(tmp_path / precision.FILE)["another"] == {"precision": "bf16"}
 
 
+@pytest.mark.parametrize("content", ["[]", "{", '{"cpu": 1}', '{"cpu": {"precision": "fp7"}}'])
+def test_a_damaged_record_is_made_anew(tmp_path, monkeypatch, content):
+    (tmp_path / precision.FILE).write_text(content)
+    monkeypatch.setattr(precision, "measure_bf16", lambda: 1.0)
+    assert precision.auto_precision(CPU, tmp_path) == "fp32"
+    (record,) = artifacts.read_json(tmp_path / precision.FILE).values()
+    assert record["precision"] == "fp32"
+
+
 def test_a_gpu_is_not_measured(tmp_path, monkeypatch):
     monkeypatch.setattr("hllm.hardware.bf16_is_fast", lambda device: True)
     assert precision.auto_precision(torch.device("cuda"), tmp_path) == "bf16"

@@ -24,7 +24,7 @@ def test_stores_are_listed_verified_and_pruned(llama, make_dataset, capsys) -> N
     data = make_dataset()
     assert "no embeddings yet" in out_of(capsys, data.path, "--list")
     made = embed(data, str(llama), **LLM)
-    embed(data, vectors=np.ones((9, 3)), ids=list(range(1, 10)), name="ones")
+    embed(data, vectors=np.eye(9, 3), ids=list(range(1, 10)), name="ones")
     listed = out_of(capsys, data.path, "--list")
     assert re.search(
         rf"{made.spec['key']}  32 dimensions, 0.0 MiB, .*tiny-llama, fields title,genres", listed
@@ -69,6 +69,17 @@ def test_damage_is_found_pruned_and_encoded_again(llama, make_dataset, capsys, m
     again = embed(data, str(llama), **LLM)
     assert again.stats["encoded"] == 8
     np.testing.assert_array_equal(again.vectors, made.vectors)
+
+
+def test_a_damaged_index_is_pruned_alone(llama, make_dataset, capsys) -> None:
+    data = make_dataset()
+    made = embed(data, str(llama), **LLM)
+    (index,) = (data.embeddings_dir / made.spec["key"]).glob("index-*")
+    index.write_bytes(b"no index")
+    assert "index-" in out_of(capsys, data.path, "--verify", code=2)
+    out_of(capsys, data.path, "--prune")
+    assert not index.exists() and ": sound" in out_of(capsys, data.path, "--verify")
+    assert embed(data, str(llama), **LLM).stats["encoded"] == 0
 
 
 def test_a_shared_cache_gives_texts_to_every_dataset(llama, make_dataset, capsys) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hllm.errors import ConfigError
+
 _POOLINGS = ("mean", "last", "cls", "weighted-mean")
 
 
@@ -45,7 +47,7 @@ def states_of(output: Any, layers: str) -> Tensor:
 
     `layers`: "" for the last layer's after the final norm; "K" for those after block K (0: the input
     embeddings; -1: the last), "lastN" for the mean of the last N, for which the output must hold
-    `hidden_states`. Raises ValueError for a layer that the model does not have.
+    `hidden_states`. Raises ConfigError for a layer that the model does not have.
     """
     if not layers:
         return output.last_hidden_state
@@ -62,4 +64,8 @@ def of_layers(last: Any, every: Sequence[Tensor], layers: str) -> Tensor:
             return torch.stack([h.float() for h in every[-n:]]).mean(0).to(every[-1].dtype)
     elif -len(every) <= int(layers) < len(every):
         return every[int(layers)]
-    raise ValueError(f"pooling @{layers}: the model has {len(every) - 1} layers")
+    blocks = len(every) - 1
+    raise ConfigError(
+        f"pooling @{layers}: the model has {blocks} blocks; valid: @0 to @{blocks}, counted from the end @-1 to "
+        f"@-{blocks + 1}, @last1 to @last{blocks + 1}"
+    )

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hllm import artifacts, hardware
 from hllm.arguments import one_of
+from hllm.errors import ArtifactError
 
 if TYPE_CHECKING:
     import torch
@@ -40,8 +41,8 @@ def auto_precision(device: torch.device, folder: Path | None) -> str:
     if device.type != "cpu":
         return "fp32"
     path, processor = folder and folder / FILE, str(hardware.describe_hardware()["cpu"])
-    known = artifacts.read_json(path) if path and path.is_file() else {}
-    if known.get(processor, {}).get("precision") not in PRECISIONS:
+    known = _measured(path) if path else {}
+    if processor not in known:
         speedup = measure_bf16()
         known[processor] = {
             "precision": "bf16" if speedup >= _WORTH else "fp32",
@@ -50,6 +51,16 @@ def auto_precision(device: torch.device, folder: Path | None) -> str:
         if path:
             artifacts.write_json(path, known)
     return str(known[processor]["precision"])
+
+
+def _measured(path: Path) -> dict[str, Any]:
+    """What is recorded in `path`, by processor; a file that was damaged is measured anew."""
+    try:
+        found = artifacts.read_json(path) if path.is_file() else {}
+    except ArtifactError:
+        return {}
+    entries = found.items() if isinstance(found, dict) else ()
+    return {key: e for key, e in entries if isinstance(e, dict) and e.get("precision") in PRECISIONS}
 
 
 def measure_bf16() -> float:

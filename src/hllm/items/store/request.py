@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from hllm import artifacts
 from hllm.arguments import one_of, text
-from hllm.errors import ConfigError
+from hllm.errors import ConfigError, unknown
 from hllm.items.config import check_pooling
 from hllm.items.encoders.hub import trained_settings
 from hllm.items.encoders.kinds import BROUGHT, VECTORS, Kind, kind_of
 from hllm.items.encoders.names import canonical, is_local
 from hllm.items.encoders.registry import QUANTIZATIONS, own_prompt
+from hllm.text.budget import parse_budgets
 from hllm.text.template import OFFICIAL, OFFICIAL_PROMPT, Template, choose_fields, template_fields
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ CHOICES = {
     "quantize": ("none", *QUANTIZATIONS),
     "clean": ("no", "yes"),
     "long_text": ("cut", "heads", "bm25"),
+    "store": ("fp32", "fp16"),
 }
 TRAINED = ("item_emb_token_n", "right_aligned")
 
@@ -91,7 +93,7 @@ class Request:
             items = clean(items, self.fields)
         budgets = self.options.get("field_tokens") or "none"
         if budgets != "none" and not self.kind.is_language_model:
-            from hllm.text.budget import cut_fields, parse_budgets
+            from hllm.text.budget import cut_fields
 
             items = cut_fields(items, parse_budgets(budgets))
         if self.options.get("long_text") == "bm25":
@@ -164,6 +166,7 @@ def make_request(
     if kind_of(model) is BROUGHT:
         return Request(model, "none", "", (), None, 0)
     fields = choose_fields(asked_fields, text_fields)
+    check_budgets(chosen.get("field_tokens", "none"), fields)
     if not kind_of(model).is_language_model:
         of_llms = [n for n in ("quantize", "long_text") if chosen.get(n, OFF[n]) != OFF[n]]
         if of_llms:
@@ -185,17 +188,14 @@ def check_options(options: Mapping[str, str], fields: Iterable[str] | None) -> I
     named = template_fields(options.get("template", OFFICIAL))
     if named is not None and fields is not None:
         raise ConfigError(f"template {options['template'][:80]!r} names its fields itself; leave fields out")
-    fields = fields if named is None else named
-    budgets = options.get("field_tokens", "none")
-    if budgets != "none":
-        from hllm.text.budget import parse_budgets
+    return fields if named is None else named
 
-        unread = [n for n in parse_budgets(budgets) if fields is not None and n not in fields]
-        if unread:
-            raise ConfigError(
-                f"field tokens of {', '.join(unread)}, which is none of the fields that are read"
-            )
-    return fields
+
+def check_budgets(budgets: str, fields: Sequence[str]) -> None:
+    """Raise ConfigError for a budget of what is none of the `fields` that are read."""
+    for name in () if budgets == "none" else parse_budgets(budgets):
+        if name not in fields:
+            raise ConfigError(f"field tokens: {unknown('text field that is read', name, fields)}")
 
 
 def index_fingerprint(dataset: Dataset, fields: Sequence[str]) -> str:

@@ -73,8 +73,9 @@ def verify(folder: Path, needed: Sequence[bytes] | None, fingerprint: str | None
 
 
 def prune(folder: Path, needed: Sequence[bytes] | None, fingerprint: str | None) -> int:
-    """Delete what no item needs: damaged shards, vectors of texts that are in no item, indexes of other catalogues and
-    leftovers; the whole store where nothing of it is needed or no one can tell what it is. Returns the bytes freed.
+    """Delete what no item needs: damaged shards and indexes, vectors of texts that are in no item, indexes of other
+    catalogues and leftovers; the whole store where nothing of it is needed or no one can tell what it is. Returns the
+    bytes freed.
 
     needed, fingerprint   as of `verify`; None leaves vectors and indexes alone
     """
@@ -97,12 +98,21 @@ def prune(folder: Path, needed: Sequence[bytes] | None, fingerprint: str | None)
                 store.rewrite([name], kept)
         if fingerprint is not None:
             for path in folder.glob("index-*.safetensors"):
-                if path != index_path(folder, fingerprint):
+                if path != index_path(folder, fingerprint) or not _is_sound(folder, fingerprint):
                     remove(path)
         useless = read_spec(folder) is None or not store.shards
     if useless:
         shutil.rmtree(folder, ignore_errors=True)
     return before - size_of(folder)
+
+
+def _is_sound(folder: Path, fingerprint: str) -> bool:
+    """Whether the index of this catalogue can be read."""
+    try:
+        read_index(folder, fingerprint)
+    except ArtifactError:
+        return False
+    return True
 
 
 def size_of(folder: Path) -> int:
