@@ -111,12 +111,12 @@ class Block:
         self.n_users = batch.n_users
         self.device = batch.users.device
         self.candidates = candidates
-        self.query = ranker.query(batch)
         self.size = size
         self.starts = range(0, len(candidates.scored), size)
         self.hidden = hidden.to(self.device)
         self.hollow = np.searchsorted(candidates.holes, [*self.starts, len(candidates.scored)])
         self.holes = torch.from_numpy(candidates.holes).to(self.device)
+        self.query = ranker.query(batch)  # after the copies, which would wait for it
         self.bad: Tensor | None = None
         self.finite = bool(getattr(ranker, "all_finite", _unknown)(self.query))
         self.kept: Tile | None = None
