@@ -68,6 +68,14 @@ def test_rows_are_those_of_the_recommender(
     assert got(client, **asked) == rows_of(recommender.recommend(**asked))
 
 
+def test_a_request_alone_has_the_recommenders_own_bits(client: TestClient, recommender: Recommender) -> None:
+    assert recommender.dataset is not None
+    ids, asked = recommender.dataset.item_ids, [{"users": [user]} for user in recommender.dataset.user_ids]
+    asked += [{"history": [ids[first : first + 1 + first % 40]]} for first in range(20)]
+    for body in asked:
+        assert got(client, **body) == recommender.recommend(**body).rows(), body
+
+
 def test_of_many_at_once_each_gets_his_own(client: TestClient, recommender: Recommender) -> None:
     assert recommender.dataset is not None
     users = recommender.dataset.user_ids
