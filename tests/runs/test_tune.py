@@ -93,12 +93,32 @@ def test_a_search_goes_on_where_it_was_killed(
     assert len(read_jsonl(tmp_path / "cut" / TRIALS)) == 5
     monkeypatch.setattr(module, "_train", train)
     rows = tune(search(data), tmp_path / "cut", 120, lambda line: None)
-    assert len(rows) == len(whole) == 12 and rows[:5] == whole[:5]
+    assert len(rows) == 12 and rows == whole  # the trial that was lost comes again
     before = len(quick)
     assert tune(search(data), tmp_path / "cut", 120, lambda line: None) == rows and len(quick) == before
     assert len(tune(search(data), tmp_path / "cut", 150, lambda line: None)) == 15  # more time, more trials
     with pytest.raises(ArtifactError, match="holds another search"):
         tune(search(data, weight_decay=0.3), tmp_path / "cut", 120, lambda line: None)
+
+
+def test_folders_that_hold_no_search_are_told(
+    data: Dataset, quick: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    def fails(folder: Path) -> str:
+        with pytest.raises(ArtifactError) as caught:
+            tune(search(data), folder, 10, lambda line: None)
+        return str(caught.value)
+
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    assert "run holds something else (config.json, ...); choose another --out" in fails(tmp_path / "run")
+    tune(search(data), tmp_path / "search", 10, lambda line: None)
+    for text, told in (('{"trial": 0', "cannot read"), ("{}", "rows that are no trials"), ("3", "no trials")):
+        (tmp_path / "search" / TRIALS).write_text(text + "\n")
+        message = fails(tmp_path / "search")
+        assert told in message and "to search anew, or choose another --out" in message
+    (tmp_path / "search" / module.SEARCH).write_text("{")
+    assert "cannot read" in fails(tmp_path / "search")
 
 
 def test_trials_train_and_never_look_at_test(

@@ -20,6 +20,7 @@ import torch
 
 from hllm.artifacts import locked, read_json, read_jsonl, write_json, write_jsonl
 from hllm.config import Config, without_effect
+from hllm.data.folder import own_names
 from hllm.errors import ArtifactError, ConfigError, HLLMError
 from hllm.hardware import is_out_of_memory, release_memory
 from hllm.models.hllm import Network
@@ -37,7 +38,8 @@ KEPT = 66.0  # percent of the trials, by their best value after as many validati
 LOOKS = 6  # validations before a trial may be stopped
 FAILURES = 3  # of the first trials, after which the search ends with their error
 
-Row = dict[str, Any]  # trial, settings, value, epoch, epochs, state, seconds, values
+COLUMNS = ("trial", "settings", "value", "epoch", "epochs", "state", "seconds", "values")
+Row = dict[str, Any]  # of COLUMNS
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def tune(search: Search, folder: Path, seconds: float, say: Callable[[str], None
         rows = _begin(folder, search)
         study = _study(search, rows)
         while (left := seconds - sum(row["seconds"] for row in rows)) > 0:
-            settings, trial = _ask(study, search, first=not rows)
+            settings, trial = _ask(study, search, len(rows))
             say(f"trial {len(rows)}: {shown(settings)}")
             row = _train(search, settings, trial, len(rows), time.monotonic() + left)
             error = row.pop("error", None)
@@ -148,15 +150,24 @@ def _with(value: int | None, values: tuple[int, ...]) -> tuple[Any, ...]:
 def _begin(folder: Path, search: Search) -> list[Row]:
     """The rows of the search in `folder`; a new one is begun where there is none."""
     wanted = search.identity()
-    if (folder / SEARCH).is_file():
-        saved = read_json(folder / SEARCH)
-        if saved != wanted:
-            raise ArtifactError(
-                f"{folder} holds another search (other data, embeddings or settings); choose another --out"
-            )
-        return read_jsonl(folder / TRIALS) if (folder / TRIALS).is_file() else []
-    write_json(folder / SEARCH, wanted)
-    return []
+    if not (folder / SEARCH).is_file():
+        if names := sorted(own_names(folder)):
+            raise ArtifactError(f"{folder} holds something else ({names[0]}, ...); choose another --out")
+        write_json(folder / SEARCH, wanted)
+        return []
+    try:
+        saved, rows = read_json(folder / SEARCH), read_jsonl(folder / TRIALS)
+    except ArtifactError as err:
+        raise ArtifactError(f"{err}; remove {folder} to search anew, or choose another --out") from err
+    if saved != wanted:
+        raise ArtifactError(
+            f"{folder} holds another search (other data, embeddings or settings); choose another --out"
+        )
+    if any(not isinstance(row, dict) or not set(COLUMNS) <= set(row) for row in rows):
+        raise ArtifactError(
+            f"{folder / TRIALS} has rows that are no trials; remove {folder} to search anew, or choose another --out"
+        )
+    return rows
 
 
 def _distributions(search: Search) -> dict[str, Any]:
@@ -172,16 +183,12 @@ def _distributions(search: Search) -> dict[str, Any]:
 
 
 def _study(search: Search, rows: list[Row]) -> Any:
-    """A study that knows the earlier trials. Its seed goes with their number: a trial that was lost comes again."""
+    """A study that knows the earlier trials."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    seed = settled(search.data, search.make({})).training.seed + len(rows)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a multivariate sampler calls itself experimental
-        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=RANDOM_TRIALS, multivariate=True)
     pruner = optuna.pruners.PercentilePruner(KEPT, n_startup_trials=RANDOM_TRIALS // 2, n_warmup_steps=LOOKS)
-    study = optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner)
+    study = optuna.create_study(direction="maximize", pruner=pruner)
     spaces = _distributions(search)
     for row in rows:
         ended = optuna.trial.create_trial(
@@ -192,15 +199,23 @@ def _study(search: Search, rows: list[Row]) -> Any:
     return study
 
 
-def _ask(study: Any, search: Search, first: bool) -> tuple[dict[str, Any], Any]:
-    if first:  # the settings as they are, so that the search never ends below them
-        flat = settled(search.data, search.make({}))
+def _ask(study: Any, search: Search, number: int) -> tuple[dict[str, Any], Any]:
+    """The settings of the trial `number`, by its own seed: one that was lost comes again."""
+    import optuna
+
+    flat = settled(search.data, search.make({}))
+    if number == 0:  # the settings as they are, so that the search never ends below them
         own = {
             name: value
             for section in (flat.items, flat.users, flat.objective, flat.training)
             for name, value in section
         }
         study.enqueue_trial({name: own[name] for name in search.space()})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a multivariate sampler calls itself experimental
+        study.sampler = optuna.samplers.TPESampler(
+            seed=flat.training.seed + number, n_startup_trials=RANDOM_TRIALS, multivariate=True
+        )
     trial = study.ask(_distributions(search))
     return {name: _rounded(value) for name, value in trial.params.items()}, trial
 
