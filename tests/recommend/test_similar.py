@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from hllm import pipeline
 from hllm.data.dataset import Dataset
 from hllm.errors import ConfigError, DataError
 from hllm.pipeline import Recommender
+from hllm.recommend import answering
 from hllm.testing import world_tables
 
 
@@ -56,8 +56,8 @@ def test_items_like_an_item(rec: Recommender) -> None:
 
 
 def test_a_text_is_read_once_for_many_calls(texts: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, read = [], pipeline.text_vector
-    monkeypatch.setattr(pipeline, "text_vector", lambda *a, **b: made.append(a[2]) or read(*a, **b))
+    made, read = [], answering.text_vector
+    monkeypatch.setattr(answering, "text_vector", lambda *a, **b: made.append(a[2]) or read(*a, **b))
     assert texts.dataset is not None
     for user in texts.dataset.users["user_id"][:3]:
         texts.recommend([user], text="item 14", k=2)
