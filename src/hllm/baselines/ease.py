@@ -72,6 +72,6 @@ def check_size(dataset: Dataset) -> None:
     m = int(np.count_nonzero(dataset.train_counts()))
     if m > MOST_ITEMS:
         raise DataError(
-            f"ease inverts a matrix of items x items, {m * m * 4 / 2**30:.1f} GiB of float32 for {m:,} items and "
-            f"hours beyond; it takes at most {MOST_ITEMS:,}. Use the baseline item-knn"
+            f"ease inverts a matrix of items x items, {m * m * 4 / 2**30:.1f} GiB of float32 for {m:,} items, several "
+            f"times over, and its time grows as their cube; it takes at most {MOST_ITEMS:,}. Use the baseline item-knn"
         )

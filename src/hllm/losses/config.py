@@ -22,9 +22,8 @@ class ObjectiveConfig(Settings):
     # sampled: drawn by training events, evenly, or in part from the items nearest to the batch's targets, found anew
     # every epoch; the user's own items are then no negatives.
     negatives_by: Literal["counts", "uniform", "hard"] = "counts"
-    hard_share: float = Field(
-        default=0.5, gt=0, le=1
-    )  # of the negatives, drawn from the nearest; the rest by counts
+    # Of the negatives, what is drawn from the nearest; the rest comes by counts.
+    hard_share: float = Field(default=0.5, gt=0, le=1)
     logq: bool = True  # in_batch, sampled: scores are corrected for how often an item is a negative
     mask_history: bool = False  # in_batch, sampled: the user's own items are no negatives
     # sampled, in_batch: negatives whose item is closer to the target than this cosine are left out. ByteDance's

@@ -86,12 +86,10 @@ class HSTUUserModel(BlockStack):
 
     def layout(self, rows: Rows, signals: Signals) -> TimedLayout:
         plain = make_layout(rows, self.n_heads)
-        gaps = None
-        if self.time_bias and signals.clock:
-            by_bounds = rows.bounds is not None
-            gaps = (
-                Gaps(signals.times, None)
-                if by_bounds
-                else make_gaps(signals.times, rows, whole=plain.mask is not None)
-            )
+        if not (self.time_bias and signals.clock):
+            gaps = None
+        elif rows.bounds is not None:
+            gaps = Gaps(signals.times, None)
+        else:
+            gaps = make_gaps(signals.times, rows, whole=plain.mask is not None)
         return TimedLayout(rows, plain.mask, gaps=gaps)

@@ -8,10 +8,8 @@ from torch import Tensor
 
 from hllm.packing import Rows
 
-LOG_STEP = (
-    0.301  # each bucket is e^.301 = 1.35 times as long as the one before, as in generative-recommenders
-)
-N_BUCKETS = 72  # up to 2^31 seconds
+# Each bucket is e^.301 = 1.35 times as long as the one before, as in generative-recommenders; 72 reach 2^31 seconds.
+LOG_STEP, N_BUCKETS = 0.301, 72
 
 
 @dataclass(frozen=True)

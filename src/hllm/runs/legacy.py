@@ -26,9 +26,8 @@ def upgraded(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A version 1 `config.json` and its weights, as version 2 has them."""
     tensors = dict(tensors)
-    trained = tensors.pop(
-        "source.trained"
-    )  # bool (n + 1,): rows of other items were masked, now they are zero
+    # bool (n + 1,): rows of other items were masked, now they are zero.
+    trained = tensors.pop("source.trained")
     new = {_new_name(name): value for name, value in tensors.items()}
     if "source.parts.ids.weight" in new:
         new["source.parts.ids.weight"] = new["source.parts.ids.weight"] * trained.unsqueeze(1)

@@ -32,9 +32,8 @@ class RunRecord:
     best: dict[str, Any] = field(default_factory=dict)
     seconds: float | None = None  # of training and validation
     peak_gpu_memory_gib: float | None = None
-    lineage: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # updates since the first training, oldest first
+    # Updates since the first training, oldest first.
+    lineage: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def imported(self) -> str | None:

@@ -21,11 +21,9 @@ LAZY_FACTOR = 6
 # An epoch has about STEPS batches, of a power of two of targets within BATCHES: a few large batches an epoch learn
 # less from the same events, and more are not better (benchmarks/results/recipe_h100.json).
 STEPS, BATCHES = 40, (2048, 8192)
-EPOCHS, LEAST_STEPS = (
-    60,
-    600,
-)  # of a training, at most: EPOCHS, or more where these have fewer steps than LEAST_STEPS
-PATIENCE = 6  # a training ends after this part of its epochs without a better validation
+# A training has EPOCHS at most, or more where these have fewer steps than LEAST_STEPS. It ends after one PATIENCE-th
+# of them without a better validation.
+EPOCHS, LEAST_STEPS, PATIENCE = 60, 600, 6
 
 
 def settled(data: Dataset, config: Config) -> Config:
@@ -52,9 +50,8 @@ def _with_length(data: Dataset, config: Config) -> Config:
     given: dict[str, int] = {}
     if training.batch_tokens is None:
         fitting = min(max(2 ** round(math.log2(max(1, n / STEPS))), BATCHES[0]), BATCHES[1])
-        given["batch_tokens"] = (
-            BATCHES[1] if config.items.live else fitting
-        )  # a step of an item LLM costs its items
+        # A step of a trained item LLM costs what it encodes, so that few large ones are cheaper.
+        given["batch_tokens"] = BATCHES[1] if config.items.live else fitting
     if training.epochs is None:
         steps = math.ceil(n / (training.batch_tokens or given["batch_tokens"])) or 1
         given["epochs"] = epochs = max(EPOCHS, math.ceil(LEAST_STEPS / steps))

@@ -83,13 +83,12 @@ class Runtime(Settings):
     kernels: bool = True  # on an NVIDIA GPU, attention and loss of captured steps by kernels of our own
     # Compile the user model's blocks for captured steps. auto: where the training is long enough to pay for it.
     compile: Literal["auto"] | bool = "auto"
-    strategy: Literal["ddp", "fsdp", "zero1", "zero2", "zero3"] = (
-        "ddp"  # how several processes share a training
-    )
+    # How several processes share a training.
+    strategy: Literal["ddp", "fsdp", "zero1", "zero2", "zero3"] = "ddp"
     deepspeed: str | None = None  # a DeepSpeed configuration file to use with zero1 to zero3
     checkpoint_share: float = Field(
         default=0.02, gt=0, le=1
-    )  # of the time, spent on writing checkpoints at most
+    )  # of the time at most, spent on writing checkpoints
 
 
 def chosen(value: int | None) -> int:

@@ -232,9 +232,8 @@ class Trainer:
                 bar.advance()
         best = self.best  # saving moves it from memory to its file
         self.save()
-        if self.ranks.most(
-            interruption.requested
-        ):  # during the last validation: what comes after training is not wanted
+        # Asked for during the last validation: what comes after training is not wanted.
+        if self.ranks.most(interruption.requested):
             raise Stopped(f"stopped after step {self.state.step}, the last one")
         self._load_best(best)
         self.optimizer.release()

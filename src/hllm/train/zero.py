@@ -68,9 +68,8 @@ class ZeroOptimizer(Optimizer):
 
             def joined(*arguments: Any, **options: Any) -> Tensor:
                 own = torch.as_tensor(of_models(*arguments, **options), device=self._rest_norm.device)
-                return torch.where(
-                    own < 0, own, torch.hypot(own, self._rest_norm.to(own.dtype))
-                )  # -1: no number
+                both = torch.hypot(own, self._rest_norm.to(own.dtype))
+                return torch.where(own < 0, own, both)  # -1: no number
 
             self.zero.scaled_global_norm = joined
             return

@@ -97,9 +97,8 @@ class PackedModel(nn.Module):
     def checkpointing(self) -> Iterator[None]:
         """Forward passes inside keep the layers' inputs alone, in training mode."""
         model: Any = self.model
-        name = (
-            "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
-        )  # its new name
+        # What newer releases of transformers call it, or all others.
+        name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
         getattr(model, f"{name}_checkpointing_enable")({"use_reentrant": False})
         try:
             yield

@@ -90,9 +90,8 @@ class Chunks:
     def _spend(self, parts: Sequence[Tensor], fresh: bool) -> bool:
         """Whether memory sufficed; if not, the gradients are empty again."""
         try:
-            for i in range(
-                len(parts) - 1, -1, -1
-            ):  # kept graphs first: nothing runs again while they are there
+            # Kept graphs, the last parts, first: nothing runs again while they are there.
+            for i in reversed(range(len(parts))):
                 if i in self.kept:
                     self._spend_at(self.kept.pop(i), parts[i], i > 0)
                 else:

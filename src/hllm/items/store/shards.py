@@ -47,10 +47,8 @@ def text_key(text: str) -> bytes:
 def spec_key(spec: Mapping[str, Any]) -> str:
     """Name (16 hex digits) of the store that holds embeddings of this specification."""
     model = str(spec["model"])
-    for path in (
-        PurePosixPath(model),
-        PureWindowsPath(model),
-    ):  # folders may be moved, also to another system
+    # Folders may be moved, also to another system.
+    for path in (PurePosixPath(model), PureWindowsPath(model)):
         if path.is_absolute():
             model = path.name
             break
