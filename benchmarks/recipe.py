@@ -19,6 +19,7 @@ import datetime
 import json
 import math
 import multiprocessing
+import os
 import statistics
 import time
 from pathlib import Path
@@ -91,12 +92,12 @@ def train_row(packs: Path, preset: str, job: Job, device: str) -> dict[str, Any]
     }  # fmt: skip
 
 
-def work(packs: Path, preset: str, device: str, jobs: Any, done: Any) -> None:
+def work(packs: Path, preset: str, device: str, workers: int, jobs: Any, done: Any) -> None:
     """Train what comes, until None does."""
     import torch
 
-    if device == "cpu":
-        torch.set_num_threads(1)
+    # Threads of several processes that wait for each other make steps a hundred times slower.
+    torch.set_num_threads(1 if device == "cpu" else max(1, (os.cpu_count() or 1) // workers))
     while (job := jobs.get()) is not None:
         try:
             done.put((job, train_row(packs, preset, job, device)))
@@ -129,7 +130,7 @@ def run(args: argparse.Namespace) -> None:
         longest[r["data"]] = max(longest.get(r["data"], 0.0), r["seconds"])
     context = multiprocessing.get_context("spawn")
     jobs, done = context.Queue(), context.Queue()
-    given = (args.packs, args.preset, args.device, jobs, done)
+    given = (args.packs, args.preset, args.device, args.workers, jobs, done)
     workers = [context.Process(target=work, args=given, daemon=True) for _ in range(args.workers)]
     for worker in workers:
         worker.start()

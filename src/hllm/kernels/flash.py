@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
+NOBODY = tl.constexpr(2**31 - 1)  # begins the history of a token past the last one, which sees nothing
 NONE_YET = tl.constexpr(-1e30)  # a peak below all scores, whose difference to -inf is no NaN
 
 
@@ -52,7 +53,7 @@ def forward(
     """out (T, H, D), and with a softmax its normaliser lse (H, T), to base 2."""
     head, begin = tl.program_id(1), tl.program_id(0) * B
     i, d = begin + tl.arange(0, B), tl.arange(0, D)
-    first = tl.load(first_ptr + i, mask=i < T, other=T)
+    first = tl.load(first_ptr + i, mask=i < T, other=NOBODY)
     q = tl.load(q_ptr + i[:, None] * stride + head * D + d[None, :], mask=i[:, None] < T, other=0.0)
     now = tl.load(seconds_ptr + i, mask=i < T, other=0)[:, None] if BY_TIME else 0
     peak = tl.full((B,), NONE_YET, tl.float32)
@@ -103,7 +104,7 @@ def backward_queries(
     own = tl.program_id(0) * H + head
     c, d = tl.arange(0, B), tl.arange(0, D)
     i = begin + c
-    first = tl.load(first_ptr + i, mask=i < T, other=T)
+    first = tl.load(first_ptr + i, mask=i < T, other=NOBODY)
     at_q = i[:, None] * stride + head * D + d[None, :]
     at_out = i[:, None] * (H * D) + head * D + d[None, :]
     q = tl.load(q_ptr + at_q, mask=i[:, None] < T, other=0.0)
@@ -180,7 +181,7 @@ def backward_keys(
     grad_v = tl.zeros((B, D), tl.float32)
     for start in range(begin, stop, B):
         i = start + tl.arange(0, B)
-        first = tl.load(first_ptr + i, mask=i < T, other=T)
+        first = tl.load(first_ptr + i, mask=i < T, other=NOBODY)
         q = tl.load(q_ptr + i[:, None] * stride + head * D + d[None, :], mask=i[:, None] < T, other=0.0)
         at = i[:, None] * (H * D) + head * D + d[None, :]
         grad = tl.load(grad_ptr + at, mask=i[:, None] < T, other=0.0)
