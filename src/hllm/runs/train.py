@@ -29,7 +29,7 @@ from hllm.runs.settle import longest_batch, settled
 from hllm.runs.warm_start import start_from
 from hllm.train.config import TrainingConfig, chosen
 from hllm.train.files import read_identity
-from hllm.train.trainer import FitResult, Trainer
+from hllm.train.trainer import FitResult, Trainer, Validate
 
 if TYPE_CHECKING:
     from hllm.data.dataset import Histories
@@ -121,7 +121,7 @@ def make_trainer(
     """Everything that a training of `config` on `data` takes; the network is `start`, or freshly initialised."""
     ranks = now()
     config = settled(data, config)
-    training, max_len = config.training, parse_max_len(config.training.max_len)
+    training = config.training
     if start is not None:
         torch.manual_seed(training.seed)  # as building one does
         network = start.to(device)
@@ -129,39 +129,27 @@ def make_trainer(
         network = build_network(data, config, embeddings, device)
         if training.init_from is not None:
             start_from(network, Path(training.init_from), data)
-    counts = data.train_counts()
     # A step of a live source costs what it encodes: never more than the loss needs.
     sampled = config.objective.loss in ("sampled", "in_batch")
     whole = False if config.items.live and sampled else None
     most = longest_batch(histories, config)
-    views = make_views(counts, config.objective, most, training.seed, device, whole)
-    of_batch = isinstance(views, BatchItems)
+    views = make_views(data.train_counts(), config.objective, most, training.seed, device, whole)
     loader = TrainLoader(
         histories,
-        max_len,
+        parse_max_len(training.max_len),
         chosen(training.batch_tokens),
         training.seed,
-        "cpu" if of_batch else device,  # the batch's items are found on the host
+        "cpu" if isinstance(views, BatchItems) else device,  # the batch's items are found on the host
         training.windows,
         training.passes,
     )
-
-    def validate(model: Network) -> dict[str, float]:
-        ks = sorted({10, int(training.valid_metric.partition("@")[2])})
-        sample: dict[str, Any] = {"users": validation_users(data, training), "sample_seed": training.seed}
-        sample["ranks"] = ranks
-        if device.type == "cuda":  # which waits for what a host launches: few large blocks
-            sample["batch_users"] = 2048
-        found = evaluate(model, data, "validation", ks, max_len=max_len, bootstrap=0, details=False, **sample)
-        return found.values
-
     return Trainer(
         network,
         loader,
         views,
         make_objective(config.objective),
         training,
-        validate,
+        validator(data, training, device, ranks),
         device=device,
         runtime=config.runtime,
         lazy=training.id_updates == "lazy",
@@ -171,6 +159,22 @@ def make_trainer(
         show=show,
         ranks=ranks,
     )
+
+
+def validator(data: Dataset, training: TrainingConfig, device: torch.device, ranks: Ranks) -> Validate:
+    """What a trainer validates by: a network to the metrics at 10 and at `valid_metric`'s k, without intervals."""
+    ks = sorted({10, int(training.valid_metric.partition("@")[2])})
+    options: dict[str, Any] = {
+        "max_len": parse_max_len(training.max_len),
+        "users": validation_users(data, training),
+        "sample_seed": training.seed,
+        "bootstrap": 0,
+        "details": False,
+        "ranks": ranks,
+    }
+    if device.type == "cuda":  # which waits for what a host launches: few large blocks
+        options["batch_users"] = 2048
+    return lambda network: evaluate(network, data, "validation", ks, **options).values
 
 
 def validation_users(data: Dataset, training: TrainingConfig) -> int | None:
