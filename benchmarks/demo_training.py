@@ -35,16 +35,8 @@ def train(checkout: Path, dataset: Path, seed: int, args: argparse.Namespace) ->
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         command = [sys.executable, "-m", "hllm", "train", str(dataset), "--preset", args.preset]
-        command += [
-            "--set",
-            f"seed={seed}",
-            "--item-llm",
-            args.item_llm,
-            "--device",
-            "cpu",
-            "--out",
-            str(run),
-        ]
+        command += ["--set", f"seed={seed}", "--set", f"item_llm={args.item_llm}", "--device", "cpu"]
+        command += ["--out", str(run)]
         environment = os.environ | {"PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": str(args.threads)}
         before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
         subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)

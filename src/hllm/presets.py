@@ -28,7 +28,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # HSTU's layers (Zhai et al., 2024) on ids alone: pointwise attention, position and time bias.
     "hstu": {"item_llm": None, "id_embedding": True, "user_model": "hstu", "n_layers": 8},
-    # A small hllm-lite that a two-core machine trains in about two minutes.
+    # A small hllm-lite that a two-core machine trains in a minute or two. A validation reads as many events as an
+    # epoch trains on: every other epoch has one, the last one too.
     "demo": {
         "d_model": 128,
         "n_layers": 2,
@@ -38,6 +39,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dropout": 0.3,
         "learning_rate": 3e-3,
         "epochs": 12,
+        "eval_every": 2,
         "batch_tokens": 4096,
         "warmup_ratio": 0.05,
         "min_lr_ratio": 0.01,
