@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from hllm.models import branches
 from hllm.models.attention import make_layout
-from hllm.models.block import GatedBlock
+from hllm.models.block import GatedBlock, RMSNorm
 from hllm.packing import Batch, make_rows, offsets_of
 
 D, HEADS = 8, 2
@@ -38,11 +39,12 @@ def both_ways(
 
         monkeypatch.setattr(branches, "by_hand", choose)
         torch.manual_seed(1)
+        used.clear()
         out = block(x, layout)
+        assert any(used) is wanted
         named = {"x": x, **dict(block.named_parameters())}
         grads = torch.autograd.grad(out, list(named.values()), upstream)
         found.append((out.detach(), dict(zip(named, grads, strict=True))))
-    assert used == [False, True]
     return found
 
 
@@ -67,3 +69,18 @@ def test_only_where_a_graph_is_made_in_full_precision() -> None:
         assert not branches.by_hand(x)
     with torch.autocast("cpu", torch.bfloat16):
         assert not branches.by_hand(x)
+
+
+def test_the_norm_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(branches, "CHUNK", 3)
+    torch.manual_seed(0)
+    norm = RMSNorm(D).double()
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(8, D, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn_like(x)
+    found = []
+    for form in (norm, lambda x: F.rms_norm(x, (D,), norm.weight)):
+        out = form(x)
+        found.append((out.detach(), *torch.autograd.grad(out, [x, norm.weight], upstream)))
+    assert type(norm(x).grad_fn).__name__ == "_NormaliseBackward"
+    torch.testing.assert_close(found[0], found[1], atol=1e-12, rtol=1e-12)

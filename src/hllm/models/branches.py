@@ -4,6 +4,7 @@ Written as modules (block.py), a block reads and writes (T, d) and (T, 2 hidden)
 backward, which a CPU's caches don't hold. Here about a thousand tokens at a time go through all of it, and what is kept
 for backward is what cannot be made again cheaply. Same formulas, same random numbers; sums in another order.
 
+    normalised  RMSNorm(x)
     project   x -> h = RMSNorm(x) -> h Q (queries, keys, values), h G + b (logits of the gate)
     rejoin    x + dropout(sigmoid(logits) * (mixed O))
     ffn       x + dropout(sigmoid(h G + b) * (SiLU(h U) * (h V)) D), h = RMSNorm(x)
@@ -29,6 +30,11 @@ def by_hand(x: Tensor) -> bool:
         and x.dtype in (torch.float32, torch.float64)
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def normalised(x: Tensor, norm: nn.RMSNorm) -> Tensor:
+    """RMSNorm of x (T, d)."""
+    return _Normalise.apply(x, norm.weight, _eps(norm, x))
 
 
 def project(x: Tensor, norm: nn.RMSNorm, qkv: nn.Linear, gate: nn.Linear) -> tuple[Tensor, Tensor]:
@@ -70,6 +76,26 @@ def _norm_backward(grad: Tensor, unit: Tensor, scale: Tensor, weight: Tensor, gr
     grad *= weight
     along = (grad * unit).mean(1, keepdim=True)
     return grad.addcmul_(unit, along, value=-1).mul_(scale)
+
+
+class _Normalise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, eps):  # type: ignore[no-untyped-def]
+        out = torch.empty_like(x)
+        for c in _chunks(x.shape[0]):
+            torch.mul(_norm(x[c], eps)[0], weight, out=out[c])
+        ctx.save_for_backward(x, weight)
+        ctx.eps = eps
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        x, weight = ctx.saved_tensors
+        grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight)
+        for c in _chunks(x.shape[0]):
+            unit, scale = _norm(x[c], ctx.eps)
+            grad_x[c] = _norm_backward(grad[c].clone(), unit, scale, weight, grad_weight)
+        return grad_x, grad_weight, None
 
 
 class _Project(torch.autograd.Function):
