@@ -17,7 +17,7 @@ from hllm.models.config import ScorerConfig, UsersConfig
 from hllm.models.gated import GatedUserModel
 from hllm.models.hllm import HLLM, Network
 from hllm.models.scorers import make_scorer
-from hllm.packing import Batch, make_rows
+from hllm.packing import Batch, last_positions, make_rows
 from hllm.testing.live import TinyLiveText
 
 MakeNetwork = Callable[..., Network]
@@ -171,18 +171,33 @@ def test_a_cpu_reads_histories_some_at_a_time(
 ) -> None:
     """Outputs in float64, to 1e-12, however few tokens it reads at once."""
     network, batch = make_network().eval(), make_batch(HISTORIES)
-    whole, read, hidden = network.query(batch), [], network.model.hidden
+    whole, read, hidden = network.query(batch), [], network.model.last_hidden
 
     def noted(part: Batch, x: torch.Tensor) -> torch.Tensor:
         read.append(part.n_tokens)
         return hidden(part, x)
 
-    monkeypatch.setattr(network.model, "hidden", noted)
+    monkeypatch.setattr(network.model, "last_hidden", noted)
     for tokens, wanted in [(10, [9, 17, 2]), (100, [28])]:
         monkeypatch.setattr(hllm_module, "CPU_TOKENS", tokens)
         read.clear()
         torch.testing.assert_close(network.query(batch), whole, atol=1e-12, rtol=0)
         assert read == wanted
+
+
+def test_the_last_events_states_alone(make_batch: MakeBatch) -> None:
+    """What ranking on a CPU computes of a gated model, against the states of all events, in float64, to 1e-12."""
+    torch.manual_seed(0)
+    for n_layers in (1, 3):
+        users = UsersConfig(d_model=8, n_layers=n_layers, n_heads=2, max_distance=6)
+        model = HLLM(GatedUserModel(users, 8), make_scorer(ScorerConfig())).double().eval()
+        for p in model.parameters():
+            torch.nn.init.normal_(p)
+        batch = make_batch(HISTORIES)
+        x = torch.randn(batch.n_tokens, 8, dtype=torch.float64)
+        with torch.no_grad():
+            wanted = model.hidden(batch, x)[last_positions(batch.offsets)]
+            torch.testing.assert_close(model.last_hidden(batch, x), wanted, atol=1e-12, rtol=0)
 
 
 def test_masking_hides_inputs_in_training_only(

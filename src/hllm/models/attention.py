@@ -23,7 +23,7 @@ from hllm.kernels.attention import packed_attention
 from hllm.models.relbias import by_distance_matrix, distance_bias
 from hllm.models.spans import Spans, attend_spans, make_spans
 from hllm.models.timebias import LOG_STEP, Gaps, gap_bias
-from hllm.packing import Rows
+from hllm.packing import Rows, last_positions, segment_ids
 
 MASK_ENTRIES = 1 << 27  # entries (B, H, R, R) of mask and bias above which queries go in blocks
 
@@ -98,6 +98,25 @@ def attend(
         longest = max(b - a for a, b in layout.spans)
         return attend_spans(qkv, by_distance_matrix(by_distance[:, :longest]), layout.spans)
     return mix(qkv, layout, softmax, random=dropout > 0)
+
+
+def attend_last(q: Tensor, kv: Tensor, offsets: Tensor, by_distance: Tensor) -> Tensor:
+    """`attend` for the last token of each sequence alone, of packed ones that none is empty of.
+
+    q (U, H, D) its queries; kv (T, 2, H, D) keys and values of all; offsets (U + 1,); by_distance (H, R). Returns
+    (U, H, D).
+    """
+    (u, n_heads, width), t = q.shape, kv.shape[0]
+    k, v = kv.unbind(1)
+    whose = segment_ids(offsets, t)  # (T,)
+    distance = last_positions(offsets)[whose] - torch.arange(t, device=q.device)
+    scores = (q[whose] * k).sum(2) * width**-0.5 + by_distance.T[distance]  # (T, H)
+    each = whose.unsqueeze(1).expand(t, n_heads)
+    peak = scores.new_full((u, n_heads), float("-inf")).scatter_reduce_(0, each, scores, "amax")
+    weights = (scores - peak[whose]).exp_()
+    total = scores.new_zeros(u, n_heads).index_add_(0, whose, weights)
+    mixed = q.new_zeros(u, n_heads, width).index_add_(0, whose, weights.unsqueeze(2) * v)
+    return mixed / total.unsqueeze(2)
 
 
 def attend_pointwise(

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hllm.models import branches
-from hllm.models.attention import Layout, attend
+from hllm.models.attention import Layout, attend, attend_last
 from hllm.models.relbias import RelativePositionBias
+from hllm.packing import last_positions
 
 
 class RMSNorm(nn.RMSNorm):
@@ -61,6 +62,14 @@ class Attention(nn.Module):
         mixed = attend(qkv.view(t, 3, self.n_heads, d // self.n_heads), layout, self.bias(layout.length))
         return mixed.reshape(t, d)
 
+    def last(self, x: Tensor, ends: Tensor, layout: Layout, offsets: Tensor) -> Tensor:
+        """(U, d) of each sequence's last token, `ends` (U, d) among x (T, d)."""
+        t, d = x.shape
+        own, others = self.qkv.weight.split((d, 2 * d))
+        q = F.linear(ends, own).view(-1, self.n_heads, d // self.n_heads)
+        kv = F.linear(x, others).view(t, 2, self.n_heads, d // self.n_heads)
+        return self.out(attend_last(q, kv, offsets, self.bias(layout.length)).reshape(-1, d))
+
 
 class SwiGLU(nn.Module):
     """Feed-forward layer with a SiLU gate (Shazeer, 2020)."""
@@ -99,6 +108,16 @@ class GatedBlock(nn.Module):
             return self._by_hand(x, layout)
         h = self.attention_norm(x)
         x = x + self.dropout(torch.sigmoid(self.attention_gate(h)) * self.attention(h, layout))
+        h = self.ffn_norm(x)
+        return x + self.dropout(torch.sigmoid(self.ffn_gate(h)) * self.ffn(h))
+
+    def last(self, x: Tensor, layout: Layout, offsets: Tensor) -> Tensor:
+        """What `forward` gives at each sequence's last token (U, d); of the others it takes keys and values alone."""
+        h = self.attention_norm(x)
+        ends = last_positions(offsets)
+        x, own = x[ends], h[ends]
+        mixed = self.attention.last(h, own, layout, offsets)
+        x = x + self.dropout(torch.sigmoid(self.attention_gate(own)) * mixed)
         h = self.ffn_norm(x)
         return x + self.dropout(torch.sigmoid(self.ffn_gate(h)) * self.ffn(h))
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hllm.models.block import GatedBlock
 from hllm.models.config import UsersConfig
 from hllm.models.stack import BlockStack
+from hllm.packing import Rows, Signals
 from hllm.settings import heads_of
 
 
@@ -23,6 +24,15 @@ class GatedUserModel(BlockStack):
         )
         super().__init__(users, width, n_heads, blocks)
         self.reset_parameters()
+
+    def last(self, x: Tensor, rows: Rows, signals: Signals, offsets: Tensor) -> Tensor:
+        """What `forward` gives at the last token of each sequence (U, d), none of them empty, for ranking on a CPU."""
+        layout = self.layout(rows, signals)
+        x = self.enter(x)
+        *before, final = self.blocks
+        for block in before:
+            x = block(x, layout)
+        return self.norm(final.last(x, layout, offsets))  # type: ignore[operator]
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

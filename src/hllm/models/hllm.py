@@ -66,6 +66,19 @@ class HLLM(nn.Module):
         """Hidden states (T, w) of a batch whose events have the vectors `x` (T, w)."""
         return self.user_model(x, batch.rows or self._rows(batch, x), batch.signals)
 
+    def last_hidden(self, batch: Batch, x: Tensor) -> Tensor:
+        """Hidden states (U, w) of each sequence's last event."""
+        last: Any = getattr(self.user_model, "last", None)
+        if (
+            last is None
+            or batch.rows is not None
+            or x.device.type != "cpu"
+            or torch.is_autocast_enabled("cpu")
+        ):
+            return self.hidden(batch, x)[last_positions(batch.offsets)]
+        states: Tensor = last(x, self._rows(batch, x), batch.signals, batch.offsets)
+        return states
+
     def _rows(self, batch: Batch, x: Tensor) -> Rows:
         """How attention lays the batch out: not at all where it ranks in bf16 on a GPU with kernels of ours."""
         ranks = not torch.is_grad_enabled() and torch.is_autocast_enabled(x.device.type)
@@ -161,8 +174,7 @@ class Network(nn.Module):
         return torch.cat([self._query(part, raw) for part in split(batch, CPU_TOKENS)])
 
     def _query(self, batch: Batch, raw: Tensor) -> Tensor:
-        hidden = self.model.hidden(batch, raw[batch.tokens])
-        return self.model.scorer.query(hidden[last_positions(batch.offsets)])
+        return self.model.scorer.query(self.model.last_hidden(batch, raw[batch.tokens]))
 
     @torch.no_grad()
     def score(self, query: Tensor, tokens: Tensor) -> Tensor:
