@@ -58,6 +58,8 @@ def test_the_choice_is_said_in_a_line(data: Dataset) -> None:
     said = choices(data, settled(data, config(**FEW)))
     assert said is not None and "the batch's items" in said and "id_updates=lazy" in said
     assert choices(data, settled(data, config())) is None
+    many = choices(data, settled(data, config(loss="sampled", label_smoothing=0.0)))
+    assert many == "n_negatives=512 draws of 40 items: loss=cross_entropy compares with each item once"
 
 
 def test_lazy_adam_is_refused() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hllm.evaluate.evaluation import parse_max_len
-from hllm.losses.views import BatchItems, most_items, takes_batch_items
+from hllm.losses.views import DRAWN, BatchItems, most_items, takes_batch_items
 from hllm.train.config import chosen
 
 if TYPE_CHECKING:
@@ -85,12 +85,17 @@ def length(config: Config) -> str:
 
 
 def choices(data: Dataset, config: Config) -> str | None:
-    """In a line, how a step of a settled configuration spares the whole catalogue; None where it does not."""
+    """In a line, how a step of a settled configuration spares the whole catalogue, or could; None for neither."""
     parts = []
     tokens = longest_batch(data.train_histories(), config)
     if takes_batch_items(data.train_counts(), config.objective, tokens):
         parts.append(
             f"each step takes {BatchItems.kind}, not all {data.n_candidates:,} (loss={config.objective.loss})"
+        )
+    n, m = config.objective.n_negatives or DRAWN, int(np.count_nonzero(data.train_counts()))
+    if config.objective.loss == "sampled" and n >= m:
+        parts.append(
+            f"n_negatives={n:,} draws of {m:,} items: loss=cross_entropy compares with each item once"
         )
     if config.training.id_updates == "lazy":
         parts.append("ID rows are updated when a step needs them (id_updates=lazy)")
