@@ -326,7 +326,14 @@ def ten() -> tuple[torch.Tensor, Queries]:
     return scores, _with_target([[1]] * 10, list(range(2, 12)))
 
 
-def test_a_block_is_prepared_while_the_one_before_is_under_way(ten, monkeypatch) -> None:
+@pytest.fixture(params=[False, True], ids=["in its turn", "ahead"])
+def ahead(request, monkeypatch) -> bool:
+    """Whether blocks are prepared ahead, as for a GPU."""
+    monkeypatch.setattr(ranking, "_overlaps", lambda device: request.param)
+    return request.param
+
+
+def test_a_block_is_prepared_while_the_one_before_is_under_way_on_a_gpu(ten, ahead, monkeypatch) -> None:
     """One block is launched at a time, and read before the next is launched."""
     told: list[str] = []
     plain = Block.check
@@ -348,14 +355,21 @@ def test_a_block_is_prepared_while_the_one_before_is_under_way(ten, monkeypatch)
     monkeypatch.setattr(Block, "check", read)
     for block in scan(Told(ten[0]), ten[1], RankOptions(np.arange(1, 31), batch_users=4), targets=True):
         told.append(f"given {block.part.start}")
-    assert told == [
-        *("prepare 0", "launch 0", "prepare 4", "read 0", "given 0"),
-        *("launch 4", "prepare 8", "read 4", "given 4"),
-        *("launch 8", "read 8", "given 8"),
-    ]
+    if ahead:
+        assert told == [
+            *("prepare 0", "launch 0", "prepare 4", "read 0", "given 0"),
+            *("launch 4", "prepare 8", "read 4", "given 4"),
+            *("launch 8", "read 8", "given 8"),
+        ]
+    else:
+        assert told == [f"{do} {i}" for i in (0, 4, 8) for do in ("prepare", "launch", "read", "given")]
 
 
-def test_who_stops_early_leaves_nothing_behind(ten) -> None:
+def test_only_a_gpu_leaves_the_host_time() -> None:
+    assert ranking._overlaps(torch.device("cuda:1")) and not ranking._overlaps(torch.device("cpu"))
+
+
+def test_who_stops_early_leaves_nothing_behind(ten, ahead) -> None:
     launched: list[int] = []
 
     class Launched(_Matrix):
@@ -377,7 +391,7 @@ def test_who_stops_early_leaves_nothing_behind(ten) -> None:
 
 
 @pytest.mark.parametrize("when", ["query", "tile", "reading"])
-def test_memory_that_runs_out_at_any_time(ten, when, monkeypatch) -> None:
+def test_memory_that_runs_out_at_any_time(ten, ahead, when, monkeypatch) -> None:
     """Blocks come in order, each query once, with the same ranks; what cannot be halved is told."""
     scores, queries = ten
     expected = target_ranks(_Matrix(scores), queries, RankOptions(np.arange(1, 31), tile_items=8)).ranks
@@ -428,7 +442,7 @@ def test_memory_that_runs_out_at_any_time(ten, when, monkeypatch) -> None:
         )
 
 
-def test_a_block_that_could_not_be_prepared_ahead_is_prepared_in_its_turn(ten, monkeypatch) -> None:
+def test_a_block_that_could_not_be_prepared_ahead_is_prepared_in_its_turn(ten, ahead, monkeypatch) -> None:
     """The block under way is not blamed, and the other one is halved where memory ran out."""
     full: list[slice] = []
 
@@ -441,7 +455,7 @@ def test_a_block_that_could_not_be_prepared_ahead_is_prepared_in_its_turn(ten, m
     monkeypatch.setattr(ranking, "query_batch", prepared)
     found = list(scan(_Matrix(ten[0]), ten[1], RankOptions(np.arange(1, 31), batch_users=4), targets=True))
     parts = [slice(0, 4), slice(4, 6), slice(6, 8), slice(8, 10)]
-    assert [b.part for b in found] == parts and full == [slice(4, 8)] * 2
+    assert [b.part for b in found] == parts and full == [slice(4, 8)] * (1 + ahead)
 
 
 def test_processes_launch_equally_many_blocks_and_give_their_own(ten) -> None:

@@ -212,7 +212,7 @@ class _Scan:
                 best.add(tile)
         # All is launched. What is read from here on waits for the GPU.
         ready = None
-        if following is not None:
+        if following is not None and _overlaps(device):
             with suppress(Exception):  # it is prepared once more in its own turn, and fails there
                 ready = self.prepare(following)
         block.check()
@@ -222,6 +222,11 @@ class _Scan:
             None if best is None else best.result(made.part.start, candidates),
         )
         return found, ready
+
+
+def _overlaps(device: torch.device) -> bool:
+    """Whether the host has time while a block is ranked; a CPU has none, and does better to give memory back first."""
+    return device.type != "cpu"
 
 
 def _hidden(
