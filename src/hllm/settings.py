@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 
@@ -52,6 +52,11 @@ class Settings(BaseModel):
     @classmethod
     def _checked(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         values = cls.arrange(values)
+        if isinstance(values, Mapping):
+            for name, value in values.items():  # pydantic takes true for 1
+                kind = cls.model_fields[name].annotation
+                if isinstance(value, bool) and _holds(kind, int, float) and not _holds(kind, bool):
+                    raise ConfigError(f"setting {name}={value}: must be a number")
         try:
             made = handler(values)
         except ValidationError as err:
@@ -67,6 +72,11 @@ class Settings(BaseModel):
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy with some settings changed, checked like a new one."""
         return type(self)(**{**self.model_dump(), **(update or {})})
+
+
+def _holds(annotation: Any, *kinds: type) -> bool:
+    """Whether one of `kinds` is a part of a type annotation."""
+    return annotation in kinds or any(_holds(part, *kinds) for part in get_args(annotation))
 
 
 def shown(value: Any) -> str:
