@@ -225,7 +225,7 @@ class _Scan:
 
 
 def _overlaps(device: torch.device) -> bool:
-    """Whether the host has time while a block is ranked; a CPU has none, and does better to give memory back first."""
+    """Whether the host has time while a block is ranked: beside a GPU, not where it ranks itself."""
     return device.type != "cpu"
 
 
