@@ -424,7 +424,7 @@ def cell(rows: list[dict[str, Any]], base: list[dict[str, Any]], split: str) -> 
     return found
 
 
-def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def summary(rows: list[dict[str, Any]], after: Path | None = None) -> dict[str, Any]:
     """Screened: seed 0, validation alone. Final: what has every seed, test beside validation."""
     groups = defaultdict(list)
     for result in rows:
@@ -439,12 +439,16 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
             screened.append({**about, "validation": entry, "cut": results[0]["cut"]})
         if not row.llm or len(results) == len(SEEDS):
             splits = {split: cell(results, base, split) for split in ("validation", "test")}
+            if ids := groups.get(Row(row.data, "", "", "", "", "id", -1)) if row.llm else None:
+                over = cell(results, ids, "test")
+                splits["over_ids"] = {name: over[name] for name in ("gain", "interval")}
             final.append({**about, "seeds": len(results), **splits})
     first = rows[0]
     return {
         "benchmark": "text_options", "metric": METRIC, "date": first["date"], "preset": PRESET,
         "trainings": len(rows),
-        "command": "python benchmarks/text_options.py DIR --out rows.jsonl",
+        "command": "python benchmarks/text_options.py DIR --out rows.jsonl"
+        + (f" --after {after}" if after else ""),
         **{name: first[name] for name in ("hardware", "versions")},
         "fingerprints": {r["data"]: r["fingerprint"] for r in rows},
         "screened": screened, "final": final,
@@ -456,7 +460,7 @@ def show(args: argparse.Namespace) -> None:
     rows = read(args.out)
     if not rows:
         raise SystemExit(f"{args.out} holds no results yet; run the command without --show first")
-    found = summary(rows)
+    found = summary(rows, args.after)
     print(
         f"{METRIC}, full ranking; {len(rows)} trainings of {PRESET}. Screened on {SCREENED}, validation, one seed:"
     )
@@ -466,12 +470,15 @@ def show(args: argparse.Namespace) -> None:
         print(f"| {_names(entry)} | {entry['inputs']} | {_cells(entry['validation'])} |")
     print("\nAll data sets, mean over seeds:")
     print(
-        "| data | item LLM | text | pooling | whitening | inputs | seeds | validation | gain | test | gain |"
+        "| data | item LLM | text | pooling | whitening | inputs | seeds | validation | gain | test | gain | over ids |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     for entry in sorted(found["final"], key=lambda e: (e["data"], e["inputs"], e["llm"])):
         splits = " | ".join(_cells(entry[split]) for split in ("validation", "test"))
-        print(f"| {entry['data']} | {_names(entry)} | {entry['inputs']} | {entry['seeds']} | {splits} |")
+        over = _gain(entry["over_ids"]) if "over_ids" in entry else ""
+        print(
+            f"| {entry['data']} | {_names(entry)} | {entry['inputs']} | {entry['seeds']} | {splits} | {over} |"
+        )
     if args.json:
         write_json(args.json, found)
 
@@ -481,10 +488,12 @@ def _names(entry: dict[str, Any]) -> str:
 
 
 def _cells(found: dict[str, Any]) -> str:
-    if "gain" not in found:
-        return f"{found[METRIC]:.4f} | "
+    return f"{found[METRIC]:.4f} | " + (_gain(found) if "gain" in found else "")
+
+
+def _gain(found: dict[str, Any]) -> str:
     low, high = found["interval"]
-    return f"{found[METRIC]:.4f} | {found['gain']:+.1%} [{low:+.1%}, {high:+.1%}]"
+    return f"{found['gain']:+.1%} [{low:+.1%}, {high:+.1%}]"
 
 
 def main() -> None:
