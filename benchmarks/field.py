@@ -75,11 +75,11 @@ OURS = {
     "hllm demo": ["--preset", "demo"],
     "hllm demo, ids alone": ["--preset", "demo", "--set", "item_llm=null"],
     "hllm-lite": ["--preset", "hllm-lite"],
-    "hllm-lite, window 800": ["--preset", "hllm-lite", "--set", "max_len=800"],
+    "hllm-lite, window 200": ["--preset", "hllm-lite", "--set", "max_len=200"],
     "hllm hstu": ["--preset", "hstu"],
     "hllm sasrec-paper": ["--preset", "sasrec-paper"],
 }
-FOR_A_GPU = ("hllm-lite", "hllm-lite, window 800", "hllm hstu")
+FOR_A_GPU = ("hllm-lite", "hllm-lite, window 200", "hllm hstu")
 FOR_A_CPU = ("hllm demo", "hllm demo, ids alone", "implicit ALS", "implicit item-kNN")
 
 

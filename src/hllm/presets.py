@@ -25,9 +25,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-3,
         "weight_decay": 0.0,
         "grad_clip": None,
+        "max_len": 200,
     },
     # HSTU's layers (Zhai et al., 2024) on ids alone: pointwise attention, position and time bias.
-    "hstu": {"item_llm": None, "id_embedding": True, "user_model": "hstu", "n_layers": 8},
+    "hstu": {"item_llm": None, "id_embedding": True, "user_model": "hstu", "n_layers": 8, "max_len": 200},
     # A small hllm-lite that a two-core machine trains in a minute or two. A validation reads as many events as an
     # epoch trains on: every other epoch has one, the last one too.
     "demo": {
@@ -43,6 +44,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_tokens": 4096,
         "warmup_ratio": 0.05,
         "min_lr_ratio": 0.01,
+        "max_len": 200,
     },
 }
 

@@ -22,7 +22,8 @@ class TrainingConfig(Settings):
     "every", whole histories in pieces, every event but a user's first a target once an epoch.
     """
 
-    max_len: int | Literal["all"] = 200  # events of a history that the model sees
+    # Events of a history that the model sees. 200 is usual; more pay on validation wherever histories are longer.
+    max_len: int | Literal["all"] = 800
     windows: Literal["random", "pieces", "every"] = "random"
     # How often an epoch goes over the data, each time in other windows.
     passes: int = Field(default=1, ge=1, le=10_000)
