@@ -7,8 +7,8 @@ embed`), so that nothing but training differs. Each turn trains with every check
 this environment with CHECKOUT/src in front, in the order given and with the seed of the turn. Rows are added to FILE,
 so that turns may be measured one call at a time: the next call goes on with the next seed.
 
-Seconds are the run's own: training with its validations, without loading, evaluation and report. CPU seconds are of
-the whole process.
+Seconds are the run's own: training with its validations, without loading, evaluation and report; they mean something
+on a machine that does nothing else. CPU seconds are of the whole process, loading, evaluation and report included.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
         own, first = ([row for row in rows if row["checkout"] == of] for of in (name, names[0]))
         keys = ("seconds", "process_cpu_seconds", "validation ndcg@10", "test ndcg@10")
         found[name] = {key: round(statistics.mean(row[key] for row in own), 4) for key in keys}
-        found[name]["seconds_to_first"] = round(
-            sum(row["seconds"] for row in own) / sum(row["seconds"] for row in first[: len(own)]), 3
-        )
+        for key in ("seconds", "process_cpu_seconds"):
+            of_first = sum(row[key] for row in first[: len(own)])
+            found[name][f"{key}_to_first"] = round(sum(row[key] for row in own) / of_first, 3)
     return found
 
 
@@ -96,7 +96,7 @@ def main() -> None:
             print(rows[-1], flush=True)
             document = {
                 "date": str(datetime.datetime.now(datetime.UTC).date()),
-                "command": hardware.command_line(),
+                "command": f"demo_training.py --preset {args.preset} --threads {args.threads}",
                 "hardware": hardware.describe_hardware(),
                 "threads": args.threads,
                 "versions": hardware.describe_versions(),
