@@ -141,11 +141,15 @@ def environment(peer: Peer, folder: Path) -> Path:
     return python
 
 
-def measured(command: list[str], log: Path, seconds: float, env: dict[str, str]) -> dict[str, Any]:
+def measured(
+    command: list[str], log: Path, seconds: float, env: dict[str, str], folder: Path | None = None
+) -> dict[str, Any]:
     """Run `command`; its seconds, CPU seconds and peak memory in MiB. Failed where it fails or takes too long."""
     started = time.monotonic()
     with log.open("a") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | env)
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | env, cwd=folder
+        )
         used = None
         while used is None:
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
@@ -205,7 +209,8 @@ def run_peer(peer: Peer, args: argparse.Namespace, work: Path, environments: Pat
     python = Path(sys.executable) if args.installed else environment(peer, environments)
     script = str(HERE / "peers" / peer.script)
     command = [str(python), script, peer.model, str(work), str(60 * args.minutes), args.device]
-    row = measured(command, work / "log.txt", 60 * args.minutes + GRACE, _threads(args.threads))
+    # Some write logs where they stand.
+    row = measured(command, work / "log.txt", 60 * args.minutes + GRACE, _threads(args.threads), work)
     return row | json.loads((work / "report.json").read_text())
 
 
