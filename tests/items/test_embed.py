@@ -444,7 +444,7 @@ def test_killed_twenty_times_nothing_is_encoded_twice_beyond_a_batch(make_datase
 
 
 def test_the_package_store_goes_on_without_asking_the_hub(make_dataset, llama, monkeypatch):
-    from hllm.items.encoders import hub
+    from hllm.items import resolve
     from hllm.items.encoders.hub import ModelFolder, weights_digest
 
     asked = []
@@ -453,7 +453,7 @@ def test_the_package_store_goes_on_without_asking_the_hub(make_dataset, llama, m
         asked.append(source)
         return ModelFolder(llama, "a package (GGUF)", None, weights_digest(llama))
 
-    monkeypatch.setattr(hub, "find_model", find)
+    monkeypatch.setattr(resolve, "find_model", find)
     data = make_dataset(["Up", "Seven"], [None] * 2)
     assert embed_quietly(data, "smollm2-135m").spec["source"] == "a package (GGUF)"
     embed_quietly(data, "smollm2-135m")

@@ -91,7 +91,10 @@ def test_options_on_the_command_line(llama, make_dataset, capsys) -> None:
         (["--template", "{title}", "--fields", "title"], "names its fields itself"),
         (["--template", "short"], "no format string with columns"),
         (["--field-tokens", "title"], "FIELD=TOKENS"),
-        (["--field-tokens", "brand=3", "--fields", "title"], "none of the fields"),
+        (
+            ["--field-tokens", "brand=3", "--fields", "title"],
+            "unknown text field that is read 'brand'; valid: title",
+        ),
         (["--long-text", "tail"], "heads"),
     ):
         assert main([*command, *wrong]) == 2

@@ -76,7 +76,8 @@ def test_case_d14_collapsed_items(tmp_path: Path, saved_every_step: None) -> Non
     data = Dataset.from_tables(events, items, time_unit="index")
     embed(data, "random", progress=False)
     settings = {"item_llm": "random", "id_embedding": False, "d_model": 16, "n_layers": 1, "epochs": 3}
-    recommender = Recommender(load_config("demo", overrides={**settings, "batch_tokens": 256}))
+    settings |= {"batch_tokens": 256, "eval_every": 1}
+    recommender = Recommender(load_config("demo", overrides=settings))
     run = tmp_path / "run"
     with pytest.raises(TrainingError, match="item vectors have collapsed to one direction in epoch 1"):
         recommender.fit(data, out=run, device="cpu", progress=False)
