@@ -8,6 +8,8 @@ import platform
 import re
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,6 +96,20 @@ def bf16_is_fast(device: torch.device | str) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
     return device.type == "cpu" and bool(_BF16_FLAGS & _cpu_info()[1])
+
+
+@contextmanager
+def cpu_products(precision: str) -> Iterator[None]:
+    """Matrix products of float32 on a CPU, where oneDNN makes them: "bf16" rounds their operands, "ieee" does not."""
+    import torch
+
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = matmul.fp32_precision
+    matmul.fp32_precision = precision
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def cpu_count() -> int:

@@ -6,12 +6,10 @@ The few calls a history take pay where histories are not too short (`LONG`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
+from hllm.hardware import cpu_products
 from hllm.packing import Rows
 
 Spans = tuple[tuple[int, int], ...]
@@ -45,21 +43,9 @@ def _blocks(a: int, b: int) -> list[tuple[int, int]]:
     return [(first, min(first + BLOCK, b)) for first in range(a, b, BLOCK)]
 
 
-@contextmanager
-def _float32_products() -> Iterator[None]:
-    """Products of float32 operands as they are (train/step.py may round them): these are too small to gain by it."""
-    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
-
-
 class _SpanAttention(torch.autograd.Function):
     @staticmethod
-    @_float32_products()
+    @cpu_products("ieee")  # train/step.py may round operands: these products are too small to gain by it
     def forward(ctx, qkv, bias, spans):  # type: ignore[no-untyped-def]
         scale = qkv.shape[3] ** -0.5
         out, kept = torch.empty_like(qkv[:, 0]), []
@@ -78,7 +64,7 @@ class _SpanAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @_float32_products()
+    @cpu_products("ieee")
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         qkv, out, *kept = ctx.saved_tensors
         scale = qkv.shape[3] ** -0.5

@@ -10,8 +10,8 @@ The user half never touches the source. On a CUDA device it is captured once as 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -43,8 +43,7 @@ def autocast(runtime: Runtime, device: torch.device) -> AbstractContextManager[o
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
-@contextmanager
-def cpu_products(runtime: Runtime, device: torch.device) -> Iterator[None]:
+def rounded_products(runtime: Runtime, device: torch.device) -> AbstractContextManager[object]:
     """Matrix products of float32 on a CPU with instructions for bf16: their operands are rounded to it, sums stay wide.
 
     By default, `precision=fp32` forbids it. Tensors are float32 all along, so nothing but products differs, and
@@ -52,15 +51,8 @@ def cpu_products(runtime: Runtime, device: torch.device) -> Iterator[None]:
     validated and ranked is computed in float32 throughout.
     """
     if device.type != "cpu" or runtime.precision != "auto" or not hardware.bf16_is_fast(device):
-        yield
-        return
-    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
+        return nullcontext()
+    return hardware.cpu_products("bf16")
 
 
 def gradient_plans(network: Network) -> list[str]:
@@ -94,7 +86,7 @@ class TrainStep:
         self.half = self.user_half  # or a captured form of it (train/captured.py)
 
     def __call__(self, batch: Batch, view: ItemView) -> Tensor:
-        with cpu_products(self.runtime, self.device):
+        with rounded_products(self.runtime, self.device):
             return self._step(batch, view)
 
     def _step(self, batch: Batch, view: ItemView) -> Tensor:
