@@ -200,6 +200,24 @@ def test_the_last_events_states_alone(make_batch: MakeBatch) -> None:
             torch.testing.assert_close(model.last_hidden(batch, x), wanted, atol=1e-12, rtol=0)
 
 
+def test_ranking_in_bf16_by_kernels_lays_nothing_out(
+    make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where kernels work, no rows are planned under autocast; everywhere else they are."""
+    model, batch = make_model(32), make_batch(HISTORIES)
+    x = torch.randn(batch.n_tokens, 32)
+    monkeypatch.setattr(hllm_module.kernels, "usable", lambda device: True)
+    with torch.no_grad():
+        assert model._rows(batch, x).bounds is None  # float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model._rows(batch, x).bounds is None  # a graph is made
+        with torch.no_grad():
+            rows = model._rows(batch, x)
+            assert rows.bounds is not None and rows.longest == max(len(h) for h in HISTORIES)
+            monkeypatch.setattr(hllm_module.kernels, "usable", lambda device: False)
+            assert model._rows(batch, x).bounds is None
+
+
 def test_masking_hides_inputs_in_training_only(
     make_network: MakeNetwork, make_batch: MakeBatch, forward: Forward
 ) -> None:

@@ -28,7 +28,7 @@ class Candidates:
 
     def __init__(self, tokens: np.ndarray) -> None:
         tokens = np.asarray(tokens, dtype=np.int64)
-        # Sorting takes half a second for a million tokens, which mostly come in order.
+        # Finding what is unique in a large catalogue can take longer than ranking it, and mostly it comes in order.
         self.scored = tokens.copy() if (np.diff(tokens) > 0).all() else np.unique(tokens)
         if len(self.scored) != len(tokens) or (len(tokens) and self.scored[0] < 1):
             raise DataError("candidates must be distinct tokens from 1; 0 is padding")

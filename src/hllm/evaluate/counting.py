@@ -7,6 +7,7 @@ they differ, the tiles are gone through once more with the score that the target
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import cache
 
@@ -120,7 +121,7 @@ def both_reaching(scores: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
 
 @cache
 def _compiles(device: str) -> bool:
-    """Whether the kernel that counts works here: tried once."""
+    """Whether the kernel that counts works here: tried once, and said where it does not."""
     from hllm.kernels import count
 
     try:
@@ -128,6 +129,7 @@ def _compiles(device: str) -> bool:
     except Exception as err:  # compilers raise whatever they like
         if is_out_of_memory(err):
             raise
+        warnings.warn(f"ranks are counted without their kernel: {err!r:.200}", stacklevel=4)
         return False
     return True
 

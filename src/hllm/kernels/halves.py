@@ -3,7 +3,8 @@
 A number is kept as the sum of two float16 ones, its rounding and what that left out: 22 bits of float32's 24. Three
 products of halves with float32 accumulators then make one product (Markidis et al., 2018, arXiv:1803.04014); the
 fourth, of what was left out on both sides, is below the last bit. Accumulators round more than float32 products do:
-of 2,048 numbers a row, the error is 3 times that of float32's own product (benchmarks/ranking_gpu.py).
+the error is up to six times that of float32's own product (tests/kernels/test_halves.py), and some ranks are others by
+a place or two of 400,000 (benchmarks/ranking_gpu.py).
 """
 
 from __future__ import annotations

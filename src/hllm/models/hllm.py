@@ -138,9 +138,8 @@ class Network(nn.Module):
             self._table = None  # two tables need not fit into memory
             parts = [m for root in (self.source, self.model.scorer) for m in root.modules()]
             self._holders = [held for m in parts for held in (m._parameters, m._buffers)]
-            with torch.inference_mode(
-                False
-            ):  # whoever asks first: what is kept may be read with gradients later
+            # Whoever asks first: what is kept may be read with gradients later.
+            with torch.inference_mode(False):
                 self._table = self._make_table()
             self._weights, self._step = list(self._state_now()), _steps[0]
         return self._table

@@ -28,7 +28,7 @@ from hllm.train.config import Runtime, TrainingConfig, chosen
 from hllm.train.step import autocast, use_bf16
 
 # Tokens x layers x width of a training from which compiling pays for itself about twice: on an H100, 60 epochs of
-# MovieLens-1M, 7 x 10^10, take 8 s less after 14 s of compiling (benchmarks/results/window_h100.json).
+# MovieLens-1M, 7 x 10^10, take 6 s less after 14 s of compiling (benchmarks/results/window_h100.json).
 WORTH = 25 * 10**10
 
 
