@@ -186,6 +186,47 @@ def test_one_setting_under_two_names() -> None:
     assert load_config("demo", overrides={"n_layers": 3, "users.n_layers": 3}).users.n_layers == 3
 
 
+@pytest.mark.parametrize("pairs", [["epochs=1", "epochs=2"], ["epochs=1", " training.epochs =2"]])
+def test_an_assignment_does_not_replace_another(pairs: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"--set gives epochs twice: 1 and 2; leave one out"):
+        parse_assignments(pairs)
+    assert parse_assignments([pairs[0], pairs[0]]) == {"epochs": 1}
+
+
+def test_an_assignment_does_not_lose_to_another_option() -> None:
+    with pytest.raises(ConfigError, match="capture is given twice: True by --set, False by another option"):
+        parse_assignments(["capture=true"], {"capture": False})
+    assert parse_assignments(["epochs=1"], {"capture": False}) == {"capture": False, "epochs": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("epochs: 1\nseed: 0\nepochs: 2\n", "'epochs' is given twice: '1' in line 1 and '2' in line 3"),
+        (
+            "users: {dropout: 0.1}\nusers: {n_layers: 3}\n",
+            "'users' is given twice: a list or section in line 1",
+        ),
+        (
+            "users:\n  n_layers: 3\n  'n_layers': 4\n",
+            "'n_layers' is given twice: '3' in line 2 and '4' in line 3",
+        ),
+    ],
+)
+def test_a_key_stands_once_in_a_file(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=f"config file .*run.yaml is not readable YAML: {message}"):
+        load_config("demo", file)
+
+
+def test_a_merged_key_may_be_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("users: {<<: {n_layers: 3, dropout: 0.5}, n_layers: 4}\n")
+    users = load_config("demo", file).users
+    assert (users.n_layers, users.dropout) == (4, 0.5)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

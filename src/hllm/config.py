@@ -213,13 +213,13 @@ def make_config(values: Mapping[str, Any]) -> Config:
     return Config(**nest(spread(values)))
 
 
-def parse_assignments(pairs: list[str]) -> dict[str, Any]:
-    """Parse `key=value` strings of `--set` to values by short name.
+def parse_assignments(pairs: list[str], flags: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Parse `key=value` strings of `--set` to values by short name; with `flags`, what other options set beside them.
 
     Values are YAML scalars or lists (`1e-3`, `true`, `null`, `[a, b]`). Raises ConfigError for an
-    unknown key.
+    unknown key, and for a setting with two values.
     """
-    values = {}
+    values = dict(flags or {})
     for pair in pairs:
         text("an assignment", pair)
         key, equals, written = pair.partition("=")
@@ -227,7 +227,15 @@ def parse_assignments(pairs: list[str]) -> dict[str, Any]:
             raise ConfigError(f"--set {shown(pair)} is not key=value, for example --set epochs=20")
         key = key.strip()
         name = key if key in SECTIONS else dotted_name(key).rpartition(".")[2]
-        values[name] = _scalar(written)
+        value = _scalar(written)
+        if name in values and values[name] != value:
+            old, new = shown(values[name]), shown(value)
+            if name in (flags or {}):
+                raise ConfigError(
+                    f"{name} is given twice: {new} by --set, {old} by another option; leave one out"
+                )
+            raise ConfigError(f"--set gives {name} twice: {old} and {new}; leave one out")
+        values[name] = value
     return values
 
 
@@ -243,6 +251,26 @@ def _scalar(text: str) -> Any:
     return value if quoted or value is None or isinstance(value, bool | int | float | list) else text
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML whose mappings name a key once, as its standard asks; PyYAML itself keeps the last one silently."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        seen: dict[tuple[str, str], Any] = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            first = seen.setdefault((key.tag, key.value), value)
+            if first is not value:
+                one, two = (
+                    f"{shown(v.value) if isinstance(v, yaml.ScalarNode) else 'a list or section'} in line "
+                    f"{v.start_mark.line + 1}"
+                    for v in (first, value)
+                )
+                raise yaml.YAMLError(f"{shown(key.value)} is given twice: {one} and {two}; leave one out")
+        return node
+
+
 def _is_number(text: str) -> bool:
     try:
         float(text)
@@ -256,7 +284,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         if (size := path.stat().st_size) > MAX_FILE:
             raise ConfigError(f"config file {path} has {size:,} bytes, settings at most {MAX_FILE:,}")
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except FileNotFoundError as err:
         raise ConfigError(f"config file {path} not found") from err
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as err:

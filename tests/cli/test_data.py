@@ -143,6 +143,7 @@ def test_fetch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("prepare ml-100k --out {out} --user-col x", "user_col does not belong to ml-100k"),
         ("prepare ml-100k --out {out} --ratio a,b", "--ratio 'a,b'"),
         ("prepare ml-100k --out {out} --option x", "is not KEY=VALUE"),
+        ("prepare ml-100k --out {out} --option a-b=1 --option a_b=2", "--option gives a_b twice: 1 and '2'"),
         ("prepare ml-100k --out {tmp}", "choose another folder"),
         ("prepare ml-100k", "--out"),
         ("prepare ml-100k --out {out} --split random", "unknown split 'random'"),

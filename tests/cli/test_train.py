@@ -374,6 +374,11 @@ def test_nothing_to_resume(command: Callable[..., list[str]], tmp_path: Path, ca
         (["--preset", "hllm-light"], "unknown preset 'hllm-light' (did you mean 'hllm-lite'?); valid: "),
         (["--set", "epoch=3"], "unknown setting 'epoch' (did you mean 'epochs'?)"),
         (["--set", "epochs"], "is not key=value"),
+        (["--set", "epochs=1", "--set", "training.epochs=2"], "--set gives epochs twice: 1 and 2"),
+        (
+            ["--no-capture", "--set", "capture=true"],
+            "capture is given twice: True by --set, False by another",
+        ),
         (["--set", "epochs=many"], "setting epochs='many'"),
         (["--set", "epochs=0"], "setting epochs=0"),
         (["--set", "d_model=30"], "d_model=30 is not a multiple of n_heads=4"),

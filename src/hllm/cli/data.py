@@ -270,13 +270,16 @@ def _assignments(pairs: list[str]) -> dict[str, Any]:
     """`KEY=VALUE` of --option, values as YAML scalars."""
     import yaml
 
-    values = {}
+    values: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals:
             raise ConfigError(f"--option {pair!r} is not KEY=VALUE")
+        name = key.strip().replace("-", "_")
+        if name in values:
+            raise ConfigError(f"--option gives {name} twice: {values[name]!r} and {text!r}; leave one out")
         try:
-            values[key.strip().replace("-", "_")] = yaml.safe_load(text)
+            values[name] = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError) as err:
             raise ConfigError(
                 f"--option {pair!r}: {text!r} is no YAML value ({str(err).splitlines()[0]}); quote it, as in "

@@ -74,11 +74,12 @@ def train(
 
     hardware.check_device(device)  # mistakes are answered before torch is imported, where that is possible
     data = Dataset.load(dataset)
-    given = parse_assignments(set_) | ({"capture": False} if no_capture else {})
-    given |= processes.strategy_settings(strategy)
+    flags: dict[str, Any] = {"capture": False} if no_capture else {}
+    flags |= processes.strategy_settings(strategy)
     if init_from is not None:
         read_record(init_from)  # it is a run
-        given["init_from"] = str(init_from.resolve())
+        flags["init_from"] = str(init_from.resolve())
+    given = parse_assignments(set_, flags)
     chosen = load_config(preset, config, with_dataset_default(data, preset, config, given))
     folder = out or Path("runs") / f"{dataset.resolve().name}-{chosen.preset}"
     device = processes.start(ctx, gpus, device)
