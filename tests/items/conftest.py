@@ -1,5 +1,6 @@
 """Tiny random models with a byte tokenizer, and a small catalogue; nothing is downloaded."""
 
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -53,9 +54,18 @@ def _byte_tokenizer():
     return make_tokenizer
 
 
-@pytest.fixture
-def save_model():
-    return write_model
+@pytest.fixture(scope="session")
+def save_model(tmp_path_factory):
+    """`write_model`, which makes each model once a session and copies it from then on."""
+    made: dict[tuple, Path] = {}
+
+    def save(folder: Path, *arguments, **options) -> Path:
+        choice = (arguments, tuple(sorted(options.items())))
+        if choice not in made:
+            made[choice] = write_model(tmp_path_factory.mktemp("models") / "model", *arguments, **options)
+        return Path(shutil.copytree(made[choice], folder, dirs_exist_ok=True))
+
+    return save
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from hllm.items.encoders.tokens import Ragged
 from hllm.items.source.live import LiveText
 from hllm.models.llm import LLMUserModel, load_llm
 from hllm.packing import Batch, make_rows, offsets_of
-from hllm.testing.llms import configs, tiny
+from hllm.testing.llms import config, tiny
 
 LENGTHS = torch.tensor([5, 3, 1, 12])
 T = int(LENGTHS.sum())
@@ -97,7 +97,7 @@ def test_from_scratch_or_pretrained(tmp_path):
     trained, scratch = load_llm(tmp_path), load_llm(tmp_path, "scratch")
     assert torch.equal(trained.norm.weight, scratch.norm.weight) and trained.training
     assert not torch.equal(trained.layers[0].mlp.up_proj.weight, scratch.layers[0].mlp.up_proj.weight)
-    assert load_llm(configs()["qwen3"].to_dict(), "scratch").config.model_type == "qwen3"
+    assert load_llm(config("qwen3").to_dict(), "scratch").config.model_type == "qwen3"
 
 
 def test_what_cannot_be_a_user_model_is_refused(tmp_path):

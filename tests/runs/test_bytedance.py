@@ -21,7 +21,7 @@ from hllm.items.embed import embed
 from hllm.pipeline import Recommender
 from hllm.runs.bytedance import Reading, import_checkpoint
 from hllm.testing import world_tables
-from hllm.testing.llms import GROUPED, byte_tokenizer, configs
+from hllm.testing.llms import GROUPED, byte_tokenizer, config
 
 MAX_TEXT, MAX_LEN = 100, 6
 PROMPT = "Compress the following sentence into embedding: "
@@ -72,7 +72,7 @@ class Theirs:
 def make(seed: int = 0, item: str = "llama", tokens: int = 1) -> Theirs:
     torch.manual_seed(seed)
     if item == "bert":  # its class there has no head
-        model: Any = tf.BertModel(configs()["bert"])
+        model: Any = tf.BertModel(config("bert"))
     else:
         model = tf.LlamaForCausalLM(tf.LlamaConfig(**GROUPED))
     user = tf.LlamaForCausalLM(tf.LlamaConfig(**{**GROUPED, "num_hidden_layers": 3, "vocab_size": 300}))

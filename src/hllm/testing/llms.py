@@ -14,41 +14,49 @@ FFN = {"intermediate_size": 64, "initializer_range": 0.2}
 SMALL = {**SIZE, **FFN, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
 GPT2 = {"vocab_size": 258, "n_embd": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.2}
 GROUPED = {**SMALL, "num_key_value_heads": 2}
+WINDOWED = {"head_dim": 8, "sliding_window": 6}
 
 
-def configs() -> dict[str, Any]:
-    """Configurations by family: grouped heads, sliding windows and soft-capping where the family has them."""
-    return {
-        "llama": tf.LlamaConfig(**GROUPED),
-        "qwen2": tf.Qwen2Config(**GROUPED),
-        "qwen3": tf.Qwen3Config(**GROUPED, head_dim=8),
-        "mistral": tf.MistralConfig(**GROUPED, sliding_window=6),
-        "gemma2": tf.Gemma2Config(**GROUPED, head_dim=8, sliding_window=6, attn_logit_softcapping=5.0),
-        "gemma3": tf.Gemma3TextConfig(**GROUPED, head_dim=8, sliding_window=6),
-        "embeddinggemma": tf.Gemma3TextConfig(
-            **GROUPED, head_dim=8, sliding_window=6, use_bidirectional_attention=True
-        ),
-        "phi": tf.PhiConfig(**SMALL),
-        "phi3": tf.Phi3Config(**GROUPED),
-        "gpt2": tf.GPT2Config(**GPT2, bos_token_id=1, eos_token_id=1),
-        "bert": tf.BertConfig(**SMALL),
-        "roberta": tf.RobertaConfig(**{**SMALL, "pad_token_id": 1}, max_position_embeddings=130),
-        "modernbert": tf.ModernBertConfig(**SMALL, local_attention=8, cls_token_id=1, sep_token_id=1),
-        "mpnet": tf.MPNetConfig(**{**SMALL, "pad_token_id": 1}),
-        "t5": tf.T5Config(vocab_size=258, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4),
-    }  # fmt: skip
+# Classes of configurations and their arguments by family: grouped heads, sliding windows and soft-capping where the
+# family has them.
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", GROUPED),
+    "qwen2": ("Qwen2Config", GROUPED),
+    "qwen3": ("Qwen3Config", {**GROUPED, "head_dim": 8}),
+    "mistral": ("MistralConfig", {**GROUPED, "sliding_window": 6}),
+    "gemma2": ("Gemma2Config", {**GROUPED, **WINDOWED, "attn_logit_softcapping": 5.0}),
+    "gemma3": ("Gemma3TextConfig", {**GROUPED, **WINDOWED}),
+    "embeddinggemma": ("Gemma3TextConfig", {**GROUPED, **WINDOWED, "use_bidirectional_attention": True}),
+    "phi": ("PhiConfig", SMALL),
+    "phi3": ("Phi3Config", GROUPED),
+    "gpt2": ("GPT2Config", {**GPT2, "bos_token_id": 1, "eos_token_id": 1}),
+    "bert": ("BertConfig", SMALL),
+    "roberta": ("RobertaConfig", {**SMALL, "pad_token_id": 1, "max_position_embeddings": 130}),
+    "modernbert": ("ModernBertConfig", {**SMALL, "local_attention": 8, "cls_token_id": 1, "sep_token_id": 1}),
+    "mpnet": ("MPNetConfig", {**SMALL, "pad_token_id": 1}),
+    "t5": (
+        "T5Config",
+        {"vocab_size": 258, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4},
+    ),
+}
+
+
+def config(kind: str) -> Any:
+    """The configuration of a tiny model of a family."""
+    name, arguments = FAMILIES[kind]
+    return getattr(tf, name)(**arguments)
 
 
 def tiny(kind: str, seed: int = 0, dropout: float = 0.0, dtype: torch.dtype = torch.float32) -> Any:
     """A model of `kind` in evaluation mode; every kind of dropout that it has is set to `dropout`."""
-    config = configs()[kind]
-    for name in vars(config):
+    settings = config(kind)
+    for name in vars(settings):
         if "dropout" in name or name.endswith(("_pdrop", "_dropout_prob")):
-            setattr(config, name, dropout)
+            setattr(settings, name, dropout)
     torch.manual_seed(seed)
     # Older transformers leave soft-capping out where torch's own attention is chosen, in silence.
     capped = {"attn_implementation": "eager"} if kind == "gemma2" else {}
-    model = tf.AutoModel.from_config(config, **capped)
+    model = tf.AutoModel.from_config(settings, **capped)
     return (model.get_encoder() if kind == "t5" else model).to(dtype).eval()
 
 

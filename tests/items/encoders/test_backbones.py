@@ -49,6 +49,7 @@ RELATIVES = {  # model: longest text, with a table of 34 positions
 }  # fmt: skip
 OWN = {
     "Longformer": {"attention_window": 4},
+    "Luke": {"entity_vocab_size": 9, "entity_emb_size": 16},  # else 128 M weights
     "OPT": {"word_embed_proj_dim": 16, "ffn_dim": 16},
     "DistilBert": {"dim": 16, "hidden_dim": 16, "n_layers": 1, "n_heads": 2},
 }

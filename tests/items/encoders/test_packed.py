@@ -11,7 +11,7 @@ from hllm.items.encoders.packed import PackedEncoder
 from hllm.items.encoders.packed_attention import attend_grid, attend_runs
 from hllm.items.encoders.packed_model import PackedModel
 from hllm.items.encoders.text import LanguageModelEncoder
-from hllm.testing.llms import configs, exact_norms, tiny
+from hllm.testing.llms import FAMILIES, exact_norms, tiny
 
 PREFIX = [40, 41, 42, 43, 44]
 LENGTHS = torch.tensor([3, 17, 1, 9, 26])
@@ -48,7 +48,7 @@ def test_a_pack_equals_each_text_alone(kind, pooling):
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", list(configs()))
+@pytest.mark.parametrize("kind", list(FAMILIES))
 def test_which_families_are_packed_and_which_share_the_prefix(kind):
     encoder = PackedEncoder(tiny(kind), "mean", PREFIX, pad_id=pad_id(kind))
     assert encoder.backbone.packed == (kind in CARRIED)

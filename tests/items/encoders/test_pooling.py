@@ -10,7 +10,7 @@ from hllm.items.config import ItemsConfig, check_pooling
 from hllm.items.encoders.backbones import Backbone, load_backbone
 from hllm.items.encoders.packed import PackedEncoder
 from hllm.items.encoders.text import LanguageModelEncoder
-from hllm.testing.llms import configs, tiny
+from hllm.testing.llms import FAMILIES, tiny
 
 CPU = torch.device("cpu")
 PROMPT = "Say it: "
@@ -53,7 +53,7 @@ OTHERS = ["weighted-mean", "last@1", "cls@last2"]  # of every family but two, wh
 
 @pytest.mark.parametrize(
     ("kind", "pooling"),
-    [(kind, p) for kind in configs() for p in (POOLINGS if kind in ("llama", "bert") else OTHERS)],
+    [(kind, p) for kind in FAMILIES for p in (POOLINGS if kind in ("llama", "bert") else OTHERS)],
 )
 def test_padded_packed_and_alone_are_equal(byte_tokenizer, kind, pooling) -> None:
     pad = 1 if kind in ("mpnet", "roberta") else 0

@@ -151,7 +151,8 @@ with locked(Path(sys.argv[1])):
 """
 
 
-def test_a_second_writer_is_refused_until_the_first_is_dead(tmp_path, run_python):
+def test_a_second_writer_is_refused_until_the_first_is_dead(tmp_path, monkeypatch):
+    monkeypatch.setattr("hllm.artifacts.locks.WAIT_SECONDS", 0.1)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as other:
