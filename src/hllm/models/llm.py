@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hllm.errors import ArtifactError, ConfigError, unknown
@@ -59,9 +60,10 @@ class LLMUserModel(nn.Module):
     def forward(self, x: Tensor, layout: Rows, signals: Any = None) -> Tensor:
         """Hidden states (T, w) of item vectors (T, w); `layout` says whose they are. Times are not read."""
         n = len(x)
-        # A rank's part of a batch may be empty; its layers run all the same, for others wait for them.
+        # A rank's part of a batch may be empty; its layers run all the same, backwards too, for others wait for them:
+        # hence a row of zeros that hangs on `x`, whose gradient the first layer waits for.
         pack = pack_rows(layout) if n else Pack([1], x.device)
-        embeds = self.into(x if n else x.new_zeros(1, x.shape[1])).to(next(self.backbone.parameters()).dtype)
+        embeds = self.into(x if n else F.pad(x, (0, 0, 0, 1))).to(next(self.backbone.parameters()).dtype)
         hidden = self.backbone(pack, embeds=embeds)[:n]  # (T, dim)
         return self.out(hidden.to(x.dtype))
 
