@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from told import told
 
 RATINGS, USERS, ITEMS, CATALOGUE = 22_507_155, 8_026_324, 2_330_066, 2_370_585
 RECHUB_FOLDER = "examples/generative/data/amazon-books"
@@ -83,6 +84,10 @@ def main() -> None:
         "--rechub-share", type=float, default=0.1, help="size of its files, as a share of --scale"
     )
     args = parser.parse_args()
+    if args.rechub and not (args.rechub / RECHUB_FOLDER / "preprocess_amazon_books.py").is_file():
+        parser.error(
+            f"{args.rechub / RECHUB_FOLDER} has no preprocess_amazon_books.py; give a checkout of torch-rechub"
+        )
     with tempfile.TemporaryDirectory() as temporary:
         root = args.folder or Path(temporary)
         ours = run_ours(make_files(root / f"books-{args.scale:g}", args.scale), args.scale)
@@ -105,8 +110,6 @@ def run_ours(folder: Path, scale: float) -> float:
 def run_theirs(folder: Path, scale: float, rechub: Path) -> float:
     """Seconds a rating, from raw files to sequences and texts; their windows are timed apart."""
     scripts = rechub / RECHUB_FOLDER
-    if not (scripts / "preprocess_amazon_books.py").is_file():
-        sys.exit(f"{scripts} has no preprocess_amazon_books.py; give the root of a torch-rechub checkout")
     with tempfile.TemporaryDirectory() as out:
         result = run(THEIRS, folder, out, scripts)
     total = report("torch-rechub", result, scale, ("ratings", "sequences", "texts"))
@@ -225,4 +228,4 @@ def records(n: int, rng: np.random.Generator) -> Iterator[dict]:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

@@ -22,6 +22,7 @@ from typing import Any
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
+from told import told
 from torch import Tensor, nn
 
 from hllm import Dataset, hardware
@@ -181,4 +182,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

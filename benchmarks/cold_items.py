@@ -19,6 +19,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from told import told
 
 K, LAST = 10, 5
 
@@ -77,4 +78,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

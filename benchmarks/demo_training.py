@@ -26,6 +26,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from told import told
+
 from hllm import hardware
 from hllm.artifacts import write_json
 
@@ -79,6 +81,10 @@ def main() -> None:
     parser.add_argument("--item-llm", default="smollm2-135m")
     parser.add_argument("--threads", type=int, default=hardware.cpu_count())
     args = parser.parse_args()
+    for given in args.checkouts:
+        checkout = Path(given.partition("=")[2].rpartition(":")[0])
+        if not (checkout / "src" / "hllm").is_dir():
+            parser.error(f"{given!r}: there is no hllm in {checkout}; give NAME=CHECKOUT:DATASET")
     rows = json.loads(args.out.read_text())["rows"] if args.out.is_file() else []
     for _ in range(args.turns):
         seed = len({row["seed"] for row in rows})
@@ -109,4 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from told import told
 
 from hllm import hardware
 from hllm.items.encoders.backbones import DTYPES, Backbone, hidden_size, load_backbone
@@ -277,4 +278,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from told import told
 
 HERE = Path(__file__).resolve().parent
 K = 10
@@ -346,4 +347,4 @@ def _vectors(data: Any, item_llm: str, work: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from step_variants import N_ITEMS, histories, make_trainer, milliseconds, wait
+from told import told
 from torch import Tensor, nn
 
 from hllm import hardware
@@ -185,4 +186,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

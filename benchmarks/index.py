@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from told import told
 
 from hllm import hardware
 from hllm.artifacts import atomic, write_json
@@ -99,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from told import told
 
 from hllm import hardware
 from hllm.artifacts import write_json
@@ -125,4 +126,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from told import told
 
 from hllm import hardware
 from hllm.items.store.mapped import StoredVectors
@@ -117,4 +118,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

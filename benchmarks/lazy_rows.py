@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from told import told
 from torch import nn
 
 from hllm import hardware
@@ -98,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from told import told
 
 from hllm import hardware
 from hllm.config import Config, load_config, parse_assignments
@@ -307,4 +308,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from told import told
 
 from hllm import Recommender, hardware
 from hllm.artifacts import write_json
@@ -255,4 +256,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

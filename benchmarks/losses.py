@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from step_time import step, trainer_of
+from told import told
 
 from hllm import hardware
 from hllm.artifacts import write_json
@@ -121,4 +122,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from end_to_end_step import MAX_TEXT, MEAN_TEXT, PROMPT, TINY, TINYLLAMA, long_tailed
+from told import told
 
 from hllm import hardware, ranks
 from hllm.config import load_config
@@ -242,4 +243,4 @@ def main() -> None:  # noqa: C901
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

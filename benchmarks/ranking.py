@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from told import told
 
 from hllm import hardware
 from hllm.artifacts import write_json
@@ -103,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

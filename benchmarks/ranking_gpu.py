@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from told import told
 from torch import Tensor
 
 from hllm import hardware
@@ -161,4 +162,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

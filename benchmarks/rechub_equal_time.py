@@ -30,6 +30,7 @@ import torch
 from rechub_presets import TwinRanker
 from rechub_speed import model_shape, their_training, their_windows, torch_rechub_version
 from step_time import step, trainer_of
+from told import told
 
 from hllm import hardware
 from hllm.artifacts import write_json
@@ -191,4 +192,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

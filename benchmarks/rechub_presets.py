@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from told import told
 from torch import Tensor
 
 from hllm import hardware
@@ -213,4 +214,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from step_time import step, trainer_of
+from told import told
 
 from hllm import hardware
 from hllm.artifacts import write_json
@@ -202,4 +203,4 @@ def torch_rechub_version() -> str:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

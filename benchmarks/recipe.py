@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from told import told
 
 METRICS = ("ndcg@10", "hr@10")
 SPLITS = ("validation", "test")
@@ -209,6 +210,10 @@ def show(args: argparse.Namespace) -> None:
     from hllm.artifacts import write_json
 
     rows = [row for path in args.results for row in read(path)]
+    if not rows:
+        raise SystemExit(
+            f"no rows in {', '.join(map(str, args.results))}; recipe.py run ... --out FILE writes them"
+        )
     lines, names = summary(rows, args.base), sorted({r["data"] for r in rows})
     print("| change | " + " | ".join(names) + " | mean gain |\n|" + "---|" * (len(names) + 2))
     for line in lines:
@@ -260,4 +265,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from told import told
 
 from hllm import hardware
 from hllm.artifacts import write_json
@@ -123,4 +124,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

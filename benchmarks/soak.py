@@ -28,6 +28,7 @@ from typing import Any
 import load
 import numpy as np
 import torch
+from told import told
 
 from hllm import Recommender, hardware
 from hllm.artifacts import write_json
@@ -206,4 +207,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from told import told
 from torch import Tensor
 
 from hllm import Dataset, hardware
@@ -98,4 +99,4 @@ def wait(device: torch.device) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

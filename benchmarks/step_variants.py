@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from told import told
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
@@ -317,4 +318,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

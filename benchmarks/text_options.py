@@ -39,6 +39,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock
+from told import told
 
 import hllm
 from hllm import hardware
@@ -518,4 +519,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from told import told
+
 from hllm import Dataset, Recommender, hardware
 from hllm.artifacts import read_json, write_json
 from hllm.config import parse_assignments
@@ -125,4 +127,4 @@ def _print_table(runs: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

@@ -29,6 +29,37 @@ def test_every_benchmark_loads(run_python: Callable[..., Any]) -> None:
     assert len(SCRIPTS) > 20 and done.returncode == 0, done.stderr
 
 
+NOWHERE = (
+    "captured_step none --device cpu", "cold_items none", "field none --out FILE",
+    "live_vs_frozen prepare none --pack OUT",
+    "live_vs_frozen run none --out FILE", "live_vs_frozen show none", "load --run none", "losses none",
+    "rechub_presets none", "recipe pack none --out OUT", "recipe run none --out FILE", "refresh none",
+    "soak --run none", "step_time none", "text_table none --out FILE", "demo_training --out FILE a=none:none",
+    "books_reading --rechub none",
+)  # fmt: skip
+
+
+def test_a_missing_folder_is_told_in_one_line(run_python: Callable[..., Any], tmp_path: Path) -> None:
+    code = """
+import importlib, os, sys
+sys.path.insert(0, sys.argv[1])
+os.chdir(sys.argv[2])
+from told import told
+for command in sys.argv[3:]:
+    sys.argv = command.split()
+    try:
+        told(importlib.import_module(sys.argv[0]).main)
+        print(command, "ends well")
+    except SystemExit as end:
+        print(end.code)
+"""
+    done = run_python("-c", code, str(BENCHMARKS), str(tmp_path), *NOWHERE)
+    assert done.stdout.split() == ["2"] * len(NOWHERE), (done.stdout, done.stderr)
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ") or ": error: " in line]
+    assert len(said) == len(NOWHERE) and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_benchmarks_take_the_steps_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import losses
