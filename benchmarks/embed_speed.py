@@ -27,7 +27,7 @@ from told import told
 from hllm import hardware
 from hllm.items.encoders.backbones import DTYPES, Backbone, hidden_size, load_backbone
 from hllm.items.encoders.packs import PackedLanguageModelEncoder
-from hllm.items.store.encode import one_ahead, planned_batches
+from hllm.items.store.batches import one_ahead, planned_batches
 
 # width, width of the feed-forward, layers, heads, heads of keys and values, vocabulary
 SHAPES = {"tinyllama": (2048, 5632, 22, 32, 4, 32000), "smollm2-135m": (576, 1536, 30, 9, 3, 49152)}

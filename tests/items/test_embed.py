@@ -18,6 +18,7 @@ from hllm.errors import AmbiguousError, ArtifactError, ConfigError, DataError, D
 from hllm.items import resolve as module
 from hllm.items.embed import embed, load_embeddings
 from hllm.items.encoders import make
+from hllm.items.store import batches
 from hllm.text.template import OFFICIAL_PROMPT
 
 
@@ -354,7 +355,8 @@ print(load_embeddings(Dataset.load({str(data.path)!r}), {str(llama)!r}).vectors.
 
 KILLED = """
 import sys, time
-from hllm.items.store import encode, shards as store
+from hllm.items.store import batches, encode, shards as store
+batches.CHUNK = 500
 encode.BLOCK_SECONDS = 0
 write, written = store.write_shard, []
 def slow(*arguments):
@@ -370,7 +372,8 @@ embed(Dataset.load(sys.argv[1]), sys.argv[2], precision="fp32", device="cpu", ba
 """
 
 
-def test_killed_and_run_again_it_ends_with_the_same_bits(make_dataset, llama, count_encoded):
+def test_killed_and_run_again_it_ends_with_the_same_bits(make_dataset, llama, count_encoded, monkeypatch):
+    monkeypatch.setattr(batches, "CHUNK", 500)  # a few chunks
     titles = [f"Title {'long ' * (i % 7)}{i}" for i in range(30)]
     straight = embed_quietly(make_dataset(titles, [None] * 30, name="straight"), llama, batch_size=4)
     data = make_dataset(titles, [None] * 30, name="killed")
@@ -399,7 +402,8 @@ torch.set_num_threads(1)
 from hllm.data.dataset import Dataset
 from hllm.items.embed import embed
 from hllm.items.encoders.text import LanguageModelEncoder
-from hllm.items.store import encode
+from hllm.items.store import batches, encode
+batches.CHUNK = 500
 encode.BLOCK_SECONDS = 0  # as where a batch takes a second
 log, plain = sys.argv[3], LanguageModelEncoder.encode
 def encode_slowly(self, rows):
@@ -411,15 +415,15 @@ LanguageModelEncoder.encode = encode_slowly
 def run():
     data = Dataset.load(sys.argv[1])
     return embed(data, sys.argv[2], precision="fp32", device="cpu", batch_size=2, progress=False)
-def batches():
+def lines():
     return len(open(log).readlines()) if os.path.exists(log) else 0
 random.seed(0)
 for _ in range(20):
-    before, child = batches(), os.fork()
+    before, child = lines(), os.fork()
     if not child:
         run()
         os._exit(0)
-    while batches() < before + 3 and os.waitpid(child, os.WNOHANG) == (0, 0):
+    while lines() < before + 3 and os.waitpid(child, os.WNOHANG) == (0, 0):
         time.sleep(0.005)
     time.sleep(random.random() * 0.03)
     os.kill(child, signal.SIGKILL)
@@ -431,7 +435,10 @@ print(sum(map(int, open(log))))
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_twenty_times_nothing_is_encoded_twice_beyond_a_batch(make_dataset, llama, run_python):
+def test_killed_twenty_times_nothing_is_encoded_twice_beyond_a_batch(
+    make_dataset, llama, run_python, monkeypatch
+):
+    monkeypatch.setattr(batches, "CHUNK", 500)
     titles = [f"Title {'long ' * (i % 7)}{i}" for i in range(200)]
     straight = embed_quietly(make_dataset(titles, [None] * 200, name="straight"), llama, batch_size=2)
     data = make_dataset(titles, [None] * 200, name="killed")

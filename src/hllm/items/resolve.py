@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import torch
 
     from hllm.data.dataset import Dataset
-    from hllm.items.encoders.text import Encoder
+    from hllm.items.encoders.base import Encoder
 
 Spec = dict[str, Any]
 MOST = 5  # stores that a message names

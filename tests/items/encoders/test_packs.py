@@ -1,4 +1,4 @@
-"""Packs give the vectors of padded batches; batches are counted in tokens; too little memory halves them."""
+"""Packs give the vectors of padded batches; too little memory halves them."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,6 @@ from hllm.items.embed import embed
 from hllm.items.encoders.backbones import load_backbone
 from hllm.items.encoders.packs import PackedLanguageModelEncoder
 from hllm.items.encoders.text import LanguageModelEncoder
-from hllm.items.store.encode import planned_batches
 
 CPU = torch.device("cpu")
 PROMPT = "Say it: "
@@ -42,15 +41,6 @@ def test_embed_in_packs_is_told_and_equal(llama, tmp_path, save_model, make_data
     assert (first.spec["made_with"]["attn"], second.spec["made_with"]["attn"]) == (None, "packed")
     with pytest.raises(ConfigError, match="cannot be run in packs"):
         embed(make_dataset(name="t5"), str(save_model(tmp_path / "t5", "t5")), attn="packed", **options)
-
-
-def test_batches_of_a_budget_hold_every_text_once() -> None:
-    lengths, wanted = np.array([5, 30, 7, 1, 9, 9]), np.ones(6, dtype=bool)
-    batches = [rows.tolist() for rows in planned_batches(lengths, wanted, 64, budget=18)]
-    assert batches == [[1], [4, 5], [2, 0, 3]]
-    wanted[[1, 5]] = False
-    assert [rows.tolist() for rows in planned_batches(lengths, wanted, 64, budget=18)] == [[4], [2, 0, 3]]
-    assert [rows.tolist() for rows in planned_batches(lengths, wanted, 4)] == [[4, 2], [0, 3]]
 
 
 def test_too_little_memory_halves_the_batch_down_to_one_text(llama, monkeypatch) -> None:

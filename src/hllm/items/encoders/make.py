@@ -9,6 +9,7 @@ import torch
 
 from hllm.errors import ConfigError
 from hllm.items.encoders.backbones import Backbone, load_backbone
+from hllm.items.encoders.base import Encoder
 from hllm.items.encoders.controls import RandomEncoder, TfidfEncoder
 from hllm.items.encoders.export import copy_item_tokens
 from hllm.items.encoders.heads import Keep
@@ -17,7 +18,6 @@ from hllm.items.encoders.kinds import BROUGHT, LANGUAGE_MODEL, kind_of
 from hllm.items.encoders.own import own_way
 from hllm.items.encoders.packed_text import PackedTextEncoder, live_encoder, text_limit
 from hllm.items.encoders.packs import PackedLanguageModelEncoder, packs_pay
-from hllm.items.encoders.text import Encoder
 
 PACKED = "packed"
 

@@ -15,7 +15,7 @@ from hllm.items.encoders.tokens import Ragged, prompt_prefix, token_ids, without
 
 
 class PackedTextEncoder:
-    """Vectors of texts in packs (`hllm.items.encoders.text.Encoder`).
+    """Vectors of texts in packs (`hllm.items.encoders.base.Encoder`).
 
     limit  tokens of a text at most, its prompt included
     """
@@ -29,9 +29,18 @@ class PackedTextEncoder:
 
     def prepare(self, texts: list[str]) -> np.ndarray:
         """Tokenise `texts`; returns their lengths int64 (n,). DataError for one that begins unlike the prompt."""
-        sequences, self.truncated = tokenise(self.backbone, texts, self.limit)
-        self.texts: Ragged = without_prefix(sequences, self.encoder.prefix.tolist())
-        return np.array([len(ids) for ids in sequences], dtype=np.int64)
+        return self.take(self.tokenise(texts))
+
+    def tokenise(self, texts: list[str]) -> tuple[Ragged, np.ndarray, np.ndarray]:
+        """The ids of `texts` without the prompt's, their lengths int64 (n,) with it, and bool (n,): which were cut."""
+        sequences, truncated = tokenise(self.backbone, texts, self.limit)
+        lengths = np.array([len(ids) for ids in sequences], dtype=np.int64)
+        return without_prefix(sequences, self.encoder.prefix.tolist()), lengths, truncated
+
+    def take(self, tokens: tuple[Ragged, np.ndarray, np.ndarray]) -> np.ndarray:
+        """Make `tokens` those that `encode` reads; returns the texts' lengths int64 (n,)."""
+        self.texts, lengths, self.truncated = tokens
+        return lengths
 
     @torch.no_grad()
     def encode(self, rows: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hllm.errors import ConfigError
 from hllm.items.encoders.packed import PackedEncoder
-from hllm.items.encoders.prefix import MIN_TOKENS, common_prefix
+from hllm.items.encoders.prefix import MIN_TOKENS
 from hllm.items.encoders.text import LanguageModelEncoder
 
 PACK_TOKENS = 32_768  # of one forward on an accelerator
@@ -57,14 +57,12 @@ class PackedLanguageModelEncoder(LanguageModelEncoder):
                 )
         return lengths
 
-    def _share_prefix(self, lengths: np.ndarray) -> None:
+    def _share_prefix(self, n_tokens: int) -> None:
         if self.packed is None:
-            super()._share_prefix(lengths)
+            super()._share_prefix(n_tokens)
             return
-        n = common_prefix(self.flat, self.offsets)
-        self.packed.set_prefix(
-            self.flat[: n if n >= MIN_TOKENS and self.packed.backbone.causal else 0].tolist()
-        )
+        shared = n_tokens if n_tokens >= MIN_TOKENS and self.packed.backbone.causal else 0
+        self.packed.set_prefix(self.flat[:shared].tolist())
 
     def _pooled(self, rows: np.ndarray) -> Tensor:
         if self.packed is None:

@@ -1,13 +1,12 @@
-"""Text in, vectors out: what every item encoder offers, and the encoder that is a language model."""
+"""Text in, vectors out, by a language model."""
 
 from __future__ import annotations
 
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -25,18 +24,19 @@ from hllm.items.encoders.tokens import token_ids
 from hllm.text.template import Marked
 
 
-class Encoder(Protocol):
-    """`prepare` sees all texts of a catalogue once; `encode` then returns the vectors of some of them."""
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids int64 (t,) of n texts end to end (`flat`), their `offsets` int64 (n + 1,), which were `truncated` bool
+    (n,), the ids that occur (`known`, bool), and how many tokens all of them begin with (`prefix`)."""
 
-    dim: int
-    truncated: np.ndarray  # bool (n,): prepared texts that were cut to max_tokens
-    budget: int | None  # tokens of a batch, where batches are best counted in tokens
+    flat: np.ndarray
+    offsets: np.ndarray
+    truncated: np.ndarray
+    known: np.ndarray
+    prefix: int
 
-    def prepare(self, texts: list[str]) -> np.ndarray:
-        """Take in the whole catalogue; return the length int64 (n,) of each text, for batching."""
 
-    def encode(self, rows: np.ndarray) -> np.ndarray:
-        """Vectors float32 (m, dim) of the prepared texts `rows` int64 (m,), one batch."""
+_SAME_PLACE = "take both from the same place"
 
 
 class LanguageModelEncoder:
@@ -82,23 +82,42 @@ class LanguageModelEncoder:
         self.most = sys.maxsize  # positions of a forward, where memory did not hold more
 
     def prepare(self, texts: list[str]) -> np.ndarray:
-        """Tokenise `texts` (whole, so that no token boundary depends on the prompt) and find their prefix.
+        """Tokenise `texts`, and find the tokens that they begin with; returns their lengths int64 (n,).
 
         Raises ArtifactError where the tokenizer is not the model's, or has no vocabulary.
         """
+        tokens = self.tokenise(texts)
+        self._check_words(tokens.known, len(texts))
+        return self.take(tokens)
+
+    def tokenise(self, texts: list[str]) -> Tokens:
+        """Tokens of `texts`: of whole ones, so that no boundary depends on the prompt, cut to what the model reads."""
         if self.own:
             texts = [text.lower() if self.own.lower else text for text in texts]
         if self.before:
             texts = [
                 text.after(self.before) if isinstance(text, Marked) else self.before + text for text in texts
             ]
-        sequences, self.truncated = tokenise(self.backbone, texts, self.max_length, self.keep)
+        sequences, truncated = tokenise(self.backbone, texts, self.max_length, self.keep)
         lengths = np.array([len(ids) for ids in sequences], dtype=np.int64)
-        self.offsets = np.concatenate(([0], lengths.cumsum()))
-        self.flat = np.fromiter(chain.from_iterable(sequences), dtype=np.int64, count=int(lengths.sum()))
-        self._check_tokens(len(texts))
-        self._share_prefix(lengths)
-        return lengths
+        offsets = np.concatenate(([0], lengths.cumsum()))
+        flat = np.fromiter(chain.from_iterable(sequences), dtype=np.int64, count=int(lengths.sum()))
+        return Tokens(flat, offsets, truncated, np.bincount(flat) > 0, common_prefix(flat, offsets))
+
+    def take(self, tokens: Tokens) -> np.ndarray:
+        """Make `tokens` those that `encode` reads; returns the texts' lengths int64 (n,).
+
+        Raises ArtifactError for ids that the model has no embedding for.
+        """
+        rows = table_rows(self.backbone.model)
+        if rows is not None and len(tokens.known) > rows:
+            raise ArtifactError(
+                f"the tokenizer of {self.backbone.name} gives token id {len(tokens.known) - 1}, its model knows only "
+                f"{rows:,} (0 to {rows - 1:,}): they do not belong together; {_SAME_PLACE}"
+            )
+        self.flat, self.offsets, self.truncated = tokens.flat, tokens.offsets, tokens.truncated
+        self._share_prefix(tokens.prefix)
+        return np.diff(tokens.offsets)
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
         """Vectors float32 (m, dim) of the prepared texts `rows` int64 (m,): see `start`."""
@@ -142,15 +161,9 @@ class LanguageModelEncoder:
         """Positions of a forward of `rows`."""
         return len(rows) * int((self.offsets[rows + 1] - self.offsets[rows]).max())
 
-    def _check_tokens(self, n_texts: int) -> None:
-        """ArtifactError for ids that the model has no embedding for, or texts of unknown tokens alone."""
-        tokenizer, known = self.backbone.tokenizer, np.bincount(self.flat) > 0  # bool (ids,)
-        rows, advice = table_rows(self.backbone.model), "take both from the same place"
-        if rows is not None and len(known) > rows:
-            raise ArtifactError(
-                f"the tokenizer of {self.backbone.name} gives token id {len(known) - 1}, its model knows only "
-                f"{rows:,} (0 to {rows - 1:,}): they do not belong together; {advice}"
-            )
+    def _check_words(self, known: np.ndarray, n_texts: int) -> None:
+        """ArtifactError for `n_texts` of unknown tokens alone; `known` bool (ids,) says which ids are there."""
+        tokenizer, known = self.backbone.tokenizer, known.copy()
         unknown = tokenizer.unk_token_id
         some_unknown = unknown is not None and unknown < len(known) and bool(known[unknown])
         for i in {unknown, self.backbone.pad_id, *tokenizer.all_special_ids} - {None}:
@@ -159,12 +172,13 @@ class LanguageModelEncoder:
         if n_texts > 1 and known.sum() <= some_unknown:
             raise ArtifactError(
                 f"the tokenizer of {self.backbone.name} knows no word of these {n_texts:,} texts: its "
-                f"vocabulary file is missing or another model's; {advice}"
+                f"vocabulary file is missing or another model's; {_SAME_PLACE}"
             )
 
     @torch.inference_mode()
-    def _share_prefix(self, lengths: np.ndarray) -> None:
-        n_tokens = common_prefix(self.flat, self.offsets)
+    def _share_prefix(self, n_tokens: int) -> None:
+        """Run the first `n_tokens` of the texts, which are the same in all, once."""
+        lengths = np.diff(self.offsets)
         ends = np.array([lengths.argmin(), lengths.argmax()])  # two lengths, so that padding is tried too
         self.prefix = share_prefix(self.backbone, *self._padded(ends, 0), n_tokens)
 

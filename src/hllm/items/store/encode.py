@@ -1,4 +1,4 @@
-"""The one loop that encodes texts: batches planned from all of them, vectors that are not finite refused."""
+"""The one loop that encodes texts and stores their vectors; those that are not finite are refused."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,14 +13,16 @@ import numpy as np
 from hllm import artifacts, hardware
 from hllm.engine import spread
 from hllm.errors import DataError
+from hllm.items.encoders.base import Tokenising
+from hllm.items.store.batches import Chunks, one_ahead, over_ranks, planned_batches
 from hllm.items.store.shards import Shard, Store, join, key_array, locked, spec_key
 from hllm.progress import progress, rate_text
-from hllm.ranks import Ranks, now
+from hllm.ranks import now
 
 if TYPE_CHECKING:
     import torch
 
-    from hllm.items.encoders.text import Encoder
+    from hllm.items.encoders.base import Encoder
 
 _DTYPES: dict[str, type[np.floating]] = {"fp32": np.float32, "fp16": np.float16}
 BATCH_SIZE = 64  # texts, where nothing else is asked for
@@ -59,15 +60,15 @@ class Job:
     def run(self, store: Store, show: bool = True) -> dict[str, Any]:
         """Encode the texts that `store` lacks.
 
-        Batches are planned from all the texts, so that an interrupted encoding goes on with the batches, and to the
-        bits, of an uninterrupted one. Returns `encoded` and `reused` texts, `from_shared` of these, `encode_seconds`
-        without loading the model, and of what was encoded `tokens` read, positions that were `computed`, the share of
-        `padding` among these, `peak_memory` in bytes. Raises DataError at the first vector that is not finite; it is
-        not stored, all others up to there are.
+        Chunks and batches are planned from all the texts, so that an interrupted encoding goes on with the batches,
+        and to the bits, of an uninterrupted one. Returns `encoded` and `reused` texts, `from_shared` of these,
+        `encode_seconds` without loading the model, and of what was encoded `tokens` read, positions that were
+        `computed`, the share of `padding` among these, `peak_memory` in bytes. Raises DataError at the first vector that
+        is not finite; it is not stored, all others up to there are.
         """
         ranks, keys = now(), sorted(self.texts)
         if not ranks.first:  # the first process reads and writes the store; all encode
-            return self._help(store, keys, ranks)
+            return self._help(store, keys)
         with locked(store.folder):
             store.refresh()
             damaged = store.drop_damaged()
@@ -87,15 +88,13 @@ class Job:
             self._lend(store, keys)
         return ranks.agree(stats)
 
-    def _help(self, store: Store, keys: list[bytes], ranks: Ranks) -> dict[str, Any]:
+    def _help(self, store: Store, keys: list[bytes]) -> dict[str, Any]:
         """Encode this process's share of what the first one finds missing; returns what that one tells."""
+        ranks = now()
         wanted, damaged = ranks.agree((np.zeros(0, bool), False))
         if wanted.any():
-            encoder = self.load()
-            lengths = encoder.prepare([self.texts[key] for key in keys])
-            batches = self.batches(encoder, lengths, wanted, damaged)
-            made = over_ranks(encoder, batches, ranks)
-            for _ in finite_rows(made, wanted, self.spec, lambda i: self.name_of(keys[i])):
+            chunks = Chunks(self.load(), [self.texts[key] for key in keys], wanted)
+            for _ in self._made(chunks, keys, damaged):
                 pass
         stats: dict[str, Any] = ranks.agree({})
         store.refresh()
@@ -104,7 +103,7 @@ class Job:
     def batches(
         self, encoder: Encoder, lengths: np.ndarray, wanted: np.ndarray, whole: bool = False
     ) -> Iterator[np.ndarray]:
-        """The planned batches of the `wanted` bool (n,) texts, in the order of their keys."""
+        """The planned batches of the `wanted` bool (n,) texts among those that the encoder has prepared."""
         size, budget = self.batch_size or BATCH_SIZE, None if self.batch_size else encoder.budget
         return planned_batches(lengths, wanted, size, whole, budget)
 
@@ -112,41 +111,52 @@ class Job:
         self, store: Store, keys: list[bytes], wanted: np.ndarray, damaged: bool, show: bool
     ) -> dict[str, Any]:
         encoder = self.load()
-        lengths = encoder.prepare([self.texts[key] for key in keys])
-        store.write_spec({**self.spec, "dim": encoder.dim})
         start, count = time.perf_counter(), int(wanted.sum())  # loading a model is not encoding
+        chunks = Chunks(encoder, [self.texts[key] for key in keys], wanted)
         done, all_keys, dtype = 0, key_array(keys), _DTYPES[self.spec.get("store", "fp32")]
         with (
             progress(f"embedding with {self.spec['model']}", count, "items", show) as bar,
             _blocks(store) as add,
         ):
-            batches = self.batches(encoder, lengths, wanted, damaged)
-            made = self._made(encoder, batches, keys)
-            for rows, vectors in finite_rows(made, wanted, self.spec, lambda i: self.name_of(keys[i])):
-                add(Shard(_kept(vectors, dtype), all_keys[rows], encoder.truncated[rows]))
+            for rows, vectors in self._made(chunks, keys, damaged):
+                if not done:  # by now every encoder knows its width
+                    store.write_spec({**self.spec, "dim": encoder.dim})
+                add(Shard(_kept(vectors, dtype), all_keys[rows], chunks.truncated[rows]))
                 bar.advance(len(rows))
-                done += int(lengths[rows].sum())
+                done += int(chunks.lengths[rows].sum())
                 bar.note(rate_text(done, time.perf_counter() - start, "tokens"))
         seconds, computed = time.perf_counter() - start, getattr(encoder, "computed", 0)
         return {
             "encode_seconds": seconds,
-            "tokens": int(lengths[wanted].sum()),
+            "tokens": int(chunks.lengths[wanted].sum()),
             "computed": computed,
             "padding": getattr(encoder, "padding", 0) / max(computed, 1),
             "peak_memory": hardware.peak_memory(self.device),
         }
 
     def _made(
-        self, encoder: Encoder, batches: Iterator[np.ndarray], keys: list[bytes]
+        self, chunks: Chunks, keys: list[bytes], whole: bool
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Rows and vectors of each batch, in order, whatever does the work."""
-        if self.engine == "local":
-            return over_ranks(encoder, batches, now())
+        """Rows and vectors of the wanted texts, batch by batch in order, whatever does the work."""
+        made = self._here(chunks, whole) if self.engine == "local" else self._on_cluster(chunks, whole)
+        return finite_rows(made, chunks.wanted, self.spec, lambda i: self.name_of(keys[i]))
+
+    def _here(self, chunks: Chunks, whole: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for rows in chunks:
+            batches = self.batches(chunks.encoder, chunks.lengths[rows], chunks.wanted[rows], whole)
+            for batch, vectors in over_ranks(chunks.encoder, batches, now()):
+                yield rows[batch], vectors
+
+    def _on_cluster(self, chunks: Chunks, whole: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         assert self.remote is not None
-        planned = list(batches)
-        work = Encoding(self.remote, [self.texts[key] for key in keys])
+        pieces = []
+        for rows in chunks:
+            batches = self.batches(chunks.encoder, chunks.lengths[rows], chunks.wanted[rows], whole)
+            pieces += [(rows, batch) for batch in batches]
         device = "cpu" if self.device is not None and self.device.type == "cpu" else "auto"
-        return zip(planned, spread(work, planned, self.engine, (device,)), strict=True)
+        made = spread(Encoding(self.remote, chunks.texts), pieces, self.engine, (device,))
+        for (rows, batch), vectors in zip(pieces, made, strict=True):
+            yield rows[batch], vectors
 
     def _borrow(self, store: Store, keys: list[bytes], wanted: np.ndarray) -> np.ndarray:
         """Copy from the shared texts what they have; bool (n,): which of the wanted these are."""
@@ -173,16 +183,28 @@ class Job:
 
 @dataclass
 class Encoding:
-    """The work of a cluster's process: the vectors of batches of `texts`, of which all know the same order."""
+    """The work of a cluster's process: pieces are the rows of a chunk of `texts`, and a batch of places in it."""
 
     make: Callable[[str], Encoder]
-    texts: list[str]
+    texts: Sequence[str]
 
-    def start(self, device: str) -> Callable[[np.ndarray], np.ndarray]:
-        """What encodes a batch of rows."""
+    def start(self, device: str) -> Callable[[tuple[np.ndarray, np.ndarray]], np.ndarray]:
+        """What gives the vectors float32 (m, d) of a piece's batch."""
         encoder = self.make(device)
-        encoder.prepare(self.texts)
-        return encoder.encode
+        held = np.zeros(0, dtype=np.int64)
+
+        def encode(piece: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+            nonlocal held
+            rows, batch = piece
+            if not np.array_equal(rows, held):
+                texts, held = [self.texts[i] for i in rows], rows
+                if isinstance(encoder, Tokenising) and len(rows) < len(self.texts):
+                    encoder.take(encoder.tokenise(texts))
+                else:
+                    encoder.prepare(texts)
+            return encoder.encode(batch)
+
+        return encode
 
 
 def shared_store(spec: Mapping[str, Any]) -> Store:
@@ -233,62 +255,6 @@ def finite_rows(
             yield rows[finite], vectors[finite]
         if not finite.all():
             raise _not_finite(name_of(int(rows[~finite][0])), int((~finite).sum()), spec)
-
-
-def over_ranks(
-    encoder: Encoder, batches: Iterator[np.ndarray], ranks: Ranks
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows and vectors of each batch, in order. Of several processes each encodes every so-manyth, and gets all."""
-    if not ranks.many:
-        yield from one_ahead(encoder, batches)
-        return
-    while group := list(islice(batches, ranks.world)):
-        own = encoder.encode(group[ranks.rank]) if ranks.rank < len(group) else None
-        for rows, vectors in zip(group, ranks.gather(own), strict=False):
-            assert vectors is not None
-            yield rows, vectors
-
-
-def one_ahead(encoder: Encoder, batches: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows and vectors of each batch; where the encoder works `ahead`, the next is under way before one is read."""
-    if not getattr(encoder, "ahead", False):
-        for rows in batches:
-            yield rows, encoder.encode(rows)
-        return
-    before: tuple[np.ndarray, Callable[[], np.ndarray]] | None = None
-    for rows in batches:
-        under_way = rows, encoder.start(rows)  # type: ignore[attr-defined]
-        if before is not None:
-            yield before[0], before[1]()
-        before = under_way
-    if before is not None:
-        yield before[0], before[1]()
-
-
-def planned_batches(
-    lengths: np.ndarray, wanted: np.ndarray, batch_size: int, whole: bool = False, budget: int | None = None
-) -> Iterator[np.ndarray]:
-    """Rows int64 of each batch that holds `wanted` bool (n,) texts, longest texts first.
-
-    Longest first, so that too little memory shows at once and the estimate of the time left errs on
-    the safe side. A batch of which only some texts are missing shrinks to these, as after an edited
-    title; `whole` keeps it whole, as after damage, where the same bits are to come again. With a
-    `budget` a batch has at most that many tokens, and at least one text, instead of `batch_size` texts.
-    """
-    order = np.argsort(-lengths, kind="stable")
-    if budget is None:
-        edges = np.arange(0, len(order) + batch_size, batch_size)
-    else:
-        ends, at, cuts = lengths[order].cumsum(), 0, [0]
-        while at < len(order):
-            before = int(ends[at - 1]) if at else 0
-            at = max(at + 1, int(np.searchsorted(ends, before + budget, side="right")))
-            cuts.append(at)
-        edges = np.array(cuts)
-    for first, last in pairwise(edges.tolist()):
-        rows = order[first:last]
-        if wanted[rows].any():
-            yield rows if whole else rows[wanted[rows]]
 
 
 @contextmanager

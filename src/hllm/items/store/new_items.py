@@ -12,14 +12,15 @@ from hllm import hardware
 from hllm.errors import ArtifactError, ConfigError
 from hllm.items.encoders.hub import ModelFolder, find_model
 from hllm.items.encoders.kinds import BROUGHT
-from hllm.items.store.encode import encode_batches, planned_batches
+from hllm.items.store.batches import planned_batches
+from hllm.items.store.encode import encode_batches
 from hllm.items.store.request import Request
 from hllm.text.fusion import fuse, parse_fusion
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from hllm.items.encoders.text import Encoder
+    from hllm.items.encoders.base import Encoder
 
 
 def encode_new_items(
