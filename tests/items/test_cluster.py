@@ -29,8 +29,10 @@ def test_the_work_of_a_cluster_can_be_sent_and_encodes_as_here(llm: Path) -> Non
     sent = pickle.loads(pickle.dumps(Encoding(job.remote, texts)))
     encoder = job.load()
     encoder.prepare(texts)
-    rows = np.array([3, 0, 7])
-    assert np.array_equal(sent.start("cpu")(rows), encoder.encode(rows))
+    every, batch, work = np.arange(len(texts)), np.array([3, 0, 7]), sent.start("cpu")
+    assert np.array_equal(work((every, batch)), encoder.encode(batch))
+    chunk = np.array([9, 3, 0, 7, 5])
+    np.testing.assert_allclose(work((chunk, np.array([1, 4]))), encoder.encode(np.array([3, 5])), atol=1e-5)
 
 
 def test_an_engine_that_there_is_none_of_is_refused(llm: Path) -> None:

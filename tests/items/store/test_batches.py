@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from hllm.items.embed import embed
 from hllm.items.encoders.text import LanguageModelEncoder
 from hllm.items.store import batches
 from hllm.items.store.batches import Chunks, chunks_of, planned_batches
-from hllm.testing import world
 
 
 class Slow:
@@ -80,7 +79,7 @@ def test_the_next_chunk_is_tokenised_while_one_is_encoded(small: None) -> None:
     for rows in chunks:
         encoder.encode(rows[:1])
         seen.append([texts[i] for i in rows])
-    assert seen == encoder.tokenised and len(seen) == 4 and sorted(sum(seen, [])) == texts
+    assert seen == encoder.tokenised and len(seen) == 4 and sorted(chain(*seen)) == texts
     assert all(name.startswith("tokenise") for name in encoder.threads)
     assert chunks.lengths.tolist() == [12] * 12
 
@@ -103,27 +102,29 @@ def test_an_error_of_the_thread_is_the_callers(small: None, monkeypatch: pytest.
         list(Chunks(Slow(), ["x" * 12] * 12, np.ones(12, dtype=bool)))
 
 
-def test_vectors_do_not_depend_on_the_chunks(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vectors_do_not_depend_on_the_chunks(llama, make_dataset, monkeypatch) -> None:
+    titles = [f"Title {'long ' * (i % 7)}{i}" for i in range(60)]
     options: dict[str, Any] = {"device": "cpu", "precision": "fp32", "progress": False, "batch_size": 4}
-    whole = embed(world(n_users=10, n_items=60, name="whole"), str(llama), **options)
-    monkeypatch.setattr(batches, "CHUNK", 300)
+    whole = embed(make_dataset(titles, [None] * 60, name="whole"), str(llama), **options)
+    monkeypatch.setattr(batches, "CHUNK", 500)
     taken = []
     take = LanguageModelEncoder.take
     monkeypatch.setattr(
         LanguageModelEncoder, "take", lambda self, t: taken.append(len(t.offsets)) or take(self, t)
     )
-    cut = embed(world(n_users=10, n_items=60, name="cut"), str(llama), **options)
+    cut = embed(make_dataset(titles, [None] * 60, name="cut"), str(llama), **options)
     assert len(taken) > 4  # a sample, then chunks
     np.testing.assert_allclose(cut.vectors, whole.vectors, atol=1e-5)
     for name in ("encoded", "tokens", "truncated"):
         assert cut.stats[name] == whole.stats[name]
 
 
-def test_tfidf_sees_all_texts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tfidf_sees_all_texts_at_once(make_dataset, monkeypatch) -> None:
+    titles = [f"Title {'long ' * (i % 7)}{i}" for i in range(60)]
     options: dict[str, Any] = {"device": "cpu", "progress": False}
-    whole = embed(world(n_users=10, n_items=60), "tfidf", **options)
-    monkeypatch.setattr(batches, "CHUNK", 40)
-    cut = embed(world(n_users=10, n_items=60), "tfidf", **options)
+    whole = embed(make_dataset(titles, [None] * 60, name="whole"), "tfidf", **options)
+    monkeypatch.setattr(batches, "CHUNK", 500)
+    cut = embed(make_dataset(titles, [None] * 60, name="cut"), "tfidf", **options)
     np.testing.assert_array_equal(cut.vectors, whole.vectors)
 
 

@@ -34,8 +34,8 @@ class Chunks:
     lengths    int64 (n,): tokens of the texts of the chunks so far
     truncated  bool (n,): which of these were cut
 
-    The chunks are cut from all texts, whatever is wanted of them, so that an interrupted encoding goes on with the
-    batches of an uninterrupted one.
+    Making one prepares the encoder, whose width is known then. The chunks are cut from all texts, whatever is wanted of
+    them, so that an interrupted encoding goes on with the batches of an uninterrupted one.
     """
 
     encoder: Encoder
@@ -51,15 +51,17 @@ class Chunks:
         ahead = getattr(self.encoder, "ahead", False)
         whole = not isinstance(self.encoder, Tokenising)
         self.rows = every if whole else chunks_of(self.texts, min(FIRST, CHUNK) if ahead else CHUNK)
+        first = self.rows[0]
+        if len(self.rows) > 1:  # what a tokenizer and a model may lack shows in a sample
+            first = np.linspace(0, len(self.texts) - 1, min(SAMPLE, len(self.texts))).astype(np.int64)
+        self._known(first, self.encoder.prepare(self._of(first)))
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Rows int64 (m,) of each chunk that holds wanted texts; the encoder then knows these by their place in it."""
         encoder = self.encoder
         if len(self.rows) == 1 or not isinstance(encoder, Tokenising):
-            yield self._known(self.rows[0], encoder.prepare(self._of(self.rows[0])))
+            yield self.rows[0]
             return
-        places = np.linspace(0, len(self.texts) - 1, min(SAMPLE, len(self.texts)))
-        encoder.prepare(self._of(places.astype(int)))
         left = [rows for rows in self.rows if self.wanted[rows].any()]
         with ThreadPoolExecutor(1, "tokenise") as thread:
             following = (thread.submit(encoder.tokenise, self._of(rows)) for rows in left)
@@ -87,11 +89,13 @@ def chunks_of(texts: Sequence[str], first: int) -> list[np.ndarray]:
     sizes = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
     order = np.argsort(-sizes, kind="stable")
     ends = sizes[order].cumsum()
-    total, full, size, cuts = int(sizes.sum()), 0, first, [0]
-    while full + size * 3 // 2 < total:
-        cuts.append(max(int(np.searchsorted(ends, full + size, side="right")), cuts[-1] + 1))
-        full, size = int(ends[cuts[-1] - 1]), min(2 * size, CHUNK)
-    return np.split(order, cuts[1:])
+    full, size, cuts = 0, first, [0]
+    while True:
+        cut = max(int(np.searchsorted(ends, full + size, side="right")), cuts[-1] + 1)
+        if cut >= len(order) or ends[-1] - ends[cut - 1] <= size // 2:
+            return np.split(order, cuts[1:])
+        cuts.append(cut)
+        full, size = int(ends[cut - 1]), min(2 * size, CHUNK)
 
 
 def planned_batches(

@@ -63,8 +63,8 @@ class Job:
         Chunks and batches are planned from all the texts, so that an interrupted encoding goes on with the batches,
         and to the bits, of an uninterrupted one. Returns `encoded` and `reused` texts, `from_shared` of these,
         `encode_seconds` without loading the model, and of what was encoded `tokens` read, positions that were
-        `computed`, the share of `padding` among these, `peak_memory` in bytes. Raises DataError at the first vector that
-        is not finite; it is not stored, all others up to there are.
+        `computed`, the share of `padding` among these, `peak_memory` in bytes. Raises DataError at the first vector
+        that is not finite; it is not stored, all others up to there are.
         """
         ranks, keys = now(), sorted(self.texts)
         if not ranks.first:  # the first process reads and writes the store; all encode
@@ -113,14 +113,13 @@ class Job:
         encoder = self.load()
         start, count = time.perf_counter(), int(wanted.sum())  # loading a model is not encoding
         chunks = Chunks(encoder, [self.texts[key] for key in keys], wanted)
+        store.write_spec({**self.spec, "dim": encoder.dim})
         done, all_keys, dtype = 0, key_array(keys), _DTYPES[self.spec.get("store", "fp32")]
         with (
             progress(f"embedding with {self.spec['model']}", count, "items", show) as bar,
             _blocks(store) as add,
         ):
             for rows, vectors in self._made(chunks, keys, damaged):
-                if not done:  # by now every encoder knows its width
-                    store.write_spec({**self.spec, "dim": encoder.dim})
                 add(Shard(_kept(vectors, dtype), all_keys[rows], chunks.truncated[rows]))
                 bar.advance(len(rows))
                 done += int(chunks.lengths[rows].sum())
