@@ -1,13 +1,16 @@
 """Every family through its real class: loaded, tokenised, padded on either side, packed, one at a time."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModel
 
+from hllm import hardware
 from hllm.errors import ConfigError
 from hllm.items.embed import embed
-from hllm.items.encoders import packs
+from hllm.items.encoders import packs, products
 from hllm.items.encoders.backbones import load_backbone
 from hllm.items.encoders.pack import Pack
 from hllm.items.encoders.packed_model import PackedModel
@@ -83,6 +86,25 @@ def test_blocks_written_out_give_the_models_states(kind, layers) -> None:
     grad = model(pack, ids)  # with gradient the model runs in its own way
     assert grad.requires_grad or not any(p.requires_grad for p in model.parameters())
     torch.testing.assert_close(grad.detach(), own, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("kind", sorted(WRITTEN_OUT))
+def test_blocks_written_out_in_bf16_are_as_near_to_float32_as_the_models(kind, onednn, monkeypatch) -> None:
+    if onednn and not hardware.bf16_is_fast("cpu"):
+        pytest.skip("needs a processor with bf16 instructions")
+    monkeypatch.setattr(products, "takes_onednn", products.takes_onednn if onednn else lambda linears: False)
+    model, pack, ids = tiny(kind), Pack([4, 9, 2, 7], CPU), torch.randint(4, 250, (22,))
+    pad_id = 1 if kind == "roberta" else 0
+    with torch.no_grad():
+        exact = PackedModel(copy.deepcopy(model), pad_id)(pack, ids)
+        half = PackedModel(model.bfloat16(), pad_id)
+        own = (half(pack, ids) - exact).norm()
+        assert half.speed_up() and half.fast is not None
+        states = half(pack, ids)
+        again = half(pack, ids)
+    assert states.dtype is torch.bfloat16 and torch.equal(states, again)
+    assert (states - exact).norm() < 1.5 * own + 1e-3 * exact.norm()
 
 
 def test_what_only_looks_the_same_runs_in_its_own_way() -> None:

@@ -7,8 +7,6 @@ the states come out the same is tried (`PackedModel`), so that an unknown variat
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +17,11 @@ from torch import Tensor, nn
 from hllm.items.encoders.pack import Pack
 from hllm.items.encoders.packed_attention import attend
 from hllm.items.encoders.pooling import of_layers
+from hllm.items.encoders.products import Products
 
 _DECODER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _DECODER_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"}
 _ENCODER = {"attention", "intermediate", "output"}
-
-Product = Callable[[Tensor], Tensor]
 
 
 def fast_form(model: nn.Module, quantise: bool = False) -> FastDecoder | FastEncoder | None:
@@ -47,7 +44,8 @@ class FastDecoder:
     def __init__(self, model: Any, quantise: bool) -> None:
         self.embed, self.rotary = model.embed_tokens, model.rotary_emb
         self.norm = _Norm(model.norm)
-        self.blocks = [_DecoderBlock(layer, quantise) for layer in model.layers]
+        products = Products(_linears(model.layers), quantise)
+        self.blocks = [_DecoderBlock(layer, products) for layer in model.layers]
 
     def __call__(self, pack: Pack, ids: Tensor, shift: int, layers: str) -> Tensor:
         """States (T, d) of `layers` (see `of_layers`) of token `ids` int64 (T,), positions from `shift` on."""
@@ -62,7 +60,7 @@ class FastDecoder:
 
 
 class _DecoderBlock:
-    def __init__(self, layer: Any, quantise: bool) -> None:
+    def __init__(self, layer: Any, products: Products) -> None:
         attn, mlp = layer.self_attn, layer.mlp
         known = _names(layer) <= _DECODER and _names(attn) <= _DECODER_ATTENTION
         if not known or not isinstance(mlp.act_fn, nn.SiLU | type(_silu())):
@@ -71,24 +69,27 @@ class _DecoderBlock:
         self.q_norm, self.k_norm = (
             _Norm(getattr(attn, name)) if hasattr(attn, name) else None for name in ("q_norm", "k_norm")
         )
-        self.qkv = _merged((attn.q_proj, attn.k_proj, attn.v_proj), quantise)
-        self.out, self.down = _added(attn.o_proj, quantise), _added(mlp.down_proj, quantise)
-        self.gate_up = _merged((mlp.gate_proj, mlp.up_proj), quantise)
-        self.sizes = [linear.out_features for linear in (attn.q_proj, attn.k_proj, attn.v_proj)]
+        self.qkv = products.merged(attn.q_proj, attn.k_proj, attn.v_proj)
+        self.out, self.down = products.added(attn.o_proj), products.added(mlp.down_proj)
+        self.gate_up = products.gated(mlp.gate_proj, mlp.up_proj, gated)
         self.head = int(attn.head_dim)
+        self.heads = [linear.out_features // self.head for linear in (attn.q_proj, attn.k_proj)]
         whole = getattr(attn.config, "sliding_window", None)
         self.scale, self.window = float(attn.scaling), getattr(attn, "sliding_window", whole)
 
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, pack: Pack) -> Tensor:
-        q, k, v = (
-            part.unflatten(-1, (-1, self.head)) for part in self.qkv(self.before(x)).split(self.sizes, -1)
-        )
-        if self.q_norm and self.k_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotated(q, cos, sin), rotated(k, cos, sin)
+        heads = self.qkv(self.before(x)).unflatten(-1, (-1, self.head))  # (T, H + 2 Hk, D)
+        turned, v = heads.tensor_split([sum(self.heads)], 1)
+        if x.device.type == "cpu" and not self.q_norm:
+            q, k = rotated(turned, cos, sin).split(self.heads, 1)
+        else:
+            q, k = turned.split(self.heads, 1)
+            if self.q_norm and self.k_norm:
+                q, k = self.q_norm(q), self.k_norm(k)
+            q, k = rotated(q, cos, sin), rotated(k, cos, sin)
         attended = attended_to(q, k, v, pack, True, self.window, self.scale)
         x = self.out(attended.flatten(1), x)
-        return self.down(gated(self.gate_up(self.between(x))), x)
+        return self.down(self.gate_up(self.between(x)), x)
 
 
 class FastEncoder:
@@ -98,7 +99,8 @@ class FastEncoder:
         self.embed = model.embeddings
         if getattr(model.config, "is_decoder", False):
             raise NotImplementedError
-        self.blocks = [_EncoderBlock(layer, quantise) for layer in model.encoder.layer]
+        products = Products(_linears(model.encoder.layer), quantise)
+        self.blocks = [_EncoderBlock(layer, products) for layer in model.encoder.layer]
 
     def __call__(self, pack: Pack, ids: Tensor, shift: int, layers: str) -> Tensor:
         """As of `FastDecoder`."""
@@ -115,28 +117,24 @@ class FastEncoder:
 
 
 class _EncoderBlock:
-    def __init__(self, layer: Any, quantise: bool) -> None:
+    def __init__(self, layer: Any, products: Products) -> None:
         own, after = layer.attention.self, layer.attention.output
         if not _names(layer) <= _ENCODER or getattr(own, "position_embedding_type", "absolute") != "absolute":
             raise NotImplementedError
-        self.qkv = _merged((own.query, own.key, own.value), quantise)
+        self.qkv = products.merged(own.query, own.key, own.value)
         self.heads, self.head = int(own.num_attention_heads), int(own.attention_head_size)
-        self.out, self.up, self.down = (
-            _merged((linear,), quantise)
-            for linear in (after.dense, layer.intermediate.dense, layer.output.dense)
-        )
-        self.act, self.norms = (
-            layer.intermediate.intermediate_act_fn,
-            (after.LayerNorm, layer.output.LayerNorm),
-        )
+        self.out, self.down = products.added(after.dense), products.added(layer.output.dense)
+        between = layer.intermediate
+        self.up = products.activated(between.dense, between.intermediate_act_fn)
+        self.norms = after.LayerNorm, layer.output.LayerNorm
         if not all(type(norm) is nn.LayerNorm for norm in self.norms):
             raise NotImplementedError
 
     def __call__(self, x: Tensor, pack: Pack) -> Tensor:
         q, k, v = self.qkv(x).view(len(x), 3, self.heads, self.head).unbind(1)
         attended = attended_to(q, k, v, pack, False, None, self.head**-0.5)
-        x = self.norms[0](self.out(attended.flatten(1)).add_(x))
-        return self.norms[1](self.down(self.act(self.up(x))).add_(x))
+        x = self.norms[0](self.out(attended.flatten(1), x))
+        return self.norms[1](self.down(self.up(x), x))
 
 
 @dataclass(eq=False)
@@ -152,7 +150,12 @@ class _Norm:
             raise NotImplementedError
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        if x.is_cuda or x.dtype == torch.float64:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        wide = x.float()  # on a CPU three passes over the numbers; torch's own takes six
+        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        scale = length.square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()
+        return (wide * scale).mul_(self.weight).to(x.dtype)
 
 
 def attended_to(
@@ -177,7 +180,10 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = dim // 2
     first, second = x[..., :half], x[..., half:]
     c, s = cos[:, None, :half], sin[:, None, :half]
-    return torch.cat((first * c - second * s, second * c + first * s), dim=-1)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    torch.mul(first, c, out=out[..., :half]).addcmul_(second, s, value=-1)
+    torch.mul(second, c, out=out[..., half:]).addcmul_(first, s)
+    return out
 
 
 def gated(x: Tensor) -> Tensor:
@@ -190,6 +196,10 @@ def gated(x: Tensor) -> Tensor:
     return F.silu(gate).mul_(up)
 
 
+def _linears(layers: nn.Module) -> list[nn.Module]:
+    return [module for module in layers.modules() if isinstance(module, nn.Linear)]
+
+
 def _silu() -> Any:
     from transformers.activations import ACT2FN
 
@@ -198,43 +208,3 @@ def _silu() -> Any:
 
 def _names(module: nn.Module) -> set[str]:
     return {name for name, _ in module.named_children()}
-
-
-def _merged(linears: tuple[Any, ...], quantise: bool) -> Product:
-    """One product for several of the same input; their weights become parts of one matrix."""
-    if not all(type(linear) is nn.Linear for linear in linears):
-        raise NotImplementedError  # low-rank additions, bitsandbytes' weights
-    if len({linear.bias is None for linear in linears}) > 1:
-        raise NotImplementedError
-    biases = [linear.bias for linear in linears if linear.bias is not None]
-    bias = torch.cat(biases) if biases else None
-    if quantise:
-        return quantised(torch.cat([linear.weight for linear in linears]), bias)
-    if len(linears) == 1:
-        weight = linears[0].weight
-    else:
-        weight = torch.cat([linear.weight for linear in linears])
-        for linear, part in zip(linears, weight.split([x.out_features for x in linears]), strict=True):
-            linear.weight = nn.Parameter(part, requires_grad=False)  # so that memory holds them once
-    return lambda x: F.linear(x, weight, bias)
-
-
-def _added(linear: Any, quantise: bool) -> Callable[[Tensor, Tensor], Tensor]:
-    """x, residual -> residual + linear(x)."""
-    product = _merged((linear,), quantise)
-    if quantise or linear.bias is not None:
-        return lambda x, residual: product(x).add_(residual)
-    weight = linear.weight
-    return lambda x, residual: torch.addmm(residual, x, weight.T)
-
-
-def quantised(weight: Tensor, bias: Tensor | None) -> Product:
-    """x -> x W + b in 8-bit integers: weights with a scale a row, inputs with one a call (dynamic quantisation)."""
-    scales = (weight.abs().amax(1) / 127).clamp(min=1e-12).double()
-    zeros = torch.zeros(len(weight), dtype=torch.long)
-    with warnings.catch_warnings():  # torch means to make such tensors otherwise one day
-        warnings.simplefilter("ignore")
-        integers = torch.quantize_per_channel(weight.detach().float(), scales, zeros, 0, torch.qint8)
-    packed = torch.ops.quantized.linear_prepack(integers, bias)
-    # Inputs in 7 bits: sums of 8-bit products run over in the instructions of processors without VNNI.
-    return lambda x: torch.ops.quantized.linear_dynamic(x, packed, True)

@@ -138,15 +138,13 @@ def attend_runs(
 
     Shapes as in `attend_grid`. For a CPU, which many calls cost little, and texts sorted by length.
     """
-    parts, group = [], q.shape[1] // k.shape[1]
+    parts, grouped = [], q.shape[1] != k.shape[1]
     for at, n, length, before in pack.runs:
         own = slice(at, at + n * length)
         queries, keys, values = (x[own].unflatten(0, (n, length)).transpose(1, 2) for x in (q, k, v))
         if before:
             shared = (x[:before].transpose(0, 1).expand(n, -1, -1, -1) for x in (k, v))
             keys, values = (torch.cat(both, dim=2) for both in zip(shared, (keys, values), strict=True))
-        if group > 1:
-            keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
         mask = None
         if window is not None or (causal and before):
             place = torch.arange(before, before + length, device=q.device).unsqueeze(1)
@@ -155,7 +153,14 @@ def attend_runs(
             if window is not None:
                 mask = mask & (ahead.abs() < window)
         out = F.scaled_dot_product_attention(
-            queries, keys, values, mask, dropout, is_causal=causal and mask is None, scale=scale
+            queries,
+            keys,
+            values,
+            mask,
+            dropout,
+            is_causal=causal and mask is None,
+            scale=scale,
+            enable_gqa=grouped,
         )
         parts.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(parts) if len(parts) > 1 else parts[0]

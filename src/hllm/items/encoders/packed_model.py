@@ -78,11 +78,11 @@ class PackedModel(nn.Module):
         if fast is None:
             return False
         device = next(self.model.parameters()).device
-        ids = torch.arange(19, device=device).remainder(table_rows(self.model) or 4)
+        ids = (torch.arange(19, device=device) * 37 + 11).remainder(table_rows(self.model) or 4)
         pack = Pack([5, 9, 5], device)
         own = self(pack, ids)
         try:
-            same = quantise or self._same(fast(pack, ids, self.shift, self.layers), own)
+            same = quantise or _near(fast(pack, ids, self.shift, self.layers), own)
         except Exception:  # a variation that looked the same; no Triton, or none for this card
             same = False
         if same:
@@ -177,3 +177,11 @@ class PackedModel(nn.Module):
     def _same(a: Tensor, b: Tensor) -> bool:
         tolerance = TOLERANCE.get(b.dtype, 1e-5)
         return bool((a - b).abs().max() <= tolerance * b.abs().max())
+
+
+def _near(a: Tensor, b: Tensor) -> bool:
+    """Whether two forms of one model give the same states (T, dim). In half precision most tokens decide: what is
+    rounded otherwise grows through the blocks, in a few tokens, as the first, to more than what a form lacks."""
+    furthest = (a - b).abs().amax(1) / b.abs().max()
+    half = b.dtype in (torch.bfloat16, torch.float16)
+    return bool((furthest.median() if half else furthest.max()) <= TOLERANCE.get(b.dtype, 1e-5))
