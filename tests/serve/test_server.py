@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -279,6 +280,31 @@ def test_without_the_extra_the_command_to_install_it_is_told(
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert main(["serve", str(run)]) == 2
     assert "pip install 'hllm[serve]'" in capsys.readouterr().err
+
+
+def test_the_end_of_a_worker_that_is_starting_is_noticed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not after the time in which it should have shown a sign of life, for which it was asked before it ended."""
+    import uvicorn
+    from uvicorn.config import STARTUP_FAILURE
+    from uvicorn.supervisors.multiprocess import Process
+
+    from hllm.serve.run import Workers
+
+    monkeypatch.setattr("uvicorn.supervisors.multiprocess.SIGNALS", {})  # this process keeps its own
+    config = uvicorn.Config("nothing:app", log_config=None, timeout_worker_healthcheck=20)
+    workers, worker = Workers(config, sockets=[]), Process(config, [])
+    code = f"import time; time.sleep(0.5); raise SystemExit({STARTUP_FAILURE})"
+    process: Any = multiprocessing.get_context("spawn").Process(
+        target=exec, args=(code, {"held": worker.child_conn})
+    )
+    worker.process = process
+    monkeypatch.setattr(worker, "kill", lambda: None)  # what it ends with is its own
+    workers.processes = [worker]
+    worker.start()
+    start = time.monotonic()
+    workers.keep_subprocess_alive()
+    assert worker.exitcode == STARTUP_FAILURE and workers.should_exit.is_set()
+    assert time.monotonic() - start < 15
 
 
 @pytest.mark.slow

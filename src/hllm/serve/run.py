@@ -84,6 +84,13 @@ class Workers(Multiprocess):
                 # One that is still loading has no handler yet and dies of it; its successor finds the new run.
                 os.kill(worker.pid, signal.SIGHUP)
 
+    def keep_subprocess_alive(self) -> None:
+        for worker in self.processes:
+            # The workers' own end of their pipe. While it is open here too, a worker that ends when it is asked for
+            # a sign of life is waited for until SIGN_OF_LIFE is over, and its successor with it.
+            worker.child_conn.close()
+        super().keep_subprocess_alive()
+
 
 def bound(config: uvicorn.Config) -> Any:
     """The socket, listening for all workers. Raises ConfigError where the address is taken."""
