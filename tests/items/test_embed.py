@@ -339,22 +339,13 @@ def test_mistakes_are_explained_and_write_nothing(make_dataset, llama, options, 
     assert not data.embeddings_dir.exists() or not list(data.embeddings_dir.iterdir())
 
 
-def test_loading_needs_neither_polars_nor_transformers(make_dataset, llama, run_python):
-    data = make_dataset()
-    embed_quietly(data, llama)
-    code = f"""
-import sys
-sys.modules["polars"] = sys.modules["transformers"] = None  # an import of them would fail
-from hllm.data.dataset import Dataset
-from hllm.items.embed import load_embeddings
-print(load_embeddings(Dataset.load({str(data.path)!r}), {str(llama)!r}).vectors.shape)
-"""
-    done = run_python("-c", code)
-    assert done.stdout == "(10, 32)\n", done.stderr
-
-
 KILLED = """
 import sys, time
+sys.modules["polars"] = sys.modules["transformers"] = None  # an import of them would fail
+from hllm.data.dataset import Dataset
+from hllm.items.embed import embed, load_embeddings
+print(load_embeddings(Dataset.load(sys.argv[3]), sys.argv[2]).vectors.shape)
+del sys.modules["polars"], sys.modules["transformers"]
 from hllm.items.store import batches, encode, shards as store
 batches.CHUNK = 500
 encode.BLOCK_SECONDS = 0
@@ -366,21 +357,23 @@ def slow(*arguments):
         print("three batches", flush=True)
         time.sleep(600)
 store.write_shard = slow
-from hllm.data.dataset import Dataset
-from hllm.items.embed import embed
 embed(Dataset.load(sys.argv[1]), sys.argv[2], precision="fp32", device="cpu", batch_size=4, progress=False)
 """
 
 
-def test_killed_and_run_again_it_ends_with_the_same_bits(make_dataset, llama, count_encoded, monkeypatch):
+def test_loading_needs_neither_polars_nor_transformers_and_killed_and_run_again_it_ends_with_the_same_bits(
+    make_dataset, llama, count_encoded, monkeypatch
+):
     monkeypatch.setattr(batches, "CHUNK", 500)  # a few chunks
     titles = [f"Title {'long ' * (i % 7)}{i}" for i in range(30)]
-    straight = embed_quietly(make_dataset(titles, [None] * 30, name="straight"), llama, batch_size=4)
+    whole = make_dataset(titles, [None] * 30, name="straight")
+    straight = embed_quietly(whole, llama, batch_size=4)
     finished = sum(count_encoded[:3])
     data = make_dataset(titles, [None] * 30, name="killed")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", KILLED, str(data.path), str(llama)]
+    command = [sys.executable, "-c", KILLED, str(data.path), str(llama), str(whole.path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout.readline() == "(31, 32)\n"
         assert process.stdout.readline() == "three batches\n"
         process.send_signal(signal.SIGKILL)
     with pytest.raises(ArtifactError, match="not finished"):
@@ -391,7 +384,7 @@ def test_killed_and_run_again_it_ends_with_the_same_bits(make_dataset, llama, co
     np.testing.assert_array_equal(resumed.vectors, straight.vectors)
     shards = [
         artifacts.digest_file(next((d.embeddings_dir / resumed.spec["key"]).glob("shard-*")))
-        for d in (data, Dataset.load(data.path.parent / "straight"))
+        for d in (data, whole)
     ]
     assert shards[0] == shards[1]
 

@@ -10,6 +10,7 @@ from hllm.errors import ConfigError
 from hllm.items.embed import embed, load_embeddings
 from hllm.items.store.new_items import encode_new_items
 from hllm.items.store.request import Request
+from hllm.text.budget import head
 
 LLM = {"device": "cpu", "precision": "fp32", "progress": False}
 LONG = " ".join(f"word{i}" for i in range(60))
@@ -68,6 +69,23 @@ def test_budgets_of_fields_are_exact(llama, make_dataset) -> None:
         made = embed(data, str(llama), field_tokens={"title": 7, "genres": 3}, **options)
     short = make_dataset([LONG[:7], "Up"], ["Dra", "War"], name="short")
     np.testing.assert_allclose(made.vectors, embed(short, str(llama), **options).vectors, atol=1e-5)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_field_keeps_its_budget_where_the_rest_is_still_too_long(
+    tmp_path, save_model, make_dataset, fast
+) -> None:
+    folder = save_model(tmp_path / "model", "llama" if fast else "t5")
+    if not fast:
+        for path in folder.glob("tokenizer*"):
+            path.unlink()
+        ByT5Tokenizer().save_pretrained(folder)
+    options = {"prompt": "", "max_tokens": 60, **LLM}
+    with pytest.warns(UserWarning, match="were cut"):
+        made = embed(make_dataset([LONG], [LONG]), str(folder), field_tokens={"title": 5}, **options)
+        title = LONG[:5] if fast else head(LONG, 5)  # without a fast form tokens are estimated
+        short = embed(make_dataset([title], [LONG], name="short"), str(folder), **options)
+    np.testing.assert_allclose(made.vectors, short.vectors, atol=1e-5)
 
 
 def test_options_on_the_command_line(llama, make_dataset, capsys) -> None:

@@ -58,11 +58,12 @@ OTHERS = ["weighted-mean", "last@1", "cls@last2"]  # of every family but two, wh
 def test_padded_packed_and_alone_are_equal(byte_tokenizer, kind, pooling) -> None:
     pad = 1 if kind in ("mpnet", "roberta") else 0
     tokenizer = byte_tokenizer(pad_token="<pad>", eos_token="<eos>")
-    backbone = Backbone(tiny(kind), tokenizer, CPU, 32, pad, 64)
+    model = tiny(kind)
+    backbone = Backbone(model, tokenizer, CPU, 32, pad, 64)
     encoder = LanguageModelEncoder(backbone, pooling, PROMPT)
     encoder.prepare(TEXTS)
     ids = [tokenizer(text)["input_ids"] for text in TEXTS]
-    alone = torch.stack([expected(tiny(kind), row, pooling) for row in ids])
+    alone = torch.stack([expected(model, row, pooling) for row in ids])
     np.testing.assert_allclose(encoder.encode(np.arange(4)), alone, atol=1e-5)
     packed = PackedEncoder(tiny(kind), pooling, ids[0][: len(PROMPT)], pad_id=pad)
     own = [row[len(PROMPT) :] for row in ids]

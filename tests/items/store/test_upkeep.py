@@ -98,6 +98,14 @@ def test_a_shared_cache_gives_texts_to_every_dataset(llama, make_dataset, capsys
     by = make_dataset(["x", "y"], ["title: Ran", "title: Up"], name="columns")
     options = {"template": "{genres}", **LLM}
     assert embed(by, str(llama), share=True, prompt=first.spec["prompt"], **options).stats["from_shared"] == 2
+    # But where fields are cut, what is read of a text depends on where they stand.
+    ends = make_dataset(["Ran " * 20], ["war " * 20], name="ends")
+    with pytest.warns(UserWarning, match="cut"):
+        end = embed(ends, str(llama), share=True, max_tokens=40, **LLM)
+        head = embed(ends, str(llama), share=True, max_tokens=40, long_text="heads", **LLM)
+        few = embed(ends, str(llama), share=True, max_tokens=40, field_tokens={"title": 5}, **LLM)
+    assert [made.stats["from_shared"] for made in (end, head, few)] == [0, 0, 0]
+    assert len({made.vectors[1].tobytes() for made in (end, head, few)}) == 3
     out = out_of(capsys, two.path, "--item-llm", llama, "--device", "cpu", "--precision", "fp32", "--share")
     assert "0 encoded, 2 reused" in out
 

@@ -74,16 +74,16 @@ def trim(
             continue
         room = limit if keep.heads else len(sequences[i])
         if backbone.tokenizer.is_fast:
-            shorter = _kept(backbone, text, room, keep)
+            shorter = _kept(backbone, text, room, limit, keep)
         else:
-            shorter = _retried(backbone, text, room, keep)
+            shorter = _retried(backbone, text, room, limit, keep)
         cut[i] = len(shorter) < len(sequences[i])
         sequences[i] = shorter
     return cut
 
 
-def _kept(backbone: Backbone, text: Marked, room: int, keep: Keep) -> list[int]:
-    """The tokens of `text` that stay, at most `room` where the fields can spare as many."""
+def _kept(backbone: Backbone, text: Marked, room: int, limit: int, keep: Keep) -> list[int]:
+    """The tokens of `text` that stay, at most `room` where the fields can spare as many; over `limit` the end goes."""
     encoded = backbone.tokenizer(
         str(text), return_offsets_mapping=True, split_special_tokens=True, verbose=False
     )
@@ -97,6 +97,11 @@ def _kept(backbone: Backbone, text: Marked, room: int, keep: Keep) -> list[int]:
     stays = owner < 0
     for number, most in enumerate(allowed):
         stays[np.flatnonzero(owner == number)[:most]] = True
+    if (over := int(stays.sum()) - limit) > 0:
+        of_text = np.flatnonzero(
+            stays & (places[:, 1] > places[:, 0])
+        )  # not what the tokenizer puts around it
+        stays[of_text[-over:]] = False
     kept: list[int] = ids[stays].tolist()
     return kept
 
@@ -116,14 +121,17 @@ def _allowed(sizes: Sequence[int], names: Sequence[str], room: int, keep: Keep) 
     return out
 
 
-def _retried(backbone: Backbone, text: Marked, room: int, keep: Keep) -> list[int]:
-    """The ids of `text` with its fields cut by estimated tokens, tighter until it fits."""
+def _retried(backbone: Backbone, text: Marked, room: int, limit: int, keep: Keep) -> list[int]:
+    """The ids of `text` with its fields cut by estimated tokens, tighter until it fits `room`, and to `limit`."""
     sizes = [len(text[first:end].encode()) for _, first, end in text.fields]  # no tokenizer makes more
     names = [name for name, *_ in text.fields]
     share = room
     while True:
         allowed = _allowed(sizes, names, share, keep)
-        (ids,) = token_ids(backbone, [text.shortened(allowed, head)])
+        shorter = [text.shortened(allowed, head)]
+        (ids,) = token_ids(backbone, shorter)
         if len(ids) <= room or share <= len(names):
+            if len(ids) > limit:
+                (ids,) = token_ids(backbone, shorter, truncation=True, max_length=limit)
             return ids
         share = max(share - max(len(ids) - room, 1), len(names))

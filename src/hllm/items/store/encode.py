@@ -207,10 +207,13 @@ class Encoding:
 
 
 def shared_store(spec: Mapping[str, Any]) -> Store:
-    """Where the texts of all datasets are kept that are read as `spec` says: whatever the fields they came from."""
-    of_texts = {**spec, "fields": [], "catalogue": None}
-    for name in ("template", "clean", "field_tokens", "long_text"):
-        of_texts.pop(name, None)
+    """Where the texts of all datasets are kept that are read as `spec` says: whatever the fields they came from, but
+    where the tokenizer cuts fields (`Keep`), as then a text alone does not say what is read of it."""
+    of_texts = {**spec, "catalogue": None}
+    if spec.get("long_text") != "heads" and "field_tokens" not in spec:
+        of_texts["fields"] = []
+        for name in ("template", "clean", "long_text"):
+            of_texts.pop(name, None)
     return Store(artifacts.home() / "texts" / spec_key(of_texts))
 
 
