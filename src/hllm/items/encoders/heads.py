@@ -128,7 +128,7 @@ def _retried(backbone: Backbone, text: Marked, room: int, limit: int, keep: Keep
     share = room
     while True:
         allowed = _allowed(sizes, names, share, keep)
-        shorter = [text.shortened(allowed, head)]
+        shorter: list[str] = [text.shortened(allowed, head)]
         (ids,) = token_ids(backbone, shorter)
         if len(ids) <= room or share <= len(names):
             if len(ids) > limit:
