@@ -2,6 +2,8 @@
 
     python benchmarks/embed_speed.py DATASET --model minilm --out benchmarks/results/embed_speed_cpu.json
     python benchmarks/embed_speed.py --shape tinyllama --texts ml-1m --device cuda   # random weights, no files
+    python benchmarks/embed_speed.py DATASET --write-texts texts.json                # for a machine without polars
+    python benchmarks/embed_speed.py --model DIR --texts texts.json --draw 100000 --device cuda
 
 Every way encodes the same texts in the same process, in turn, `--repeats` times after a warm-up; the best
 time of each is taken. `tokens` are those of the texts as the model reads them, prompt included; the padding
@@ -28,6 +30,7 @@ from hllm import hardware
 from hllm.items.encoders.backbones import DTYPES, Backbone, hidden_size, load_backbone
 from hllm.items.encoders.packs import PackedLanguageModelEncoder
 from hllm.items.store.batches import Chunks, one_ahead, planned_batches
+from hllm.text.template import OFFICIAL_PROMPT
 
 # width, width of the feed-forward, layers, heads, heads of keys and values, vocabulary
 SHAPES = {"tinyllama": (2048, 5632, 22, 32, 4, 32000), "smollm2-135m": (576, 1536, 30, 9, 3, 49152)}
@@ -35,7 +38,6 @@ _NAMES = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "vocab_size",
 )  # fmt: skip
-MAX_TOKENS = {"ml-1m": 256, "long": 1024}  # the long-tailed texts are read whole
 WARM_UP = 8  # one text in so many is encoded before anything is timed
 TOKENISING: dict[
     int, float
@@ -64,33 +66,52 @@ def random_texts(kind: str, vocab: int) -> list[str]:
     return [f"{head} " + " ".join(map(str, draw.integers(20, vocab, int(n)))) for n in lengths]
 
 
+def texts_of(options: argparse.Namespace) -> list[str]:
+    """Distinct texts of a data set, or of a file of them; `--draw`: of long-tailed length, of the words in these."""
+    from hllm.data.dataset import Dataset
+    from hllm.items.store.request import make_request
+
+    if options.dataset:
+        data = Dataset.load(options.dataset)
+        request = make_request(data.meta["text_fields"], options.model, options.pooling, None, None)
+        texts = sorted({text for text in request.template.render_all(data.items) if text is not None})
+    else:
+        texts = json.loads(Path(options.texts).read_text())
+    if not options.draw:
+        return texts
+    draw = np.random.default_rng(0)
+    words = np.array(" ".join(text.removeprefix(OFFICIAL_PROMPT) for text in texts).split())
+    lengths = np.clip(draw.lognormal(4.2, 0.8, options.draw).round(), 4, 800).astype(int)
+    return [OFFICIAL_PROMPT + " ".join(draw.choice(words, n)) for n in lengths]
+
+
 def make(options: argparse.Namespace, plainly: bool = False) -> tuple[Backbone, list[str], str]:
     """The model, the texts and their prompt; `plainly` in the precision of the plain way."""
     device, precision = hardware.pick_device(options.device), options.precision
     precision = options.plain_precision if plainly else precision
     if options.shape:
-        from transformers import LlamaConfig, LlamaModel
+        from transformers import AutoTokenizer, LlamaConfig, LlamaModel
 
-        config = LlamaConfig(
-            **dict(zip(_NAMES, SHAPES[options.shape], strict=True)), max_position_embeddings=2048
-        )
+        sizes = dict(zip(_NAMES, SHAPES[options.shape], strict=True))
+        if options.tokenizer:  # its ids need rows of the table
+            sizes["vocab_size"] = max(
+                sizes["vocab_size"], len(AutoTokenizer.from_pretrained(options.tokenizer))
+            )
+        config = LlamaConfig(**sizes, max_position_embeddings=2048)
         torch.manual_seed(0)
         with device:
             model = LlamaModel(config).to(DTYPES[precision]).eval().requires_grad_(False)
-        size = hidden_size(config)
-        backbone = Backbone(model, Numbers(), device, size, 0, 2048, options.shape)
+        tokenizer = AutoTokenizer.from_pretrained(options.tokenizer) if options.tokenizer else Numbers()
+        backbone = Backbone(model, tokenizer, device, hidden_size(config), 0, 2048, options.shape)
+        if options.tokenizer:
+            return backbone, texts_of(options), OFFICIAL_PROMPT
         return backbone, random_texts(options.texts, config.vocab_size), ""
-    from hllm.data.dataset import Dataset
     from hllm.items.encoders.hub import find_model
     from hllm.items.encoders.names import canonical
-    from hllm.items.store.request import make_request
 
-    data = Dataset.load(options.dataset)
-    request = make_request(data.meta["text_fields"], options.model, options.pooling, None, None)
-    texts = sorted({text for text in request.template.render_all(data.items) if text is not None})
     found = find_model(canonical(options.model))
     backbone = load_backbone(found.path, precision, device, name=options.model)
-    return backbone, texts, request.prompt
+    return backbone, texts_of(options), OFFICIAL_PROMPT
 
 
 @torch.inference_mode()
@@ -102,7 +123,7 @@ def plain(backbone: Backbone, texts: list[str], pooling: str, size: int, limit: 
         ids = backbone.tokenizer(
             [texts[i] for i in order[first : first + size]],
             truncation=True,
-            max_length=limit,
+            max_length=min(limit, backbone.max_length),
         )
         rows = ids["input_ids"]
         width = max(map(len, rows))
@@ -150,7 +171,7 @@ def ways(options: argparse.Namespace) -> dict[str, Callable[[list[str]], Any]]:
     texts = texts[:: max(1, len(texts) // options.limit)] if options.limit else texts
     options.backbone, options.texts_read = backbone, texts
     padded, packed = (
-        PackedLanguageModelEncoder(model, options.pooling, prompt, MAX_TOKENS[options.texts])
+        PackedLanguageModelEncoder(model, options.pooling, prompt, options.max_tokens)
         for model in (backbone, make(options)[0])
     )
     options.reason = packed.try_packs()
@@ -159,7 +180,7 @@ def ways(options: argparse.Namespace) -> dict[str, Callable[[list[str]], Any]]:
     plain_backbone = backbone if options.plain_precision == options.precision else make(options, True)[0]
     calls = {
         "plain sorted batches": lambda some: plain(
-            plain_backbone, some, options.pooling, options.batch_size, MAX_TOKENS[options.texts]
+            plain_backbone, some, options.pooling, options.batch_size, options.max_tokens
         ),
         "hllm padded": lambda some: ours(padded, some, options.batch_size),
     }
@@ -220,7 +241,18 @@ def main() -> None:
     parser.add_argument("dataset", nargs="?", type=Path)
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--shape", choices=SHAPES)
-    parser.add_argument("--texts", choices=("ml-1m", "long"), default="ml-1m")
+    parser.add_argument(
+        "--texts", default="ml-1m", help="ml-1m or long, which are random; or a JSON file of texts"
+    )
+    parser.add_argument(
+        "--draw", type=int, help="texts of long-tailed length to make of the words of the others"
+    )
+    parser.add_argument(
+        "--write-texts", type=Path, metavar="FILE", help="write the data set's texts, and do no more"
+    )
+    parser.add_argument(
+        "--tokenizer", help="folder of a --shape's tokenizer; else texts are written as numbers"
+    )
     parser.add_argument("--pooling", default="mean", choices=("mean", "last"))
     parser.add_argument("--precision", default="bf16", choices=DTYPES)
     parser.add_argument("--device", default="auto")
@@ -235,6 +267,10 @@ def main() -> None:
     options = parser.parse_args()
     options.plain_precision = options.plain_precision or options.precision
     options.reason, options.least_cosine = "", None
+    options.max_tokens = 1024 if options.texts == "long" or options.draw else 256  # long tails are read whole
+    if options.write_texts:
+        options.write_texts.write_text(json.dumps(texts_of(options)))
+        return
     calls = ways(options)
     seconds = best(calls, options.texts_read, options.repeats)
     backbone, texts = options.backbone, options.texts_read
