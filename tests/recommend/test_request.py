@@ -135,6 +135,32 @@ def test_at_most_n_of_a_value(rec: Recommender, everything: Any) -> None:
             rec.recommend(diversify=bad)
 
 
+@pytest.mark.parametrize("diversity", [None, 0.3])
+def test_each_label_of_a_field_counts(rec: Recommender, everything: Any, diversity: float | None) -> None:
+    """In any case, once an item, and split as `only` splits; an item without labels is free."""
+    data = rec.dataset
+    assert data is not None
+    kinds = ["A|B", "b, C", "C", "a|D, D", "", None, "E", "D|E|", "F"]
+    column = [kinds[i % len(kinds)] for i in range(data.n_catalogue)]
+    frames = {"items": data.items.with_columns(kinds=pl.Series(column)), "users": data.users}
+    other = Recommender(rec.config, rec.network, replace(data, path=None, frames=frames))
+    labels = {
+        item: {part for part in (text or "").lower().replace(", ", "|").split("|") if part}
+        for item, text in zip(data.item_ids, column, strict=True)
+    }
+    for k, limit in ((6, 1), (12, 2)):
+        found = lists(other.recommend(k=k, keep_seen=True, diversify=f"kinds:{limit}", diversity=diversity))
+        for user, items in everything.items():
+            wanted, used = [], dict.fromkeys("abcdef", 0)
+            for item in found[user] if diversity else items:
+                if all(used[label] < limit for label in labels[item]):
+                    wanted.append(item)
+                    for label in labels[item]:
+                        used[label] += 1
+            assert found[user] == wanted[:k]
+            assert any(len(labels[item]) == 2 for item in found[user])
+
+
 def test_maximal_marginal_relevance(rec: Recommender, everything: Any) -> None:
     data, network = rec.dataset, rec.network
     assert data is not None and network is not None

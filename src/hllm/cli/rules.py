@@ -28,7 +28,9 @@ At = Annotated[
     str | None,
     typer.Option(help="Moment of the request, a date or now; by default that of the data's last event."),
 ]
-Diversify = Annotated[str | None, typer.Option(help="COLUMN:N, at most N items of a value: brand:2.")]
+Diversify = Annotated[
+    str | None, typer.Option(help="COLUMN:N, at most N items of a value or label: brand:2.")
+]
 Diversity = Annotated[
     float | None, typer.Option(min=0, max=1, help="Weight of unlikeness (maximal marginal relevance): 0.3.")
 ]

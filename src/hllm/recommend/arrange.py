@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,15 +18,28 @@ Vectors = Callable[[np.ndarray], np.ndarray]  # tokens (m,) -> vectors of length
 
 
 @dataclass(frozen=True)
-class Arrangement:
-    """codes int64 by token, -1 = no value, and at most `limit` of each; `diversity` 0 to 1 of MMR."""
+class Capped:
+    """At most `limit` items of each label; those of a token are codes[offsets[token] : offsets[token + 1]], int64."""
 
-    codes: np.ndarray | None = None
-    limit: int = 0
+    codes: np.ndarray
+    offsets: np.ndarray
+    limit: int
+
+    def of(self, tokens: np.ndarray) -> list[list[int]]:
+        """The labels of each token."""
+        edges = zip(self.offsets[tokens].tolist(), self.offsets[tokens + 1].tolist(), strict=True)
+        return [self.codes[first:end].tolist() for first, end in edges]
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How many of a label, if that is limited, and `diversity`, 0 to 1, of maximal marginal relevance."""
+
+    capped: Capped | None = None
     diversity: float = 0.0
 
     def __bool__(self) -> bool:
-        return self.codes is not None or self.diversity > 0
+        return self.capped is not None or self.diversity > 0
 
 
 def arranged(fetch: Fetch, n: int, k: int, how: Arrangement, vectors: Vectors) -> TopK:
@@ -62,15 +76,16 @@ def arranged(fetch: Fetch, n: int, k: int, how: Arrangement, vectors: Vectors) -
 
 def _choose(tokens: np.ndarray, scores: np.ndarray, k: int, how: Arrangement, vectors: Vectors) -> np.ndarray:
     """Places int64 of up to `k` chosen items, in their order."""
-    codes = np.full(len(tokens), -1) if how.codes is None else how.codes[tokens]
-    order = _marginal(tokens, scores, how, codes, k, vectors) if how.diversity else range(len(tokens))
-    used: dict[int, int] = {}
+    labels = [[] for _ in tokens] if how.capped is None else how.capped.of(tokens)  # type: list[list[int]]
+    limit = 0 if how.capped is None else how.capped.limit
+    if how.diversity:
+        return np.array(_marginal(tokens, scores, how.diversity, labels, limit, k, vectors), dtype=np.int64)
+    used: Counter[int] = Counter()
     chosen: list[int] = []
-    for at in order:
-        code = int(codes[at])
-        if code >= 0 and used.get(code, 0) >= how.limit:
+    for at, own in enumerate(labels):
+        if any(used[label] >= limit for label in own):
             continue
-        used[code] = used.get(code, 0) + 1
+        used.update(own)
         chosen.append(at)
         if len(chosen) == k:
             break
@@ -78,26 +93,37 @@ def _choose(tokens: np.ndarray, scores: np.ndarray, k: int, how: Arrangement, ve
 
 
 def _marginal(
-    tokens: np.ndarray, scores: np.ndarray, how: Arrangement, codes: np.ndarray, k: int, vectors: Vectors
+    tokens: np.ndarray,
+    scores: np.ndarray,
+    diversity: float,
+    labels: list[list[int]],
+    limit: int,
+    k: int,
+    vectors: Vectors,
 ) -> list[int]:
-    """Places in the order of maximal marginal relevance, until `k` are within the limit."""
+    """Places in the order of maximal marginal relevance, up to `k`, no label more than `limit` times."""
     if not len(tokens):
         return []
     unit = vectors(tokens)
     spread = float(scores[0] - scores.min())
     relevance = (scores - scores.min()) / spread if spread else np.ones(len(scores), np.float32)
     likeness = np.full(len(tokens), -np.inf)
-    free, used, order = np.ones(len(tokens), bool), {}, []  # type: tuple[np.ndarray, dict[int, int], list[int]]
+    having: dict[int, list[int]] = {}
+    for at, own in enumerate(labels):
+        for label in own:
+            having.setdefault(label, []).append(at)
+    free, used = np.ones(len(tokens), bool), Counter[int]()
+    order: list[int] = []
     while free.any() and len(order) < k:
         near = np.where(np.isfinite(likeness), likeness, 0.0)
-        value = np.where(free, (1 - how.diversity) * relevance - how.diversity * near, -np.inf)
+        value = np.where(free, (1 - diversity) * relevance - diversity * near, -np.inf)
         at = int(value.argmax())
         order.append(at)
         free[at] = False
-        code = int(codes[at])
-        used[code] = used.get(code, 0) + 1
-        if code >= 0 and used[code] >= how.limit:
-            free &= codes != code
+        used.update(labels[at])
+        for label in labels[at]:
+            if used[label] >= limit:
+                free[having[label]] = False
         likeness = np.maximum(likeness, unit @ unit[at])
     return order
 

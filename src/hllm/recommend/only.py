@@ -70,6 +70,14 @@ def _column(data: Dataset, name: Any) -> pl.Series:
     return data.items[name]
 
 
+def labels_of(field: pl.Series) -> pl.Series:
+    """The labels of each field, in small letters: lists of texts (n,), null for null. "Comedy|Drama" has two."""
+    import polars as pl
+
+    texts = field.cast(pl.String, strict=False).str.to_lowercase()
+    return texts.str.replace_all(LABELS, "\n").str.split("\n")
+
+
 def _has(field: pl.Series, value: Any) -> pl.Series:
     """bool (n_catalogue,): the field is `value`, or has it among its labels."""
     import polars as pl
@@ -77,8 +85,8 @@ def _has(field: pl.Series, value: Any) -> pl.Series:
     text = clean_text(value)
     if text is None:
         raise DataError(f"only: {value!r} is no value of column {field.name!r}; give a text or a number")
-    wanted, texts = text.casefold(), field.cast(pl.String, strict=False).str.to_lowercase()
-    labels = texts.str.replace_all(LABELS, "\n").str.split("\n")
+    wanted, labels = text.casefold(), labels_of(field)
+    texts = field.cast(pl.String, strict=False).str.to_lowercase()
     found = (texts == wanted) | labels.list.contains(wanted)
     if field.dtype.is_numeric() and (number := _number(text)) is not None:
         found |= field.cast(pl.Float64) == number

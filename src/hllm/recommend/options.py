@@ -13,6 +13,8 @@ from hllm.arguments import flag, is_number
 from hllm.data.tables.frames import to_polars
 from hllm.data.tables.schema import ITEM_ID, UNITS_PER_SECOND, USER_ID
 from hllm.errors import ConfigError, DataError, nearest, unknown
+from hllm.recommend.arrange import Capped
+from hllm.recommend.only import labels_of
 from hllm.recommend.times import times_of
 
 if TYPE_CHECKING:
@@ -33,7 +35,8 @@ class RuleOptions(TypedDict, total=False):
     at                  moment of the request, for `exclude_seen_since` and for the item columns available_from
                         and expires: a time in the dataset's unit, a datetime or ISO date, "now"; by default the
                         time of the dataset's latest event, so that equal requests have equal answers
-    diversify           "brand:2": at most 2 items of each value of the item column brand
+    diversify           "brand:2": at most 2 items of each value of the item column brand; of a field with several,
+                        such as "Comedy, Drama" or "Comedy|Drama", each counts
     diversity           0 to 1: weight of unlikeness against score in maximal marginal relevance
     """
 
@@ -130,8 +133,13 @@ def availability(data: Dataset) -> tuple[np.ndarray, np.ndarray] | None:
     return first, end
 
 
-def capped(data: Dataset, text: Any) -> tuple[np.ndarray, int]:
-    """Codes int64 (n_catalogue + 1,) of the values of a column by token, -1 without one; and how many of each."""
+def capped(data: Dataset, text: Any) -> Capped:
+    """What `diversify` asks for: labels of a column by token, and at most so many items of each.
+
+    Labels are those that `only` knows: of "Comedy, Drama" there are two, and each counts.
+    """
+    import polars as pl
+
     name, _, number = str(text).rpartition(":")
     if not name or not re.fullmatch(r"\d{1,9}", number) or int(number) < 1:
         raise ConfigError(f"diversify={text!r}: a column and a number from 1, for example brand:2")
@@ -142,8 +150,11 @@ def capped(data: Dataset, text: Any) -> tuple[np.ndarray, int]:
             f"diversify={text!r}: the items have no column {name!r}{nearest(name, others)}; "
             f"theirs: {', '.join(others) or 'none'}"
         )
-    codes = items[name].rank("dense").fill_null(0).to_numpy().astype(np.int64) - 1
-    return np.append(np.int64(-1), codes), int(number)
+    labels = labels_of(items[name]).list.unique().list.drop_nulls()
+    labels = labels.list.eval(pl.element().filter(pl.element() != "")).fill_null([])
+    codes = labels.explode(empty_as_null=False).rank("dense").to_numpy().astype(np.int64)
+    ends = labels.list.len().to_numpy().astype(np.int64).cumsum()
+    return Capped(codes, np.concatenate(([0, 0], ends)), int(number))
 
 
 def user_tables(

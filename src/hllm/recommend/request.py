@@ -68,8 +68,8 @@ def make_request(
         recent = seen_since(queries, at - span_of(data, since))
         hidden = (np.concatenate((hidden[0], recent[0])), np.concatenate((hidden[1], recent[1])))
         keep_seen = True
-    codes, limit = capped(data, options["diversify"]) if options.get("diversify") is not None else (None, 0)
-    how = Arrangement(codes, limit, float(options.get("diversity") or 0.0))
+    most = capped(data, options["diversify"]) if options.get("diversify") is not None else None
+    how = Arrangement(most, float(options.get("diversity") or 0.0))
     return Request(candidates, keep_seen, hidden, allowed, how, options.get("approximate"))
 
 
