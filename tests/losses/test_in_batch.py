@@ -12,6 +12,7 @@ from torch import Tensor
 from hllm.config import load_config
 from hllm.losses.in_batch import in_batch
 from hllm.losses.objective import make_objective, users_of_tokens
+from hllm.losses.sampled import history_keys
 from hllm.packing import Batch, ItemView, make_rows, offsets_of
 
 LENGTHS = [4, 1, 7, 3]
@@ -61,10 +62,11 @@ def naive(
 
 
 @pytest.mark.parametrize("logq", [False, True])
-@pytest.mark.parametrize("mask_history", [False, True])
+@pytest.mark.parametrize(("mask_history", "whole"), [(False, False), (True, False), (True, True)])
 def test_the_objective_is_the_definition(
-    batch: Batch, vectors: tuple[Tensor, Tensor], logq: bool, mask_history: bool
+    batch: Batch, vectors: tuple[Tensor, Tensor], logq: bool, mask_history: bool, whole: bool
 ) -> None:
+    """With `whole` histories, users have met more than their windows hold."""
     q, items = vectors
     users = torch.tensor([30, 10, 20, 10]).repeat_interleave(torch.tensor(LENGTHS))
     counts = torch.arange(1, M + 1)
@@ -84,10 +86,11 @@ def test_the_objective_is_the_definition(
     view = ItemView(
         torch.arange(1, M + 1), batch.tokens - 1, targets, M, log_q=None if log_q is None else log_q.float()
     )
-    ours = make_objective(config.objective)(q, items, batch, view)
-    own = [
-        {int(t) - 1 for t in batch.tokens[users == u]} if mask_history else set[int]() for u in users.tolist()
-    ]
+    met = [(u, int(t)) for u in (10, 20, 30) for t in batch.tokens[users == u]]
+    met += [(10, 1), (10, M), (20, 2), (20, 3), (99, 4)] if whole else []
+    history = history_keys(*torch.tensor(met).T) if whole else None
+    ours = make_objective(config.objective, history)(q, items, batch, view)
+    own = [{t - 1 for of, t in met if of == u} if mask_history else set[int]() for u in users.tolist()]
     theirs = naive(q / 0.5, items, targets, users, log_q, own)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)  # log_q is float32 in training
     for mine, plain in zip(

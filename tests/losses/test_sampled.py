@@ -77,7 +77,7 @@ def test_values_and_gradients_match_a_plain_softmax(
         options |= {"users": users, "column_users": problem["column_users"]}
         forbidden |= users[:, None] == problem["column_users"][None, :]
     if masks == "users+history":
-        options["seen"] = history_keys(users, problem["history"], M)
+        options["seen"] = history_keys(users, problem["history"])
         for i, user in enumerate(users.tolist()):
             own = set(problem["history"][users == user].tolist())
             forbidden[i] |= torch.tensor([int(c) in own for c in columns])
@@ -128,14 +128,10 @@ def test_a_view_of_the_batchs_items_gives_the_loss_of_the_catalogue(problem: dic
     rows = torch.full((M + 1,), -1)  # the last for what is not there
     rows[kept] = torch.arange(len(kept))
     history = problem["history"]
-    whole = sampled_softmax(
-        q, items, targets, columns, log_q=problem["log_q"], users=users, seen=history_keys(users, history, M)
-    )
-    seen = rows[history] >= 0
-    own = history_keys(users[seen], rows[history][seen], len(kept))
-    view = sampled_softmax(
-        q, items[kept], rows[targets], rows[columns], log_q=problem["log_q"][kept], users=users, seen=own
-    )
+    seen = history_keys(users, history)
+    whole = sampled_softmax(q, items, targets, columns, log_q=problem["log_q"], users=users, seen=seen)
+    own = {"log_q": problem["log_q"][kept], "users": users, "seen": seen, "tokens": kept}
+    view = sampled_softmax(q, items[kept], rows[targets], rows[columns], **own)
     torch.testing.assert_close(view, whole, rtol=1e-12, atol=1e-12)
     mine, expected = (torch.autograd.grad(loss, (q, items)) for loss in (view, whole))
     torch.testing.assert_close(mine, expected, rtol=1e-12, atol=1e-12)

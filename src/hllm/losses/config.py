@@ -20,12 +20,14 @@ class ObjectiveConfig(Settings):
     # in_batch: targets of other users taken as negatives, at most (None: all). sampled: items drawn (None: 512).
     n_negatives: int | None = Field(default=None, ge=1, le=INT_MAX)
     # sampled: drawn by training events, evenly, or in part from the items nearest to the batch's targets, found anew
-    # every epoch; the inputs of the user's own window are then no negatives.
+    # every epoch; what stands in the user's own training history is then no negative.
     negatives_by: Literal["counts", "uniform", "hard"] = "counts"
     # Of the negatives, what is drawn from the nearest; the rest comes by counts.
     hard_share: float = Field(default=0.5, gt=0, le=1)
     logq: bool = True  # in_batch, sampled: scores are corrected for how often an item is a negative
-    mask_history: bool = False  # in_batch, sampled: the inputs of the user's own window are no negatives
+    # in_batch, sampled: what stands in the user's training history, also outside the window, is no negative. Takes
+    # 8 bytes a training event on the device.
+    mask_history: bool = False
     # sampled, in_batch: negatives whose item is closer to the target than this cosine are left out. ByteDance's
     # is .99; vectors that collapse then have no negatives, and a loss of 0 (train/health.py looks for it).
     drop_similar: float | None = Field(default=None, gt=0, le=1)

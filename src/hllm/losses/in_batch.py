@@ -17,6 +17,7 @@ def in_batch(
     n_negatives: int | None = None,
     log_q: Tensor | None = None,
     seen: Tensor | None = None,
+    tokens: Tensor | None = None,
     chunk: int | None = None,
     count: Tensor | None = None,
     drop_similar: float | None = None,
@@ -29,7 +30,7 @@ def in_batch(
     negatives are the batch's targets as often as they occur there; the position's own item never
     is one, nor any target of its own user (protocol.md, "Negatives"). So popular items are
     negatives more often, which `log_q` (M,), the log of their share of training events, corrects
-    for (Yi et al., 2019). `seen`, `count` and `drop_similar` as in `sampled_softmax`.
+    for (Yi et al., 2019). `seen`, `tokens`, `count` and `drop_similar` as in `sampled_softmax`.
 
     columns, column_users  targets int64 (E,) of a whole batch and their users, where `targets` are a rank's part
                   of it; None: those here
@@ -52,6 +53,7 @@ def in_batch(
         users=users,
         column_users=column_users,
         seen=seen,
+        tokens=tokens,
         chunk=chunk,
         count=count,
         drop_similar=drop_similar,

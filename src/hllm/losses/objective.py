@@ -21,8 +21,12 @@ class Objective(Protocol):
     def __call__(self, queries: Tensor, classes: Tensor, batch: Batch, view: ItemView) -> Tensor: ...
 
 
-def make_objective(config: ObjectiveConfig) -> Objective:
-    """The loss that `config` asks for."""
+def make_objective(config: ObjectiveConfig, history: Tensor | None = None) -> Objective:
+    """The loss that `config` asks for.
+
+    history  int64 (N,) `history_keys` of users' dataset rows and tokens, for a loss that `masks_history`: what is no
+             negative for whom; None: the batch's own inputs
+    """
     if config.loss in ("cross_entropy", "nce"):
 
         def full(queries: Tensor, classes: Tensor, batch: Batch, view: ItemView) -> Tensor:
@@ -36,9 +40,10 @@ def make_objective(config: ObjectiveConfig) -> Objective:
 
     def with_negatives(queries: Tensor, classes: Tensor, batch: Batch, view: ItemView) -> Tensor:
         users = users_of_tokens(batch)
-        masked = config.mask_history or (config.loss == "sampled" and config.negatives_by == "hard")
         events = view.everyone or Events(users, view.inputs, view.targets)
-        seen = history_keys(events.users, events.inputs, len(classes)) if masked else None
+        seen = history
+        if seen is None and masks_history(config):
+            seen = history_keys(events.users, view.tokens[events.inputs])
         queries = queries / config.loss_temperature
         if config.loss == "in_batch":
             return in_batch(
@@ -49,6 +54,7 @@ def make_objective(config: ObjectiveConfig) -> Objective:
                 n_negatives=config.n_negatives,
                 log_q=view.log_q,
                 seen=seen,
+                tokens=view.tokens,
                 count=batch.n_targets,
                 drop_similar=config.drop_similar,
                 columns=events.targets,
@@ -63,11 +69,18 @@ def make_objective(config: ObjectiveConfig) -> Objective:
             log_q=view.log_q,
             users=users,
             seen=seen,
+            tokens=view.tokens,
             count=batch.n_targets,
             drop_similar=config.drop_similar,
         )
 
     return with_negatives
+
+
+def masks_history(config: ObjectiveConfig) -> bool:
+    """Whether what a user has in its history is no negative for it."""
+    hard = config.loss == "sampled" and config.negatives_by == "hard"
+    return hard or (config.mask_history and config.loss in ("in_batch", "sampled"))
 
 
 def users_of_tokens(batch: Batch) -> Tensor:

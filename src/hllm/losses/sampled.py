@@ -13,6 +13,8 @@ from torch import Tensor
 from hllm.losses.cross_entropy import CHUNK_LOGITS, divisor, matmul_wide, slices
 from hllm.packing import ItemView
 
+KEYS = 1 << 31  # above every token: a user and an item as one number
+
 
 def sampled_softmax(
     queries: Tensor,
@@ -24,6 +26,7 @@ def sampled_softmax(
     users: Tensor | None = None,
     column_users: Tensor | None = None,
     seen: Tensor | None = None,
+    tokens: Tensor | None = None,
     chunk: int | None = None,
     count: Tensor | None = None,
     drop_similar: float | None = None,
@@ -40,6 +43,7 @@ def sampled_softmax(
     users         int64 (T,) user of each position; needed by the next two
     column_users  int64 (K,): no column counts against a position of its own user
     seen          int64 (N,), sorted, from `history_keys`: nor does an item of the user's history
+    tokens        int64 (M,): the items' names in `seen`; None: their rows
     drop_similar  nor does one whose cosine to the position's target is greater (ByteDance's HLLM, .99). When
                   all vectors collapse nothing is left to compete, and the loss is 0
     count         scalar tensor, as in `cross_entropy`: targets of the whole batch; None: those here
@@ -51,15 +55,28 @@ def sampled_softmax(
     if chunk is None:
         chunk = max(1, CHUNK_LOGITS // max(1, columns.shape[0]))
     assert log_q is None or log_q.shape == items.shape[:1], "log_q has one entry for each row of items"
+    names = columns if tokens is None else tokens[columns.clamp(min=0)]
     return _SampledSoftmax.apply(
-        queries, items, targets, columns, log_q, users, column_users, seen, chunk, count, drop_similar
+        queries, items, targets, columns, log_q, users, column_users, seen, names, chunk, count, drop_similar
     )
 
 
 class _SampledSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]
-        ctx, queries, items, targets, columns, log_q, users, column_users, seen, chunk, count, drop_similar
+        ctx,
+        queries,
+        items,
+        targets,
+        columns,
+        log_q,
+        users,
+        column_users,
+        seen,
+        names,
+        chunk,
+        count,
+        drop_similar,
     ):
         device, wide = queries.device.type, queries.dtype
         narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else wide
@@ -80,7 +97,7 @@ class _SampledSoftmax(torch.autograd.Function):
                     scores -= log_q[column_rows]
                     hit = hit - log_q[t]
                 row_users = None if users is None else users[part]
-                out = left_out(t, columns, row_users, column_users, seen, items.shape[0])
+                out = left_out(t, columns, row_users, column_users, seen, names)
                 if drop_similar is not None:
                     out |= too_similar(own, negatives, drop_similar)
                 scores.masked_fill_(out, float("-inf"))
@@ -104,7 +121,7 @@ class _SampledSoftmax(torch.autograd.Function):
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         grad_queries, grad_items, count = ctx.saved_tensors
         grad_items = None if grad_items is None else grad_items * grad
-        return (grad_queries * (grad / count), grad_items) + (None,) * 9
+        return (grad_queries * (grad / count), grad_items) + (None,) * 10
 
 
 def add_rows(table: Tensor, rows: Tensor, values: Tensor) -> None:
@@ -141,24 +158,35 @@ def left_out(
     users: Tensor | None,
     column_users: Tensor | None,
     seen: Tensor | None,
-    n_items: int,
+    names: Tensor,
 ) -> Tensor:
-    """bool (C, K): column k is no negative for position i. See `sampled_softmax`; targets are (C,) rows."""
+    """bool (C, K): column k, the item `names` (K,) calls so in `seen`, is no negative for position i.
+
+    See `sampled_softmax`; targets are (C,) rows.
+    """
     out = (columns < 0).unsqueeze(0) | (targets.unsqueeze(1) == columns.unsqueeze(0))
     if column_users is not None:
         assert users is not None
         out |= users.unsqueeze(1) == column_users.unsqueeze(0)
     if seen is not None:
         assert users is not None
-        keys = users.unsqueeze(1) * n_items + columns.clamp(min=0).unsqueeze(0)  # (C, K)
-        place = torch.searchsorted(seen, keys).clamp(max=seen.shape[0] - 1)
-        out |= seen[place] == keys
+        if users.is_cuda:
+            out |= was_seen(users, names, seen)
+        else:  # once for each user; a GPU would have to wait to hear how many there are
+            distinct, place = users.unique(return_inverse=True)
+            out |= was_seen(distinct, names, seen)[place]
     return out
 
 
-def history_keys(users: Tensor, rows: Tensor, n_items: int) -> Tensor:
-    """Sorted keys int64 (T,) of (user, item row) pairs (T,), in which `left_out` looks events up."""
-    return (users * n_items + rows).sort().values
+def was_seen(users: Tensor, names: Tensor, seen: Tensor) -> Tensor:
+    """bool (n, K): the pair of user int64 (n,) and item int64 (K,) is among `seen`."""
+    keys = users.unsqueeze(1) * KEYS + names.clamp(min=0).unsqueeze(0)
+    return seen[torch.searchsorted(seen, keys).clamp(max=seen.shape[0] - 1)] == keys
+
+
+def history_keys(users: Tensor, names: Tensor) -> Tensor:
+    """Sorted keys int64 (T,) of pairs of user and item (T,), in which `was_seen` looks them up."""
+    return (users.long() * KEYS + names).sort().values
 
 
 def draw(cdf: Tensor, n: int) -> Tensor:

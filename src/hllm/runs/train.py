@@ -18,7 +18,9 @@ from hllm.evaluate.evaluation import evaluate, parse_max_len
 from hllm.hardware import release_memory
 from hllm.items.sound import check_vectors
 from hllm.items.source.live import LiveText
-from hllm.losses.objective import make_objective
+from hllm.losses.config import ObjectiveConfig
+from hllm.losses.objective import make_objective, masks_history
+from hllm.losses.sampled import history_keys
 from hllm.losses.views import BatchItems, make_views
 from hllm.models.hllm import Network
 from hllm.ranks import Ranks, now
@@ -147,7 +149,7 @@ def make_trainer(
         network,
         loader,
         views,
-        make_objective(config.objective),
+        make_objective(config.objective, whole_histories(histories, config.objective, device)),
         training,
         validator(data, training, device, ranks),
         device=device,
@@ -159,6 +161,17 @@ def make_trainer(
         show=show,
         ranks=ranks,
     )
+
+
+def whole_histories(
+    histories: Histories, objective: ObjectiveConfig, device: torch.device
+) -> torch.Tensor | None:
+    """`history_keys` of all training events, each once, on `device`; None where the loss masks no history."""
+    if not masks_history(objective):
+        return None
+    users = np.repeat(np.asarray(histories.users), np.diff(np.asarray(histories.offsets)))
+    tokens = torch.from_numpy(np.array(histories.tokens))
+    return history_keys(torch.from_numpy(users), tokens).unique_consecutive().to(device)
 
 
 def validator(data: Dataset, training: TrainingConfig, device: torch.device, ranks: Ranks) -> Validate:
