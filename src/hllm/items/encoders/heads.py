@@ -15,6 +15,9 @@ from hllm.text.template import Marked
 if TYPE_CHECKING:
     from hllm.items.encoders.backbones import Backbone
 
+TRIED = 8  # texts that are read again to see how a tokenizer cuts
+MOST_KEPT = 4  # tokens that a tokenizer may put after a text
+
 
 @dataclass(frozen=True)
 class Keep:
@@ -50,10 +53,29 @@ def tokenise(
     long = [i for i, ids in enumerate(sequences) if len(ids) > limit]
     if long:
         truncated[long] = True
-        cut = token_ids(backbone, [texts[i] for i in long], truncation=True, max_length=limit)
+        cut = _cut_end(backbone, [texts[i] for i in long], [sequences[i] for i in long], limit)
         for i, ids in zip(long, cut, strict=True):
             sequences[i] = ids
     return sequences, truncated
+
+
+def _cut_end(
+    backbone: Backbone, texts: Sequence[str], sequences: Sequence[list[int]], limit: int
+) -> list[list[int]]:
+    """The ids of `texts`, which are `sequences` when whole, as the tokenizer cuts them to `limit` tokens.
+
+    How many tokens it keeps at the end is seen on a few texts; the others are then not read twice.
+    """
+
+    def read(some: Sequence[str]) -> list[list[int]]:
+        return token_ids(backbone, list(some), truncation=True, max_length=limit)
+
+    tried = read(texts[:TRIED])
+    for kept in range(min(limit, MOST_KEPT) + 1):
+        cut = [ids[: limit - kept] + ids[len(ids) - kept :] for ids in sequences]
+        if cut[:TRIED] == tried:
+            return cut
+    return [*tried, *read(texts[TRIED:])]
 
 
 def trim(
