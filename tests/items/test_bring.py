@@ -168,7 +168,9 @@ def test_what_is_no_matrix_of_finite_numbers_is_told(make_dataset, tmp_path) -> 
         ([[1.0, 2.0], [1.0]], "one matrix of numbers"),
         (np.zeros((0, 3)), r"shape \(0, 3\)"),
         (bad, r"vector of item 4 .* NaN"),
-        (X.astype(np.float64) * 1e300, "beyond float32"),
+        (X.astype(np.float64) * 1e300, "beyond 1e"),
+        (np.ma.masked_array(X, X > 1), "NaN"),
+        (torch.empty(9, 6, device="meta"), "holds Tensor"),
         (np.ones_like(X), "all 9 vectors in .* are the same"),
         (pl.DataFrame(schema={"item_id": pl.Int64, "v": pl.List(pl.Float32)}), "has no row"),
         ({"a": X, "b": X}, "2 matrices"),
@@ -182,6 +184,7 @@ def test_what_is_no_matrix_of_finite_numbers_is_told(make_dataset, tmp_path) -> 
         "x.npy": b"",
         "y.npy": b"hello",
         "z.npz": b"PK",
+        "text.npz": b"hello",  # NumPy takes it for a pickle, and advises to trust it
         "a.safetensors": b"1234",
         "b.pt": b"",
         "c.parquet": b"x",
@@ -191,8 +194,15 @@ def test_what_is_no_matrix_of_finite_numbers_is_told(make_dataset, tmp_path) -> 
         with pytest.raises((ArtifactError, DataError), match=name):
             embed(data, vectors=tmp_path / name, ids=None)
     np.save(tmp_path / "object.npy", np.array([{}, 1], dtype=object), allow_pickle=True)
-    with pytest.raises(ArtifactError, match=r"object\.npy"):
+    with pytest.raises(ArtifactError, match=r"object\.npy: it holds Python objects"):
         embed(data, vectors=tmp_path / "object.npy")
+    with pytest.raises(ArtifactError, match="is cut short, or no NumPy archive"):
+        embed(data, vectors=tmp_path / "text.npz")
+    np.save(tmp_path / "x.npy", X)
+    with pytest.raises(DataError, match=r"ids: .*absent is no file; give one id a line"):
+        embed(data, vectors=tmp_path / "x.npy", ids=tmp_path / "absent")
+    with pytest.raises(DataError, match=r"vector of item .* beyond 1e\+15"):  # which no training takes either
+        embed(data, vectors=X * 1e20, ids=data.item_ids)
     (tmp_path / "model.xyz").write_text("")
     with pytest.raises(DataError, match="valid endings"):
         embed(data, vectors=tmp_path / "model.xyz")
@@ -210,7 +220,10 @@ def test_what_is_no_matrix_of_finite_numbers_is_told(make_dataset, tmp_path) -> 
         (["--from", "{x}"], "give the ids: --ids FILE"),
         (["--from", "{x}", "--dry-run"], "--dry-run would have no effect"),
         (["--from", "{x}", "--item-llm", "minilm", "--store", "fp16"], "--item-llm, --store would have no"),
+        (["--from", "{x}", "--device", "tpu", "--gpus", "2"], "--device, --gpus would have no effect"),
         (["--list", "--prune"], "--list and --prune are two things"),
+        (["--prune", "--dry-run"], "--prune is of what is there already, so --dry-run would have no effect"),
+        (["--verify", "--from", "{x}", "--pooling", "last"], "--pooling, --from would have no effect"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(make_dataset, tmp_path, capsys, options, message) -> None:
@@ -241,3 +254,20 @@ def test_training_with_them_and_new_items_without(make_dataset, llama, tmp_path)
     with pytest.raises(ConfigError, match="no model here reads a text"):
         runs[1].similar(text="a film")
     assert main(["items", str(data.path), "--item-llm", "vectors:same"]) == 0
+
+
+def test_what_cannot_be_or_is_not_read_is_told(make_dataset) -> None:
+    data = make_dataset()
+    for options, message in (
+        ({"name": 5}, "name=5: must be a text"),
+        ({"field_tokens": "title=3"}, "field_tokens='title=3': must be a mapping"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            embed(data, vectors=X, ids=IDS, **options)
+    for fusion in (None, 5):
+        with pytest.raises(ConfigError, match=f"fusion={fusion}: must be a text"):
+            embed(data, "random", fusion=fusion)
+    with pytest.warns(
+        UserWarning, match="brought in as they are: pooling='last', precision='bf16', store='fp16'"
+    ):
+        embed(data, vectors=X, ids=IDS, pooling="last", precision="bf16", store="fp16")

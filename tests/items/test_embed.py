@@ -300,7 +300,8 @@ def test_truncated_items_are_counted_also_when_nothing_is_encoded(make_dataset, 
 @pytest.mark.parametrize("control", ["tfidf", "random"])
 def test_controls(make_dataset, control, count_encoded):
     data = make_dataset()
-    first = embed_quietly(data, control, pooling="last", prompt="ignored: ")
+    with pytest.warns(UserWarning, match="without effect"):
+        first = embed_quietly(data, control, pooling="last", prompt="ignored: ")
     assert sum(count_encoded) == 8
     assert embed_quietly(data, control).stats["encoded"] == 0
     np.testing.assert_array_equal(load_embeddings(data, control).vectors, first.vectors)
@@ -311,6 +312,16 @@ def test_controls(make_dataset, control, count_encoded):
     assert (second.spec["key"] == first.spec["key"]) == (control == "random")
     with pytest.raises(ArtifactError, match=r"no embeddings|not finished"):
         load_embeddings(make_dataset(["A third", *(["Seven"] * 8)]), control)
+
+
+def test_what_is_of_language_models_alone_is_told_beside_a_control(make_dataset):
+    options = {"pooling": "last", "prompt": "x", "max_tokens": 5, "attn": "eager", "revision": "main"}
+    with pytest.warns(
+        UserWarning, match="tfidf is no language model: pooling=.last., attn=.eager., .* without effect"
+    ):
+        embed_quietly(make_dataset(), "tfidf", **options)
+    with pytest.warns(UserWarning, match="random is no language model: precision=.bf16. without effect"):
+        embed_quietly(make_dataset(), "random", precision="bf16")
 
 
 def test_mean_cosine(make_dataset, llama):
@@ -325,6 +336,7 @@ def test_mean_cosine(make_dataset, llama):
     [
         ({"pooling": "max"}, ConfigError, "unknown pooling 'max'; valid: mean, last"),
         ({"precision": "fp8"}, ConfigError, "unknown precision 'fp8'"),
+        ({"attn": "sdap"}, ConfigError, "unknown attn 'sdap' (did you mean 'sdpa'?); valid: packed, sdpa"),
         ({"device": "tpu"}, DeviceError, "unknown device 'tpu'"),
         ({"batch_size": 0}, ConfigError, "batch_size=0"),
         ({"text_fields": ["titel"]}, DataError, "did you mean 'title'"),

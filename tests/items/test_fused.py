@@ -1,9 +1,12 @@
 """Fields read apart: embedded, found again, trained on, and made for new items."""
 
+import re
+
 import numpy as np
 import polars as pl
 import pytest
 
+from hllm.config import load_config
 from hllm.errors import ArtifactError, ConfigError
 from hllm.items.embed import embed, load_embeddings
 from hllm.items.store.new_items import encode_new_items
@@ -110,3 +113,45 @@ def test_the_numbers_of_learned_weights_get_gradients() -> None:
                 shifted.append(float(table.encode(tokens).square().sum()))
                 table.field_weights[i] -= step
         assert abs((shifted[0] - shifted[1]) / 2e-6 - float(analytic[i])) < 1e-6
+
+
+def test_vectors_of_several_widths_are_not_added_up(make_dataset) -> None:
+    data = make_dataset(
+        ["Up"] * 4 + ["Heat", "Ran", "Seven", "Alien", "Brazil"]
+    )  # TF-IDF: as wide as it must be
+    for how in ("mean", "learned"):
+        with pytest.raises(
+            ConfigError, match=f"fusion {how}: the fields' vectors have .* dimensions.* concat"
+        ):
+            embed(data, "tfidf", fusion=how, progress=False)
+    assert embed(data, "tfidf", fusion="concat", progress=False).has_text[1:].all()
+
+
+def test_the_next_command_names_the_stores_that_a_models_name_does_not_tell_apart(
+    llama, make_dataset, capsys
+) -> None:
+    from hllm.cli import main
+
+    data = make_dataset()
+    command = ["embed", str(data.path), "--item-llm", str(llama), "--device", "cpu", "--fusion", "mean"]
+    assert main(command) == 0
+    assert f"--set item_llm={llama} --set fusion=mean" in capsys.readouterr().out
+    assert main([*command, "--field-tokens", "title=2"]) == 0
+    keys, fusion = re.search(
+        r"--set item_llm=(\w+\+\w+) --set fusion=(\w+)", capsys.readouterr().out
+    ).groups()
+    short = embed(data, str(llama), fusion="mean", field_tokens={"title": 2}, device="cpu", progress=False)
+    found = load_embeddings(data, keys, fusion=fusion)
+    np.testing.assert_array_equal(found.vectors, short.vectors)
+    assert found.spec["key"] == short.spec["key"]
+    with pytest.raises(ConfigError, match="names 2 stores; say how: fusion=mean"):
+        load_embeddings(data, keys)
+    with pytest.raises(ConfigError, match="which say it already"):
+        load_config("demo", overrides={"item_llm": keys, "fusion": fusion, "pooling": "last"})
+    assert load_config("demo", overrides={"item_llm": keys, "fusion": fusion}).items.item_llm == keys
+    # One store, but a second that the name fits: its key, too.
+    alone = ["embed", str(data.path), "--item-llm", str(llama), "--device", "cpu"]
+    assert main(alone) == 0 and f"--set item_llm={llama}\n" in capsys.readouterr().out
+    assert main([*alone, "--max-tokens", "20"]) == 0
+    key = re.search(r"--set item_llm=([0-9a-f]{16})\n", capsys.readouterr().out)[1]
+    assert load_embeddings(data, key).spec["max_tokens"] == 20

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from hllm.items.embeddings import ItemEmbeddings
 
 
+# Groups of `hllm embed --help`.
+MODEL, TEXT, WORK = "The model", "What it reads of an item", "How the work is done"
+OWN, STORES = "Vectors of your own (no model runs)", "What is there already"
+
+
 def embed(
     ctx: typer.Context,
     dataset: Annotated[
@@ -25,102 +30,172 @@ def embed(
         typer.Option(
             help="Short name (smollm2-135m, tinyllama, ...), hub name, model folder, .gguf file, or a run whose "
             "item LLM was trained; "
-            "or a control without a language model: tfidf, random."
+            "or a control without a language model: tfidf, random.",
+            rich_help_panel=MODEL,
         ),
     ] = "smollm2-135m",
     pooling: Annotated[
         str | None,
         typer.Option(
             help="mean (for hllm-lite; if absent), last (the reference's), cls or weighted-mean; of other layers as "
-            "mean@6, mean@last4; auto: the model's own, with its prompt, dense layers and normalisation."
+            "mean@6, mean@last4; auto: the model's own, with its prompt, dense layers and normalisation.",
+            rich_help_panel=MODEL,
         ),
     ] = None,
     prompt: Annotated[
-        str | None, typer.Option(help="Text before the fields; official prompt if absent.")
+        str | None,
+        typer.Option(help="Text before the fields; official prompt if absent.", rich_help_panel=MODEL),
     ] = None,
     fields: Annotated[
-        str | None, typer.Option(help="Text fields in order, as title,genres; else all.")
+        str | None,
+        typer.Option(help="Text fields in order, as title,genres; else all.", rich_help_panel=TEXT),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=WORK)] = "auto",
     gpus: Annotated[
-        int | None, typer.Option(min=1, help="Encode on this many GPUs of this host, a process each.")
+        int | None,
+        typer.Option(
+            min=1, help="Encode on this many GPUs of this host, a process each.", rich_help_panel=WORK
+        ),
     ] = None,
     precision: Annotated[
-        str, typer.Option("--precision", "--dtype", help="auto, fp32, bf16 or fp16.")
+        str,
+        typer.Option(
+            "--precision",
+            "--dtype",
+            help="auto, fp32, bf16, fp16, or on a CPU int8, taken only where its vectors stay those of fp32.",
+            rich_help_panel=MODEL,
+        ),
     ] = "auto",
-    quantize: Annotated[str | None, typer.Option(help="8bit or 4bit weights, by bitsandbytes; none.")] = None,
-    attn: Annotated[
-        str | None, typer.Option(help="packed, sdpa, eager, flash_attention_2, ...; the fastest if absent.")
+    quantize: Annotated[
+        str | None,
+        typer.Option(help="Weights in 8bit or 4bit (needs bitsandbytes), or none.", rich_help_panel=MODEL),
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    attn: Annotated[
+        str | None,
+        typer.Option(
+            help="packed, sdpa, eager, flash_attention_2, ...; the fastest if absent.", rich_help_panel=MODEL
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit on the hub.", rich_help_panel=MODEL)
+    ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Items a forward pass; 64, or 32,768 tokens on a GPU, if absent.")
+        int | None,
+        typer.Option(
+            help="Items a forward pass; 64, or 32,768 tokens on a GPU, if absent.", rich_help_panel=WORK
+        ),
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(help="Tokens of an item's text beside the prompt; 256 if absent.")
+        int | None,
+        typer.Option(help="Tokens of an item's text beside the prompt; 256 if absent.", rich_help_panel=TEXT),
     ] = None,
     long_text: Annotated[
         str,
         typer.Option(
-            help="Of texts over --max-tokens: cut their end, keep the heads of all fields, or by bm25 what says most."
+            help="Of texts over --max-tokens: cut their end, keep the heads of all fields, or by bm25 what says most.",
+            rich_help_panel=TEXT,
         ),
     ] = "cut",
     fusion: Annotated[
         str,
         typer.Option(
-            help="Fields in one text (together), or apart: mean, mean:3,1 (weights), learned, concat."
+            help="Fields in one text (together), or apart: mean, mean:3,1 (weights), learned, concat.",
+            rich_help_panel=TEXT,
         ),
     ] = "together",
     template: Annotated[
-        str, typer.Option(help="official, natural (sentences), or a format string as '{title} by {brand}'.")
+        str,
+        typer.Option(
+            help="official, natural (sentences), or a format string as '{title} by {brand}'.",
+            rich_help_panel=TEXT,
+        ),
     ] = "official",
     clean: Annotated[
         bool,
-        typer.Option("--clean", help="Strip HTML and stray spaces; tidy lists, prices and dates in fields."),
+        typer.Option(
+            "--clean",
+            help="Strip HTML and stray spaces; tidy lists, prices and dates in fields.",
+            rich_help_panel=TEXT,
+        ),
     ] = False,
     field_tokens: Annotated[
-        str | None, typer.Option(help="Most tokens of fields, as title=32,description=128.")
+        str | None,
+        typer.Option(help="Most tokens of fields, as title=32,description=128.", rich_help_panel=TEXT),
     ] = None,
     store: Annotated[
-        str, typer.Option("--store", help="Precision in which vectors are kept: fp32 or fp16.")
+        str,
+        typer.Option(
+            "--store", help="Precision in which vectors are kept: fp32 or fp16.", rich_help_panel=WORK
+        ),
     ] = "fp32",
     engine: Annotated[
-        str, typer.Option(help="local, or ray: a cluster's processes encode, one a GPU.")
+        str,
+        typer.Option(help="local, or ray: a cluster's processes encode, one a GPU.", rich_help_panel=WORK),
     ] = "local",
     share: Annotated[
-        bool, typer.Option("--share", help="Look texts up in, and add them to, the cache of all datasets.")
+        bool,
+        typer.Option(
+            "--share",
+            help="Look texts up in, and add them to, the cache of all datasets.",
+            rich_help_panel=WORK,
+        ),
     ] = False,
     from_: Annotated[
         Path | None,
         typer.Option(
-            "--from", help="Bring in vectors: .npy, .npz, .parquet, .safetensors or .pt; no model runs."
+            "--from",
+            help="Bring in vectors: .npy, .npz, .parquet, .safetensors or .pt; no model runs.",
+            rich_help_panel=OWN,
         ),
     ] = None,
     ids: Annotated[
         Path | None,
         typer.Option(
-            help="Item ids of the rows of --from, where it does not hold them: one a line, or .npy."
+            help="Item ids of the rows of --from, where it does not hold them: one a line, or .npy.",
+            rich_help_panel=OWN,
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="What --from's vectors are called; else as the file.")
+        str | None,
+        typer.Option(help="What --from's vectors are called; else as the file.", rich_help_panel=OWN),
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Say what it would cost in tokens, time and memory; write nothing."),
+        typer.Option(
+            "--dry-run",
+            help="Say what it would cost in tokens, time and memory; write nothing.",
+            rich_help_panel=WORK,
+        ),
     ] = False,
     verify: Annotated[
         bool,
-        typer.Option("--verify", help="Read every byte of DATASET's embeddings and say what is damaged."),
+        typer.Option(
+            "--verify",
+            help="Read every byte of DATASET's embeddings and say what is damaged.",
+            rich_help_panel=STORES,
+        ),
     ] = False,
     prune: Annotated[
-        bool, typer.Option("--prune", help="Delete what no item of DATASET needs, and what is damaged.")
+        bool,
+        typer.Option(
+            "--prune",
+            help="Delete what no item of DATASET needs, and what is damaged.",
+            rich_help_panel=STORES,
+        ),
     ] = False,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that the model's repository brings.")
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            help="Run Python code that the model's repository brings.",
+            rich_help_panel=MODEL,
+        ),
     ] = False,
     list_: Annotated[
-        bool, typer.Option("--list", help="List item LLMs; with DATASET the embeddings that it has.")
+        bool,
+        typer.Option(
+            "--list", help="List item LLMs; with DATASET the embeddings that it has.", rich_help_panel=STORES
+        ),
     ] = False,
 ) -> None:
     """Turn every item's text into a vector with a language model.
@@ -134,21 +209,23 @@ def embed(
     from hllm.items import embed as items
     from hllm.text.budget import parse_budgets
 
+    acts = {"--list": embed_store.list_stores, "--verify": embed_store.verify, "--prune": embed_store.prune}
+    asked = [option for option, on in zip(acts, (list_, verify, prune), strict=True) if on]
+    if len(asked) > 1:
+        raise ConfigError(f"{' and '.join(asked)} are two things; ask for one at a time")
+    if asked:
+        _check_alone(ctx, {asked[0].strip("-"), "list_"}, f"{asked[0]} is of what is there already")
     if list_ and dataset is None:
         embed_store.list_models()
         return
     if dataset is None:
         raise ConfigError("name a dataset folder: hllm embed DATASET, or hllm embed --list for item LLMs")
     data = Dataset.load(dataset)
-    acts = {"--list": embed_store.list_stores, "--verify": embed_store.verify, "--prune": embed_store.prune}
-    asked = [option for option, on in zip(acts, (list_, verify, prune), strict=True) if on]
-    if len(asked) > 1:
-        raise ConfigError(f"{' and '.join(asked)} are two things; ask for one at a time")
     if asked:
         acts[asked[0]](data)
         return
     if from_ is not None:
-        _check_alone(ctx)
+        _check_alone(ctx, {"from_", "ids", "name"}, "--from brings vectors in as they are")
     chosen = None if fields is None else [name.strip() for name in fields.split(",") if name.strip()]
     options: dict[str, Any] = {
         "template": template,
@@ -197,28 +274,27 @@ def _given(ctx: typer.Context) -> set[str]:
     return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
 
 
-def _check_alone(ctx: typer.Context) -> None:
-    """ConfigError for options that say how to encode, beside --from, which encodes nothing."""
+def _check_alone(ctx: typer.Context, allowed: set[str], why: str) -> None:
+    """ConfigError for options, other than the `allowed`, beside one that leaves them nothing to say."""
     from hllm.errors import ConfigError
 
-    others = _given(ctx) - {"dataset", "from_", "ids", "name", "device", "gpus"}
+    others = _given(ctx) - {"dataset", *allowed}
     given = [max(param.opts, key=len) for param in ctx.command.params if param.name in others]
     if given:
-        raise ConfigError(
-            f"--from brings vectors in as they are, so {', '.join(given)} would have no effect; leave that out"
-        )
+        raise ConfigError(f"{why}, so {', '.join(given)} would have no effect; leave that out")
 
 
 def train_command(dataset: Path, spec: dict[str, Any], fields: list[str] | None) -> str:
     """The command that trains on these embeddings, with a --set for each choice that is not the default."""
     from hllm.items.config import ItemsConfig
-    from hllm.items.store.request import OFF
     from hllm.text.template import OFFICIAL_PROMPT
 
     settings = {"item_llm": spec["model"]}
-    told = spec.get("item_emb_token_n") or any(name in spec for name in OFF if name != "quantize")
-    if told and "parts" not in spec:  # a run's settings do not tell these vectors from others of the model
-        return shlex.join(["hllm", "train", str(dataset), "--set", f"item_llm={spec['key']}"])
+    parts = spec.get("parts", [spec])
+    if not all(_is_told(dataset, part) for part in parts):
+        keys = "+".join(part["key"] for part in parts)
+        fusion = ["--set", f"fusion={spec['fusion']}"] if "parts" in spec else []
+        return shlex.join(["hllm", "train", str(dataset), "--set", f"item_llm={keys}", *fusion])
     if spec["pooling"] != "none":  # of a language model
         settings |= {"pooling": spec["pooling"], "prompt": json.dumps(spec["prompt"])}
     defaults = {name: ItemsConfig.model_fields[name].default for name in settings}
@@ -232,6 +308,17 @@ def train_command(dataset: Path, spec: dict[str, Any], fields: list[str] | None)
         if value != defaults[name]:
             command += ["--set", f"{name}={value}"]
     return shlex.join(command)
+
+
+def _is_told(dataset: Path, spec: dict[str, Any]) -> bool:
+    """Whether a run's settings tell these vectors from all others of the model that the dataset has."""
+    from hllm.items.store.request import OFF, Request
+    from hllm.items.store.shards import list_specs
+
+    if spec.get("item_emb_token_n") or any(name in spec for name in OFF if name != "quantize"):
+        return False
+    request = Request(spec["model"], spec["pooling"], spec["prompt"], tuple(spec["fields"]))
+    return sum(request.matches(other) for other in list_specs(dataset / "embeddings")) < 2
 
 
 def summary(result: ItemEmbeddings) -> list[str]:

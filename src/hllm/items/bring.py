@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hllm import artifacts, hardware
-from hllm.arguments import path
+from hllm.arguments import path, text
 from hllm.data.tables.columns import canonical_ids
 from hllm.data.tables.identifiers import agreeing_ids, sample
 from hllm.errors import ConfigError, DataError
 from hllm.items.embeddings import ItemEmbeddings, of_store
 from hllm.items.encoders.names import VECTORS, vectors_name
 from hllm.items.foreign import Foreign, encode_foreign, read_foreign, take_foreign
+from hllm.items.sound import LARGEST
 from hllm.items.store.request import Request, check_options, index_fingerprint
 from hllm.items.store.shards import (
     Shard,
@@ -52,6 +53,7 @@ def bring_in(
     options: Mapping[str, str | None],
 ) -> ItemEmbeddings:
     """Vectors of a file, an array or a frame, or of a `model` in memory that encodes the items' texts: see `embed`."""
+    name = None if name is None else text("name", name)
     if vectors is None:
         if not callable(getattr(model, "encode", None)):
             raise ConfigError(
@@ -152,10 +154,11 @@ def _check_finite(foreign: Foreign, rows: np.ndarray, ids: Sequence[Any]) -> Non
         with np.errstate(over="ignore"):  # infinity, which is told below
             part = np.asarray(foreign.vectors[rows[first : first + BLOCK]], dtype=np.float32)
         same = same and bool((part == foreign.vectors[rows[0]]).all())
-        if (bad := np.flatnonzero(~np.isfinite(part).all(1))).size:
+        usable = np.isfinite(part) & (np.abs(part) <= LARGEST)
+        if (bad := np.flatnonzero(~usable.all(1))).size:
             raise DataError(
                 f"the vector of item {ids[first + int(bad[0])]!r} in {foreign.source} holds NaN or a number beyond "
-                "float32; correct it, or leave the item out"
+                f"{LARGEST:.0e}; correct it, or leave the item out"
             )
     if same:
         raise DataError(

@@ -31,9 +31,9 @@ def split_pooling(name: str) -> tuple[str, str]:
 class ItemsConfig(Settings):
     """Where item vectors come from.
 
-    `item_llm` is a short name, a hub name, a folder, "tfidf", "random", the key of a store, or None
-    for a model without text. `train` says what of it is trained with the user model: nothing (its vectors
-    are read from the store), low-rank additions to its weights, or all of it.
+    `item_llm` is a short name, a hub name, a folder, "tfidf", "random", the key of a store (with `fusion` one for
+    each field, "KEY+KEY"), or None for a model without text. `train` says what of it is trained with the user
+    model: nothing (its vectors are read from the store), low-rank additions to its weights, or all of it.
     """
 
     item_llm: str | None = "smollm2-135m"
@@ -95,9 +95,12 @@ class ItemsConfig(Settings):
             return {name: no_text + verb for name, verb in verbs.items()} | no_model
         # The controls `tfidf` and `random` do not pool either, but stand in for a language model in the
         # same command, so `pooling` and `prompt` beside them are let pass.
-        if is_store_key(self.item_llm):
-            reason = f"item_llm={self.item_llm} is the key of a store, which says it already"
-            found |= dict.fromkeys(("pooling", "prompt", "text_fields", "fusion"), reason)
+        if all(map(is_store_key, keys := self.item_llm.split("+"))):
+            what = "is the key of a store, which says" if len(keys) == 1 else "are keys of stores, which say"
+            reason = f"item_llm={self.item_llm} {what} it already"
+            found |= dict.fromkeys(("pooling", "prompt", "text_fields"), reason)
+            if len(keys) == 1:
+                found["fusion"] = reason
             found |= dict.fromkeys(_LIVE, f"{reason}; to train its model, name that")
         elif self.item_llm in CONTROLS or self.item_llm.startswith("vectors:"):
             found |= dict.fromkeys(_LIVE, f"item_llm={self.item_llm} is no language model")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hllm.arguments import flag
+from hllm.arguments import flag, one_of, text
 from hllm.engine import check_engine
 from hllm.errors import ConfigError
 from hllm.items.embeddings import ItemEmbeddings
 from hllm.items.encoders.hub import trained_settings
-from hllm.items.encoders.kinds import BROUGHT
+from hllm.items.encoders.kinds import BROUGHT, CONTROLS
 from hllm.items.encoders.names import canonical
 from hllm.items.encoders.precision import check_precision
 from hllm.items.resolve import MAX_TOKENS, Resolved
+from hllm.settings import shown
 from hllm.text.budget import written_budgets
 from hllm.text.template import OFFICIAL
 
@@ -21,6 +23,11 @@ if TYPE_CHECKING:
     from hllm.data.dataset import Dataset
     from hllm.items.fused import Fused
     from hllm.items.store.estimate import Estimate
+
+# hllm's own, and those of transformers (named here, since importing it takes seconds).
+ATTENTIONS = (
+    "packed", "sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4",
+)  # fmt: skip
 
 
 def embed(
@@ -95,18 +102,45 @@ def embed(
     """
     check_engine(engine, (device,))
     options = text_options(quantize, template, clean, field_tokens, long_text, store)
+    of_llms = {"pooling": pooling, "precision": precision, "attn": attn, "revision": revision, "share": share}
     if vectors is not None or not isinstance(item_llm, str):
         from hllm.items.bring import bring_in
 
+        _tell_without_effect(
+            "vectors are brought in as they are", **of_llms, fusion=fusion, quantize=quantize, store=store
+        )
         return bring_in(
             dataset, item_llm, vectors, ids, name, prompt, text_fields, max_tokens or MAX_TOKENS, options
         )
     if ids is not None or name is not None:
         raise ConfigError("ids and name are of vectors that are brought in; give vectors too (--from FILE)")
+    _check_attn(attn)
     wanted = requested(
         dataset, item_llm, pooling, prompt, text_fields, precision, max_tokens, options, fusion
     )
+    if item_llm.lower() in CONTROLS:
+        _tell_without_effect(
+            f"{item_llm} is no language model", **of_llms, prompt=prompt, max_tokens=max_tokens
+        )
     return wanted.complete(device, batch_size, progress, trust_remote_code, attn, revision, share, engine)
+
+
+def _check_attn(attn: str | None) -> None:
+    """ConfigError for an attention that neither hllm nor transformers has; a name with a slash is a kernel's."""
+    if attn is not None and "/" not in text("attn", attn):
+        one_of("attn", attn, ATTENTIONS)
+
+
+def _tell_without_effect(why: str, **given: Any) -> None:
+    """Warn of what is given and not read."""
+    defaults = ("auto", "together", "fp32")
+    told = [
+        f"{name}={shown(value)}"
+        for name, value in given.items()
+        if not (value is None or value is False or (isinstance(value, str) and value in defaults))
+    ]
+    if told:
+        warnings.warn(f"{why}: {', '.join(told)} without effect", stacklevel=3)
 
 
 def text_options(
@@ -118,6 +152,10 @@ def text_options(
     store: str,
 ) -> dict[str, str | None]:
     """Those arguments of `embed` as a `Request` has them."""
+    if not isinstance(field_tokens, Mapping | None):
+        raise ConfigError(
+            f"field_tokens={shown(field_tokens)}: must be a mapping, for example {{'title': 32}}"
+        )
     return {
         "quantize": quantize,
         "template": template,
@@ -154,6 +192,7 @@ def estimate(
 
     if fusion != "together":
         raise ConfigError("a dry run is of one store; leave fusion out, and name one field")
+    _check_attn(how.get("attn"))
     options = text_options(quantize, template, clean, field_tokens, long_text, store)
     wanted = requested(
         dataset, item_llm, pooling, prompt, text_fields, precision, max_tokens, options, fusion
@@ -179,6 +218,7 @@ def requested(
     """What is asked of `embed`, looked up."""
     from hllm.items.fused import resolve_fields
 
+    text("fusion", fusion)
     if max_tokens is None:
         max_tokens = int(trained_settings(canonical(item_llm)).get("max_tokens", MAX_TOKENS))
     precision = check_precision(precision)

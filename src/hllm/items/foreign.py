@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -50,9 +50,10 @@ def read_foreign(path: Path, ids: Path | None = None) -> Foreign:
     name = path.name.lower()
     try:
         if name.endswith(".npy"):
-            _check_numpy(path)
-            content: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+            content: Any = _load_numpy(path, mmap_mode="r")
         elif name.endswith(".npz"):
+            if not zipfile.is_zipfile(path):
+                raise ArtifactError(f"cannot read {path}: it is cut short, or no NumPy archive")
             with np.load(path, allow_pickle=False) as file:
                 content = {key: file[key] for key in file.files}
         elif name.endswith(TENSORS):
@@ -194,6 +195,8 @@ def _array(values: Any) -> np.ndarray | None:
     if type(values).__module__.split(".")[0] == "torch" and hasattr(values, "detach"):
         import torch
 
+        if values.is_meta:  # a shape without numbers
+            return None
         values = values.detach().cpu()
         if values.layout is not torch.strided:
             values = values.to_dense()
@@ -201,6 +204,8 @@ def _array(values: Any) -> np.ndarray | None:
             return values.numpy()
         except TypeError:  # bfloat16 and smaller kinds, which NumPy lacks
             return values.float().numpy()
+    if isinstance(values, np.ma.MaskedArray) and values.mask.any():  # what is masked is no number
+        return values.filled(np.nan) if values.dtype.kind == "f" else None
     if isinstance(values, np.ndarray):
         return values
     if isinstance(values, list | tuple) and values:
@@ -209,6 +214,21 @@ def _array(values: Any) -> np.ndarray | None:
         except ValueError:  # rows of several lengths
             return None
     return None
+
+
+def _load_numpy(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
+    """The array in a .npy file; ArtifactError for one of Python objects, which is a pickle and is not opened."""
+    _check_numpy(path)
+    with path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
+        if read(file)[2].hasobject:
+            raise ArtifactError(
+                f"cannot read {path}: it holds Python objects; save numbers (or texts, for ids): array.astype(...)"
+            )
+    return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
 
 
 def _check_numpy(path: Path) -> None:
@@ -228,10 +248,11 @@ def _id_column(ids: Any) -> pl.Series:
 
 def _read_ids(path: Path) -> tuple[pl.Series, bool]:
     """Identifiers, one a row, and whether their type is to be told by their values."""
+    if not path.is_file():
+        raise DataError(f"ids: {path} is no file; give one id a line (.txt), a table with {ITEM_ID}, or .npy")
     if path.suffix == ".npy":
-        _check_numpy(path)
         try:
-            return _id_column(np.load(path, allow_pickle=False)), False
+            return _id_column(_load_numpy(path)), False
         except (ValueError, OSError, EOFError) as err:
             raise ArtifactError(f"cannot read {path}: {err}") from err
     frame = read_table_file(path)

@@ -29,13 +29,26 @@ def resolve_fields(
     text_fields: Iterable[str] | None = None,
     **others: Any,
 ) -> Resolved | Fused:
-    """As `hllm.items.resolve.resolve`, with fields put together by `fusion` (see `parse_fusion`)."""
+    """As `hllm.items.resolve.resolve`, with fields put together by `fusion` (see `parse_fusion`).
+
+    `item_llm` may then be the keys of the fields' stores, "KEY+KEY", where a model's name alone fits several.
+    """
+    keys = item_llm.split("+") if isinstance(item_llm, str) else []
+    of_stores = bool(keys) and all(map(is_store_key, keys))
+    if of_stores and len(keys) > 1 and fusion == "together":
+        raise ConfigError(
+            f"item_llm={item_llm} names {len(keys)} stores; say how: fusion=mean, learned or concat"
+        )
     if fusion == "together":
         return resolve(dataset, item_llm, pooling, prompt, text_fields, **others)
-    if is_store_key(item_llm):
-        raise ConfigError(
-            f"fusion={fusion} puts several stores together; item_llm={item_llm} is the key of one"
-        )
+    if of_stores:
+        if len(keys) == 1:
+            raise ConfigError(
+                f"fusion={fusion} puts several stores together; item_llm={item_llm} is the key of one; name the key "
+                "of each field's store, as KEY+KEY"
+            )
+        parse_fusion(fusion, len(keys))
+        return Fused([resolve(dataset, key) for key in keys], fusion)
     fields = choose_fields(text_fields, dataset.meta.get("text_fields", []))
     parse_fusion(fusion, len(fields))
     options = others.pop("options", None) or {}

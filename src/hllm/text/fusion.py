@@ -38,11 +38,20 @@ def fuse(
     """Vectors float32 (n, d) of each field, zero where it has no text, as vectors (n, d) or (n, sum d) of items.
 
     `has_text` bool (n,) of each field. The mean is over the fields that an item has; an item has text if any of
-    its fields has. Returns the vectors float32 and has_text bool (n,).
+    its fields has. Returns the vectors float32 and has_text bool (n,). Raises ConfigError for a mean or learned
+    weights of vectors whose widths differ.
     """
     any_text = np.logical_or.reduce(has_text)
     scaled = [w * v * has[:, None] for w, v, has in zip(weights, vectors, has_text, strict=True)]
-    if how in ("concat", LEARNED):
+    if how == "concat":
+        return np.concatenate(scaled, axis=1).astype(np.float32), any_text
+    if len(widths := {v.shape[1] for v in vectors}) > 1:
+        listed = ", ".join(f"{width}" for width in sorted(widths))
+        raise ConfigError(
+            f"fusion {how}: the fields' vectors have {listed} dimensions, and only equal ones can be added up; use "
+            "concat, or a model whose vectors are all of one width"
+        )
+    if how == LEARNED:
         return np.concatenate(scaled, axis=1).astype(np.float32), any_text
     total = sum(w * has.astype(np.float64) for w, has in zip(weights, has_text, strict=True))
     mean = sum(scaled) / np.maximum(total, 1e-12)[:, None]
