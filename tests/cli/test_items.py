@@ -37,5 +37,11 @@ def test_which_embeddings_is_asked_where_there_are_several_or_none(world: Path, 
     assert "2 sets of embeddings" in capsys.readouterr().err
     assert main(["items", str(world), "--item-llm", "tfidf", "--samples", "0"]) == 0
     assert capsys.readouterr().out.startswith("tfidf, pooling none")
+    assert main(["items", str(world), "--item-llm", "tfidf", "--pooling", "most"]) == 2
+    assert "unknown pooling 'most'" in capsys.readouterr().err
+    for field in range(6):
+        embed(Dataset.load(world), "random", template=f"{field} {{title}}", progress=False)
+    assert main(["items", str(world)]) == 2
+    assert "8 sets of embeddings" in (err := capsys.readouterr().err) and "; and 3 more, which" in err
     assert main(["items", str(world), "--item-llm", "minilm"]) == 2
     assert "run: hllm embed" in capsys.readouterr().err

@@ -51,6 +51,19 @@ def test_each_fault_is_counted_and_told() -> None:
     assert "few directions" in " ".join(dataclasses.replace(found, dim=900, effective_rank=3.0).advice())
 
 
+def test_vectors_of_others_get_advice_of_their_own() -> None:
+    bad = rows()
+    bad[0] *= 1e7
+    made = embeddings(bad)
+    assert check(made).outlying == 1 and "training refuses them" in check(made).advice()[0]
+    flat = embeddings(np.outer(rows(300, 1), np.ones(16)), without=30)
+    flat.spec["model"] = "vectors:mine"
+    told = " ".join(check(flat).advice())
+    for words in ("few directions", "another model, tell them apart", "have no vector"):
+        assert words in told
+    assert "--" not in told  # no option of an encoding that was not made here
+
+
 def test_neighbours_are_the_nearest_of_centred_vectors() -> None:
     base = rows(6, 3)
     base[4] = base[1] + 0.01

@@ -293,7 +293,7 @@ def train_command(dataset: Path, spec: dict[str, Any], fields: list[str] | None)
     parts = spec.get("parts", [spec])
     if not all(_is_told(dataset, part) for part in parts):
         keys = "+".join(part["key"] for part in parts)
-        fusion = ["--set", f"fusion={spec['fusion']}"] if "parts" in spec else []
+        fusion = ["--set", f"fusion={spec['fusion']}"] if len(parts) > 1 else []
         return shlex.join(["hllm", "train", str(dataset), "--set", f"item_llm={keys}", *fusion])
     if spec["pooling"] != "none":  # of a language model
         settings |= {"pooling": spec["pooling"], "prompt": json.dumps(spec["prompt"])}

@@ -62,6 +62,8 @@ def verify(data: Dataset) -> None:
         )
         size = f"{found.texts:,} vectors, {found.bytes / 2**20:,.1f} MiB{of}"
         console.result(f"{folder.name}  {size}: {what}")
+    if not any(True for _ in upkeep.stores_in(data.embeddings_dir)):
+        console.result(f"no embeddings yet; next: hllm embed {data.path}")
     if bad:
         raise ArtifactError(
             f"{bad} of the stores are not sound; run hllm embed {data.path} --prune, then embed again: only what is "

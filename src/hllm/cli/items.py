@@ -56,14 +56,19 @@ def items(
 def _find(data: Dataset, item_llm: str | None, pooling: str) -> ItemEmbeddings:
     """The embeddings asked for, or the only ones; AmbiguousError where there are several."""
     from hllm.errors import AmbiguousError
+    from hllm.items.config import check_pooling
     from hllm.items.embed import load_embeddings
+    from hllm.items.resolve import MOST
     from hllm.items.store.request import describe_spec
     from hllm.items.store.shards import list_specs
 
+    check_pooling(pooling)
     if item_llm is None:
         specs = list_specs(data.embeddings_dir)
         if len(specs) > 1:
-            listed = "; ".join(f"{s['key']} ({describe_spec(s)})" for s in specs)
+            listed = "; ".join(f"{s['key']} ({describe_spec(s)})" for s in specs[:MOST])
+            if len(specs) > MOST:
+                listed += f"; and {len(specs) - MOST} more, which hllm embed {data.path} --list prints"
             raise AmbiguousError(
                 f"{len(specs)} sets of embeddings: {listed}; choose one: --item-llm {specs[0]['key']}"
             )

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from hllm.items.embeddings import ItemEmbeddings
+from hllm.items.encoders.kinds import VECTORS
+from hllm.items.sound import OUTLYING
 
 NEAR = 0.999  # cosine of centred vectors from which two items count as near-duplicates
 _PROBED = 5_000  # items that are compared with all others
@@ -26,6 +28,8 @@ class Health:
     centred_cosine   mean absolute cosine of two items after centring
     dim              width of the vectors
     effective_rank   exp of the entropy of the variances' shares (Roy and Vetterli, 2007): directions in use
+    outlying         vectors more than 10,000 times as long as the median one, beside which nothing can be learned
+    brought          whether others made the vectors, so that no option of `hllm embed` changes them
     """
 
     items: int
@@ -37,30 +41,47 @@ class Health:
     centred_cosine: float
     dim: int
     effective_rank: float
+    outlying: int = 0
+    brought: bool = False
 
     def advice(self) -> list[str]:
         """What to do, a line each; one line that says so where nothing is wrong."""
         there = max(self.items - self.without_text, 1)
         found = []
+        if self.outlying:
+            found.append(
+                f"{self.outlying:,} vectors are more than {OUTLYING:,.0f} times as long as the median one, and "
+                "training refuses them: correct these, or leave their items out"
+            )
         if self.mean_cosine > 0.5:
             found.append("vectors share one direction: keep whiten=whiten (or center) when training")
-        if self.effective_rank < min(self.dim, there) / 20:
+        most = min(self.dim, there)
+        if self.effective_rank < max(most / 20, 1.5) and most > 2:
             found.append(
-                "few directions carry the vectors: another layer (--pooling mean@-2) or a model made for "
+                "few directions carry the vectors: others of more dimensions tell items better apart"
+                if self.brought
+                else "few directions carry the vectors: another layer (--pooling mean@-2) or a model made for "
                 "embeddings (--item-llm e5-small --pooling auto) may tell items better apart"
             )
         if self.identical > there / 20:
             found.append(
-                "many items have the same text: add fields (--fields), or train with id_embedding=true"
+                "many items have the same vector: make them of more text, or train with id_embedding=true"
+                if self.brought
+                else "many items have the same text: add fields (--fields), or train with id_embedding=true"
             )
         if self.near_duplicates > 0.05:
             found.append(
-                'many items are nearly alike: more fields, or no prompt (--prompt ""), tells them apart'
+                "many items are nearly alike: vectors of more text, or of another model, tell them apart"
+                if self.brought
+                else 'many items are nearly alike: more fields, or no prompt (--prompt ""), tells them apart'
             )
         if self.truncated > there / 20:
             found.append("many texts are cut: a larger --max-tokens, or --long-text bm25")
         if self.without_text > self.items / 20:
-            found.append("many items have no text: they share one learned vector, so keep id_embedding=true")
+            what = "vector" if self.brought else "text"
+            found.append(
+                f"many items have no {what}: they share one learned vector, so keep id_embedding=true"
+            )
         return found or ["nothing stands out"]
 
 
@@ -68,7 +89,7 @@ def check(embeddings: ItemEmbeddings) -> Health:
     """Measure item embeddings: 100,000 items, evenly chosen where there are more, 5,000 of them against all these."""
     place = np.flatnonzero(embeddings.has_text)
     rows = embeddings.vectors[_evenly(place, _READ)]
-    unit = _centred(rows)
+    unit, norms = _centred(rows), np.linalg.norm(rows.astype(np.float64), axis=1)
     _, counts = np.unique(rows, axis=0, return_counts=True)
     probed = _evenly(np.arange(len(unit)), _PROBED)
     near, total, pairs = 0, 0.0, 0
@@ -89,6 +110,8 @@ def check(embeddings: ItemEmbeddings) -> Health:
         centred_cosine=total / max(pairs, 1),
         dim=rows.shape[1],
         effective_rank=effective_rank(rows),
+        outlying=int((norms > OUTLYING * np.median(norms)).sum()) if len(norms) else 0,
+        brought=str(embeddings.spec.get("model", "")).startswith(VECTORS),
     )
 
 
