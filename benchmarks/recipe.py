@@ -19,7 +19,6 @@ import datetime
 import json
 import math
 import multiprocessing
-import os
 import statistics
 import time
 from pathlib import Path
@@ -97,8 +96,10 @@ def work(packs: Path, preset: str, device: str, workers: int, jobs: Any, done: A
     """Train what comes, until None does."""
     import torch
 
+    from hllm import hardware
+
     # Threads of several processes that wait for each other make steps a hundred times slower.
-    torch.set_num_threads(1 if device == "cpu" else max(1, (os.cpu_count() or 1) // workers))
+    torch.set_num_threads(1 if device == "cpu" else hardware.threads_of_one(workers))
     while (job := jobs.get()) is not None:
         try:
             done.put((job, train_row(packs, preset, job, device)))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -69,3 +70,34 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hardware.command_line() == "hllm recommend 'runs/a b' --titles Heat"
     monkeypatch.setattr(sys, "argv", ["/lib/hllm/__main__.py", "demo"])
     assert hardware.command_line() == "hllm demo"
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_gpu_leaves_the_processor_to_others(
+    two_gpus: None, threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for cores, set_to, device, inside in (
+        (64, 64, "cuda", 4),
+        (6, 6, "cuda", 3),
+        (64, 2, "cuda", 2),
+        (1, 1, "cuda", 1),
+        (64, 64, "cpu", 64),
+    ):
+        monkeypatch.setattr(hardware, "cpu_count", lambda cores=cores: cores)
+        torch.set_num_threads(set_to)
+        with hardware.few_threads(torch.device(device)):
+            assert torch.get_num_threads() == inside
+        assert torch.get_num_threads() == set_to
+    torch.set_num_threads(64)
+    monkeypatch.setenv("OMP_NUM_THREADS", "16")
+    with hardware.few_threads(torch.device("cuda")):
+        assert torch.get_num_threads() == 64
+    monkeypatch.setattr(hardware, "cpu_count", lambda: 64)
+    assert hardware.threads_of_one(3) == 21 and hardware.threads_of_one(100) == 1

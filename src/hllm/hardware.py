@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 RECORDED_PACKAGES = ("hllm", "torch", "transformers", "tokenizers", "safetensors", "numpy", "polars")
+GPU_THREADS = 4  # of a process whose work a GPU does
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86 server, x86 with AMX, Arm
 
 
@@ -117,6 +118,32 @@ def cpu_count() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def threads_of_one(processes: int) -> int:
+    """Threads for each of `processes` that share this machine's processors, so that none waits for another's."""
+    return max(1, cpu_count() // max(1, processes))
+
+
+@contextmanager
+def few_threads(device: torch.device) -> Iterator[None]:
+    """At most GPU_THREADS of torch's threads on the processor while a GPU does the work.
+
+    torch starts as many as there are processors. A step on a GPU has little for them to do, and where several
+    trainings run side by side they wait for each other. OMP_NUM_THREADS, as torchrun sets it too, is obeyed, and a
+    number that is lower already stays.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    fewer = min(before, GPU_THREADS, threads_of_one(torch.cuda.device_count()))
+    if device.type != "cuda" or os.environ.get("OMP_NUM_THREADS"):
+        fewer = before
+    torch.set_num_threads(fewer)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def describe_hardware() -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from hllm import hardware
 from hllm.artifacts import read_json, read_jsonl, read_tensors
 from hllm.config import Config
 from hllm.data.dataset import Dataset
@@ -63,6 +64,25 @@ def test_the_best_epoch_is_kept_not_the_last(scripted: Callable[..., Any], ema_d
     assert torch.equal(norm_of(trainer.network), seen[1])
     assert not torch.equal(seen[1], seen[3])
     assert not trainer.network.training
+
+
+def test_training_and_validation_run_with_few_threads(
+    scripted: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU: `few_threads` is told the trainer's device, and holds while it trains."""
+    trainer, seen = scripted([0.2, 0.1])
+    inside: list[torch.device] = []
+
+    @contextmanager
+    def few_threads(device: torch.device) -> Iterator[None]:
+        assert not seen
+        inside.append(device)
+        yield
+        assert len(seen) == 2
+
+    monkeypatch.setattr(hardware, "few_threads", few_threads)
+    trainer.fit()
+    assert inside == [torch.device("cpu")]
 
 
 def test_of_equal_epochs_the_first_is_kept(scripted: Callable[..., Any]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from hllm import hardware
 from hllm.cli import console
 from hllm.errors import ConfigError, DeviceError, unknown
 from hllm.ranks import join, launched
@@ -47,7 +48,7 @@ def run_again(n: int, arguments: tuple[str, ...]) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(hardware.threads_of_one(n)))
     # Starting again is the user's: nothing is lost, and the same command goes on.
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=n, run_id="hllm", max_restarts=0, monitor_interval=0.2,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hllm import kernels
+from hllm import hardware, kernels
 from hllm.artifacts import read_tensors, write_jsonl, write_tensors
 from hllm.data.batches.training import Plan, TrainLoader
 from hllm.errors import TrainingError
@@ -226,7 +226,7 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         shown = progress("train", self.epochs, "epochs", self.show, done=self.state.epoch)
-        with interruptible() as interruption, shown as bar:
+        with interruptible() as interruption, shown as bar, hardware.few_threads(self.device):
             while not self.state.finished:
                 self._epoch(interruption, bar)
                 bar.advance()
