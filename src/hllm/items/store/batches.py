@@ -21,7 +21,7 @@ CHUNK = 1 << 20  # characters that are tokenised at once
 FIRST = (
     1 << 17
 )  # of the first chunk where a GPU waits for it; each that follows is twice as large, up to CHUNK
-SAMPLE = 256  # texts by which a tokenizer is tried before the first chunk
+SAMPLE = 32  # texts by which a tokenizer is tried before the first chunk
 
 
 @dataclass
