@@ -16,7 +16,17 @@ OPTIONS = {"device": "cpu", "precision": "fp32", "progress": False}
 
 def test_vectors_of_fields_are_put_together_and_found_again(llama, make_dataset) -> None:
     data = make_dataset()
+    padding = [
+        embed(make_dataset(name=name), str(llama), text_fields=[name], attn="eager", batch_size=4, **OPTIONS)
+        for name in ("title", "genres")
+    ]
     title, genres = (embed(data, str(llama), text_fields=[name], **OPTIONS) for name in ("title", "genres"))
+    apart = embed(
+        make_dataset(name="apart"), str(llama), fusion="mean", attn="eager", batch_size=4, **OPTIONS
+    )
+    padded = sum(f.stats["padding"] * f.stats["computed"] for f in padding)
+    assert apart.stats["padding"] == pytest.approx(padded / apart.stats["computed"]) and padded > 0
+    assert apart.stats["peak_memory"] > 1 << 20
     fused = embed(data, str(llama), fusion="mean:3,1", **OPTIONS)
     assert fused.stats["encoded"] == 0  # the stores of the fields are there
     np.testing.assert_allclose(fused.vectors[1], (3 * title.vectors[1] + genres.vectors[1]) / 4, atol=1e-6)

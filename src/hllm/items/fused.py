@@ -112,7 +112,13 @@ class Fused:
             "tokens",
             "computed",
         )
-        stats = {name: sum(f.stats.get(name, 0) for f in found) for name in counts if name in found[0].stats}
+        there = {name for f in found for name in f.stats}
+        stats = {name: sum(f.stats.get(name, 0) for f in found) for name in counts if name in there}
+        stats["padding"] = sum(f.stats.get("padding", 0.0) * f.stats.get("computed", 0) for f in found) / max(
+            stats.get("computed", 0), 1
+        )
+        peaks = [f.stats["peak_memory"] for f in found if f.stats.get("peak_memory")]
+        stats |= {"peak_memory": max(peaks)} if peaks else {}
         stats["without_text"] = int((~has_text[1:]).sum())
         stats["folder"] = ", ".join(str(f.stats["folder"]) for f in found)
         return ItemEmbeddings(vectors, has_text, spec, stats)
