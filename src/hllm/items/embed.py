@@ -86,7 +86,7 @@ def embed(
     template      how fields are laid out: "official" ("title: Up"), "natural" ("Title: Up."), or a format string over
                   the columns, "{title} by {director}"
     clean         whether fields lose markup, stray white space and the like (see `hllm.text.clean`)
-    field_tokens  the most tokens that fields keep, {"description": 64}; estimated for a control and a tokenizer without a fast form
+    field_tokens  the most tokens that fields keep, {"description": 64}; estimated where no fast tokenizer counts them
     store         precision in which vectors are kept, "fp32" or "fp16"
     share         whether texts are looked up in, and added to, the cache of all datasets under HLLM_HOME
     engine        "local", or "ray": Ray Data's actors, one a GPU of the cluster, encode batches; the store is the same
