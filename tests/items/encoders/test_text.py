@@ -12,7 +12,7 @@ from hllm.items.encoders.text import LanguageModelEncoder
 from hllm.items.encoders.tokens import token_ids
 
 CPU = torch.device("cpu")
-LONG = " ".join(f"word{i}" for i in range(60))
+LONG = " ".join(f"word{i}" for i in range(30))
 TEXTS = ["Up", LONG, "Seven samurai", "a", *(f"title {i} and some more" for i in range(12))]
 
 
