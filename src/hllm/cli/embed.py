@@ -82,7 +82,8 @@ def embed(
     batch_size: Annotated[
         int | None,
         typer.Option(
-            help="Items a forward pass; 64, or 32,768 tokens on a GPU, if absent.", rich_help_panel=WORK
+            help="Items a forward pass. If absent: 32,768 tokens on a GPU, 4,096 in bf16 on a CPU, else 64 items.",
+            rich_help_panel=WORK,
         ),
     ] = None,
     max_tokens: Annotated[

@@ -73,7 +73,7 @@ def embed(
     text_fields   None: the dataset's own, in their order
     precision     "fp32", "bf16", "fp16" or "auto": what this dataset's embeddings of the model already
                   have, else bf16 where the hardware is fast at it
-    batch_size    texts of a forward pass. None: 64, or packs of 32,768 tokens on a GPU
+    batch_size    texts of a forward pass. None: packs of 32,768 tokens on a GPU, of 4,096 in bf16 on a CPU, else 64
     max_tokens    longer texts are cut (and counted); tokens of the prompt not included. None: the run's, or 256
     quantize      "8bit" or "4bit" weights (bitsandbytes), "none"; None: as what is there already, else "none"
     attn          "packed" (without padding), or an attention of transformers ("sdpa", "eager", ...); None: the

@@ -155,7 +155,8 @@ class _Norm:
         wide = x.float()  # on a CPU three passes over the numbers; torch's own takes six
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         scale = length.square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()
-        return (wide * scale).mul_(self.weight).to(x.dtype)
+        wide = wide * scale if wide is x else wide.mul_(scale)
+        return wide.mul_(self.weight).to(x.dtype)
 
 
 def attended_to(
