@@ -15,7 +15,7 @@ from hllm.formats import rechub as formats
 from hllm.testing.llms import tiny, write_model
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "migrating.md"
-QUICK = " --set epochs=1 --device cpu"  # one epoch on the CPU, for the test alone
+QUICK = ["--set", "epochs=1", "--device", "cpu"]  # one epoch on the CPU, for the test alone
 
 
 def rows(heading: str) -> list[tuple[str, str]]:
@@ -38,7 +38,7 @@ def run(code: str, places: dict[str, str]) -> None:
         return
     words = shlex.split(code)[1:]
     if words[0] == "train":
-        words += shlex.split(QUICK)
+        words = shlex.split(re.sub(r" --set epochs=\d+", "", code))[1:] + QUICK
     assert main(words) == 0, code
 
 
