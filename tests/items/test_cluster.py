@@ -11,6 +11,7 @@ import pytest
 from hllm.errors import ConfigError
 from hllm.items.embed import embed
 from hllm.items.resolve import resolve
+from hllm.items.store import batches
 from hllm.items.store.encode import Encoding
 from hllm.testing import world
 from hllm.testing.llms import write_model
@@ -41,8 +42,9 @@ def test_an_engine_that_there_is_none_of_is_refused(llm: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ray_makes_the_same_store(llm: Path, tmp_path: Path) -> None:
+def test_ray_makes_the_same_store(llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
+    monkeypatch.setattr(batches, "CHUNK", 200)  # a few chunks
     stores = []
     for name in ("local", "ray"):
         data = world(n_users=10, n_items=20)
