@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,17 +15,9 @@ from hllm.errors import ConfigError, DataError
 from hllm.pipeline import Recommender
 from hllm.testing import world
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "d_model": 16, "n_layers": 1, "n_heads": 2, "epochs": 3, "batch_tokens": 200, "learning_rate": 1e-2,
 }  # fmt: skip
-SMALL_TEXT = {"item_llm": "random", "adapter_hidden": 16}
-
-
-def fit(data: Dataset, preset: str = "demo", out: Path | None = None, **settings: Any) -> Recommender:
-    text = SMALL_TEXT if preset == "demo" else {}
-    rank = {"whiten_rank": 8} if text and settings.get("whiten", "whiten") == "whiten" else {}
-    settings = {**SMALL, **text, **rank, **settings}
-    return Recommender.from_preset(preset, **settings).fit(data, out=out, device="cpu", progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +31,8 @@ def recommender(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Reco
     patch = pytest.MonkeyPatch()
     with patch.context() as context:
         context.setenv("HLLM_HOME", str(tmp_path_factory.mktemp("home")))
-        return fit(data)
+        small = Recommender.from_preset("demo", **SMALL, item_llm="random", adapter_hidden=16, whiten_rank=8)
+        return small.fit(data, device="cpu", progress=False)
 
 
 def test_known_users(recommender: Recommender, data: Dataset) -> None:
@@ -107,7 +99,8 @@ def test_case_d19_fewer_candidates_than_k() -> None:
     """5 items, the user saw 3: 2 rows; then k=1 with the best of the two excluded: the other one."""
     rows = [("u1", i, t) for t, i in enumerate("abc")] + [("u2", i, t) for t, i in enumerate("cdeab")]
     frame = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
-    recommender = fit(Dataset.from_tables(frame, time_unit="index"), "sasrec", epochs=1)
+    recommender = Recommender.from_preset("sasrec", **{**SMALL, "epochs": 1})
+    recommender.fit(Dataset.from_tables(frame, time_unit="index"), device="cpu", progress=False)
     found = recommender.recommend(users=["u1"], k=10)
     assert sorted(found["item_id"]) == ["d", "e"]
     assert found["rank"].to_list() == [1, 2]
